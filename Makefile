@@ -1,0 +1,35 @@
+# Everything runs in .venv, which these targets make themselves from python3 and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check format bench clean
+
+demo: $(STAMP)  ## "a cat and a dog" plain and guided, from the embedded model -> out/demo.png
+	$(BIN)/python examples/demo.py out/demo.png
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMP)  ## the tables of docs/results.md
+	$(BIN)/python -m bench.guidance
+
+clean:
+	rm -rf $(VENV) out
+
+# torch first and alone: a CUDA user who has put another torch into .venv keeps it (see README).
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,117 @@
+"""Stage 4: text encoder and denoiser. `torchrun --nproc-per-node 2 -m recipes.pocket.denoiser --pool P --vae V ...`
+
+Velocity prediction; the weights of the noise levels follow Tiankai Hang et al., "Efficient Diffusion Training via
+Min-SNR Weighting Strategy", 2023, https://arxiv.org/abs/2303.09556, with a floor so that layout is learned, too. The
+attention of each subject and colour word is drawn to its own object as in Zirui Wang et al., "TokenCompose:
+Text-to-Image Diffusion with Token-level Supervision", 2023, https://arxiv.org/abs/2312.03626: a word's map must
+mean something before guidance can use it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from limelight import Probe
+from limelight.models.unet import StableDiffusion
+
+from . import parts
+from .training import Run, arguments
+
+EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
+GROUNDING = 0.05
+
+
+class Denoise(nn.Module):
+    """(noisy latents, timesteps, token ids) to (velocity, mean 8 x 8 cross-attention [B, 64, tokens])."""
+
+    def __init__(self, model: StableDiffusion) -> None:
+        super().__init__()
+        self.text, self.unet = model.pipeline.text_encoder, model.pipeline.unet
+        self._model = [model]  # in a list: its modules are already ours
+        self._layers = [layer for layer in model.layers if layer.kind == "cross" and layer.scale == model.guided_scale]
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.text(ids)[0]
+        with Probe(self._model[0], self._layers) as probe:
+            velocity = self.unet(latents, timesteps, states, return_dict=False)[0]
+            maps = probe.take(latents, ()).mean().flatten(1, 2)
+        return velocity, maps
+
+
+class Pool:
+    """Stored latents with token ids and, for every grounded word, its token position and its cells."""
+
+    def __init__(self, folder: Path, model: StableDiffusion) -> None:
+        states = [torch.load(path, weights_only=True) for path in sorted(folder.glob("part-*.pt"))]
+        self.latents = torch.cat([s["latents"] for s in states])
+        self.masks = torch.cat([s["masks"] for s in states]).flatten(2)
+        captions = [c for s in states for c in s["captions"]]
+        words = [w for s in states for w in s["words"]]
+        parsed = {text: model.prompt(text) for text in set(captions)}
+        self.ids = torch.tensor([parsed[text].ids for text in captions])
+        self.positions = torch.zeros(len(captions), 4, dtype=torch.int64)
+        for i, (text, named) in enumerate(zip(captions, words, strict=True)):
+            seen: dict[str, int] = {}
+            for j, word in enumerate(named):
+                seen[word] = seen.get(word, 0) + 1  # "a red car and a red bow": the second red is red#2
+                self.positions[i, j] = parsed[text].find(f"{word}#{seen[word]}")[0]
+        self.empty = torch.tensor(model.prompt("").ids)
+
+    def batch(self, count: int, generator: torch.Generator, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        index = torch.randint(len(self.latents), (count,), generator=generator)
+        ids, positions = self.ids[index], self.positions[index]
+        dropped = torch.rand(count, generator=generator) < EMPTY
+        ids = torch.where(dropped[:, None], self.empty, ids)
+        positions = positions.masked_fill(dropped[:, None], 0)
+        return tuple(x.to(device) for x in (self.latents[index].float(), ids, positions, self.masks[index].float()))  # type: ignore[return-value]
+
+
+def grounding_loss(maps: Tensor, positions: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
+    """How much of each word's attention lies off its object, squared.
+
+    maps [B, 64, tokens]; positions [B, words], 0 where there is none; masks [B, words, 64]; weight [B].
+    """
+    columns = maps.transpose(1, 2).gather(1, positions[..., None].expand(-1, -1, maps.shape[1]))
+    inside = (columns * (2 * masks).clamp(max=1)).sum(-1) / columns.sum(-1).clamp(min=1e-6)
+    counted = (positions > 0) * weight[:, None]
+    return (counted * (1 - inside).square()).sum() / (positions > 0).sum().clamp(min=1)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    words = parts.tokenizer()
+    pipeline = parts.pipeline(
+        AutoencoderKL.from_pretrained(args.vae), words, parts.text_encoder(words), parts.denoiser()
+    )
+    model = StableDiffusion(pipeline, "pocket")
+    pool, run = Pool(args.pool, model), Run(Denoise(model), args, average=0.9995)
+    alphas = pipeline.scheduler.alphas_cumprod.to(args.device)
+    for step in run.steps():
+        generator = torch.Generator().manual_seed(1_000_003 * args.seed + 2 * step * run.world + 2 * run.rank)
+        latents, ids, positions, masks = pool.batch(run.share, generator, args.device)
+        timesteps = torch.randint(len(alphas), (run.share,), generator=generator).to(args.device)
+        noise = torch.randn(latents.shape, generator=generator).to(args.device)
+        alpha = alphas[timesteps][:, None, None, None]
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        # The fused kernel's backward is slow on CPU at these sizes.
+        with torch.autocast(args.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+            velocity, maps = run.model(noisy, timesteps, ids)
+        snr = (alpha / (1 - alpha)).flatten()
+        error = F.mse_loss(velocity.float(), target, reduction="none").mean(dim=(1, 2, 3))
+        loss = (error * snr.clamp(0.25, 5) / (snr + 1)).mean()
+        run.update(loss + GROUNDING * grounding_loss(maps.float(), positions, masks, alpha.flatten().sqrt()))
+
+
+if __name__ == "__main__":
+    main()

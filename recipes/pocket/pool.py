@@ -1,0 +1,57 @@
+"""Stage 3: scenes to stored latents. `python -m recipes.pocket.pool --sprites S --vae DIR/vae --out FOLDER --count N`
+
+Composing and encoding cost as much as a fifth of a training step, so a pool of scenes is encoded once. Several
+processes may fill one folder: give each its own `--part`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from .scenes import Composer
+from .vae import to_tensor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sprites", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of part-*.pt files")
+    parser.add_argument("--count", type=int, required=True, help="scenes in this part")
+    parser.add_argument("--part", type=int, default=0, help="number of this part, which is its seed as well")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    vae = AutoencoderKL.from_pretrained(args.vae).to(args.device)
+    composer, rng = Composer(args.sprites), np.random.default_rng((1, args.part))
+    latents, captions, words, masks = [], [], [], []
+    for _ in range(0, args.count, 64):
+        scenes = [composer.scene(rng) for _ in range(64)]
+        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
+            mean = vae.encode(to_tensor([s.pixels for s in scenes], args.device)).latent_dist.mean
+        latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
+        captions += [s.caption for s in scenes]
+        # Every subject and colour word with the cells of its own object.
+        words += [[w for thing in s.things for w in (thing.subject, thing.colour) if w] for s in scenes]
+        for scene in scenes:
+            rows = [
+                m
+                for thing, m in zip(scene.things, scene.masks, strict=True)
+                for w in (thing.subject, thing.colour)
+                if w
+            ]
+            padded = np.zeros((4, 8, 8), dtype=np.float16)
+            padded[: len(rows)] = rows
+            masks.append(torch.from_numpy(padded))
+    args.out.mkdir(parents=True, exist_ok=True)
+    state = {"latents": torch.cat(latents), "captions": captions, "words": words, "masks": torch.stack(masks)}
+    torch.save(state, args.out / f"part-{args.part}.pt")
+    print(f"{len(captions)} scenes -> {args.out}/part-{args.part}.pt")
+
+
+if __name__ == "__main__":
+    main()

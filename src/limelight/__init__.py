@@ -1,0 +1,28 @@
+"""limelight: look at, steer and edit the attention of text-to-image diffusion models."""
+
+from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError
+from .generate import Step, denoise, generate
+from .guidance import AttendAndExcite, Guidance
+from .maps import AttentionMaps
+from .models import Model, load
+from .probe import Probe
+from .result import Result
+
+__version__ = "0.1.0"
+__all__ = [
+    "AttendAndExcite",
+    "AttentionMaps",
+    "Guidance",
+    "LimelightError",
+    "Model",
+    "ModelError",
+    "Probe",
+    "ProbeError",
+    "PromptError",
+    "Result",
+    "SettingsError",
+    "Step",
+    "denoise",
+    "generate",
+    "load",
+]

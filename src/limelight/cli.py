@@ -1,0 +1,170 @@
+"""The command line: thin commands over the library."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+# Before transformers and diffusers are imported: their notices are for programmers.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import diffusers
+import transformers
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import AttendAndExcite, Guidance, LimelightError, Result, SettingsError, Step, generate, load
+from .result import grid, png, slug, write
+from .subjects import resolve
+
+app = typer.Typer(
+    help="Look at, steer and edit the attention of text-to-image diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+Prompt = Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat and a dog'.", show_default=False)]
+ModelName = Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id (owner/name).")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the first that is there.")]
+
+
+@app.command("generate")
+def generate_command(
+    prompt: Prompt,
+    subjects: Annotated[
+        str, typer.Option(help="Words to put on stage, separated by commas; 'auto' takes the nouns.")
+    ] = "auto",
+    seeds: Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")] = "0",
+    guidance: Annotated[bool, typer.Option(help="Steer by Attend-and-Excite, or draw plainly.")] = True,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw every seed plainly and guided, in two rows.")
+    ] = False,
+    model: ModelName = "pocket",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
+    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    height: Annotated[int | None, typer.Option(help="In pixels; by default the model's own.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels; by default the model's own.")] = None,
+    scale: Annotated[float, typer.Option(help="How far Attend-and-Excite moves the latents.")] = 20.0,
+    until: Annotated[float, typer.Option(help="Share of the steps that are guided, 0 to 1.", min=0, max=1)] = 0.5,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of the attention maps to read; by default the model's.")
+    ] = None,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+) -> None:
+    """Draw a prompt: one PNG per seed with its settings inside, and a grid."""
+    seed_list = _seeds(seeds)
+    _check_folder(out)
+    drawn_by = load(model, device=device)
+    wanted = AttendAndExcite(scale=scale, until=until, resolution=resolution)
+    runs: dict[str, Guidance | None] = {"plain": None, "guided": wanted}
+    if not compare:
+        runs = {"": wanted if guidance else None}
+    parsed = drawn_by.prompt(prompt)
+    names, _ = resolve(parsed, _subjects(subjects), needed=compare or guidance)
+    if subjects == "auto" and (compare or guidance):
+        console.print(f"subjects: {escape(', '.join(map(str, names)))}")
+    options: dict[str, Any] = {
+        "subjects": names,
+        "seeds": seed_list,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative": negative,
+        "height": height,
+        "width": width,
+    }
+    results: list[Result] = []
+    for name, chosen in runs.items():
+        results.append(_with_progress(name or prompt, drawn_by, prompt, guidance=chosen, **options))
+        results[-1].save(out, f"{slug(prompt, 70)} {name}")
+    sheet = out / f"{slug(prompt, 70)}-grid.png"
+    write(
+        sheet, png({**results[-1].settings, "seeds": seed_list, "rows": list(runs)}, grid([r.images for r in results]))
+    )
+    console.print(f"{sum(len(r.images) for r in results)} pictures and {escape(sheet.name)} in {escape(str(out))}")
+
+
+@app.command()
+def tokens(prompt: Prompt, model: ModelName = "pocket", device: Device = None) -> None:
+    """Show how the model reads a prompt: its tokens and the words that they belong to."""
+    parsed = load(model, device=device).prompt(prompt)
+    table = Table("position", "token", "word")
+    for position in range(parsed.end + 1):
+        owners = [word.text for word in parsed.words if position in word.positions]
+        table.add_row(str(position), escape(parsed.tokens[position]), escape(", ".join(owners)))
+    console.print(table)
+    lost = [word.text for word in parsed.words if not word.positions]
+    if lost:
+        console.print(f"Beyond the {len(parsed.ids)} tokens that this model reads: {escape(', '.join(lost))}")
+
+
+@app.command()
+def info(model: ModelName = "pocket", device: Device = None) -> None:
+    """Say what model, device, dtype and versions are in use."""
+    from importlib.metadata import version
+
+    table = Table(show_header=False)
+    for key, value in load(model, device=device).describe().items():
+        table.add_row(key, escape(value))
+    for package in ("limelight", "torch", "diffusers", "transformers"):
+        table.add_row(package, version(package))
+    table.add_row("python", platform.python_version())
+    console.print(table)
+
+
+def _with_progress(label: str, *args: Any, **options: Any) -> Result:
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label[:40], total=None)
+
+        def show(step: Step) -> None:
+            progress.update(task, completed=step.index + 1, total=step.count)
+
+        return generate(*args, on_step=show, **options)
+
+
+def _subjects(text: str) -> Any:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    return "auto" if names == ["auto"] else [int(name) if name.isdigit() else name for name in names]
+
+
+def _check_folder(folder: Path) -> None:
+    """Find out before the drawing, not after it, that its results cannot be written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SettingsError(f"'{folder}' cannot be written: '{there}' is no folder that you may write to.")
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])) or int(match[2] or match[1]) >= 2**63:
+            raise SettingsError(f"'{text}' is no list of seeds; write for example 0-3,7.")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def main() -> None:
+    for library in (diffusers, transformers):  # the bars of loading from disk; downloads keep theirs
+        library.utils.logging.disable_progress_bar()
+    try:
+        app()
+    except LimelightError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What every model family offers to the rest of the library."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer of a denoiser.
+
+    Attributes:
+        name: the module's path inside the denoiser, e.g. ``up_blocks.1.attentions.0.transformer_blocks.0.attn2``.
+        kind: ``cross`` (pixels attend to the prompt) or ``self`` (pixels attend to pixels).
+        place: the side of the U in which it lies.
+        heads: number of attention heads.
+        scale: latent pixels per map pixel along an axis; 4 means that 64 x 64 latents have 16 x 16 maps.
+    """
+
+    name: str
+    kind: Literal["cross", "self"]
+    place: Literal["down", "mid", "up"]
+    heads: int
+    scale: int
+
+    def size(self, latent_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of this layer's maps for latents of the given height and width."""
+        return -(-latent_size[0] // self.scale), -(-latent_size[1] // self.scale)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts, one row per image.
+
+    Attributes:
+        prompts: the parsed prompts, one per image.
+        conditional: keyword tensors of the denoiser, first axis images, e.g. ``encoder_hidden_states``
+            [images, tokens, width].
+        unconditional: the same for the negative prompt, or None when there is no second branch.
+    """
+
+    prompts: tuple[Prompt, ...]
+    conditional: Mapping[str, Tensor]
+    unconditional: Mapping[str, Tensor] | None = None
+
+    def rows(self, index: Tensor) -> Conditioning:
+        """The images listed in `index` (int64 [n]), conditional branch only."""
+        chosen = tuple(self.prompts[i] for i in index.tolist())
+        return Conditioning(chosen, {name: value[index] for name, value in self.conditional.items()})
+
+
+class Model(ABC):
+    """A text-to-image diffusion model: one subclass per family, wrapping a diffusers pipeline and never copying it.
+
+    Attributes:
+        name: how the model was asked for (a hub id, a folder, "pocket").
+        denoiser: the module (a torch.nn.Module) whose attention is watched.
+        layers: every attention layer in execution order.
+        guided_scale: the `Layer.scale` at which this family's maps carry semantics.
+        pixels_per_latent: picture pixels per latent pixel along an axis.
+    """
+
+    name: str
+    denoiser: Any
+    layers: tuple[Layer, ...]
+    guided_scale: int
+    pixels_per_latent: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    @abstractmethod
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model was trained on."""
+
+    @abstractmethod
+    def prompt(self, text: str) -> Prompt:
+        """Tokenize a prompt."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt], negative: str | None = None) -> Conditioning:
+        """Encode one prompt per image; `negative` (may be "") adds the unconditional branch, None leaves it out."""
+
+    @abstractmethod
+    def timesteps(self, steps: int) -> Tensor:
+        """Start a new schedule of `steps` inference steps and return its timesteps (some schedules add a few)."""
+
+    @abstractmethod
+    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        """Initial latents [images, channels, height / pixels_per_latent, width / pixels_per_latent], unit variance."""
+
+    @abstractmethod
+    def start(self, noise: Tensor) -> Tensor:
+        """Scale unit noise to the first timestep of the current schedule."""
+
+    @abstractmethod
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        *,
+        guidance_scale: float = 1.0,
+        until: Layer | None = None,
+    ) -> Tensor | None:
+        """One denoiser pass over [images, channels, h, w].
+
+        With an unconditional branch both branches run as one batch (unconditional rows first) and are combined by
+        classifier-free guidance. With `until`, the pass stops after that layer and returns None.
+        """
+
+    @abstractmethod
+    def step(
+        self, prediction: Tensor, timestep: Tensor, latents: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """One scheduler step."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents to pictures."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """Facts for `limelight info` and for the settings of a result."""

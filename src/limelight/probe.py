@@ -1,0 +1,154 @@
+"""The only code that touches attention: it records the probabilities of chosen layers and may edit them.
+
+While a chosen attention module runs, calls of ``scaled_dot_product_attention`` are answered here, with the softmax in
+float32. No attention processor is replaced, so whatever else is installed on the model (LoRA, IP-Adapter) stays in
+force, and all other layers keep their fused kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import ProbeError
+from .maps import AttentionMaps
+
+if TYPE_CHECKING:
+    from .models.base import Layer, Model
+    from .prompt import Prompt
+
+Edit = Callable[["Layer", Tensor, int], Tensor]
+"""``edit(layer, probabilities, step)``: probabilities [images, heads, pixels, tokens] to the same shape."""
+
+
+class Probe:
+    """Watch and edit the attention of some layers, for as long as the ``with`` lasts.
+
+        with Probe(model, layers) as probe:
+            model.predict(latents, timestep, conditioning)
+            maps = probe.take(latents, conditioning.prompts)
+
+    The probabilities keep their gradient. Where both branches of classifier-free guidance run as one batch, only the
+    conditional rows are recorded and edited: the last `images` of the batch.
+
+    Args:
+        model: the model to watch.
+        layers: layers of `model.layers`; by default every cross-attention layer.
+        edits: applied one after the other to the probabilities, after recording.
+        images: how many rows of the batch are conditional, counted from its end; by default all.
+        record: keep the probabilities for `take`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layers: Iterable[Layer] | None = None,
+        *,
+        edits: Sequence[Edit] = (),
+        images: int | None = None,
+        record: bool = True,
+    ) -> None:
+        self.model = model
+        self.layers = tuple(layers if layers is not None else (x for x in model.layers if x.kind == "cross"))
+        self.edits, self.images, self.record = tuple(edits), images, record
+        self.step = 0
+        self._recorded: dict[Layer, Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._entered: dict[Layer, _Intercept] = {}
+
+    def __enter__(self) -> Probe:
+        for layer in self.layers:
+            module = self.model.denoiser.get_submodule(layer.name)
+            self._handles += self._watch(module, layer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._recorded.clear()
+
+    def _watch(self, module: nn.Module, layer: Layer) -> list[torch.utils.hooks.RemovableHandle]:
+        def enter(_module: nn.Module, _inputs: Any) -> None:
+            self._entered[layer] = _Intercept(self, layer)
+            self._entered[layer].__enter__()
+
+        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            intercept = self._entered.pop(layer, None)  # None: another hook raised before `enter`
+            if intercept is not None:
+                intercept.__exit__(None, None, None)
+
+        # always_call: the mode must be left when the module raises, too.
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+
+    def see(self, layer: Layer, probabilities: Tensor) -> Tensor:
+        """Record and edit one layer's probabilities [batch, heads, pixels, tokens]; called while the layer runs."""
+        images = self.images or probabilities.shape[0]
+        conditional = probabilities[-images:]
+        if self.record:
+            self._recorded[layer] = conditional
+        if not self.edits:
+            return probabilities
+        for edit in self.edits:
+            conditional = edit(layer, conditional, self.step)
+        return torch.cat([probabilities[:-images], conditional])
+
+    def take(self, latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
+        """The maps recorded since the last call, which are then forgotten.
+
+        Raises:
+            ProbeError: a chosen layer recorded nothing.
+        """
+        for layer in self.layers:
+            if layer not in self._recorded:
+                processor = type(self.model.denoiser.get_submodule(layer.name).processor).__name__
+                raise ProbeError(
+                    f"The layer '{layer.name}' recorded no attention: its processor '{processor}' does not call "
+                    "torch's scaled_dot_product_attention; call set_attn_processor(AttnProcessor2_0()) on the denoiser."
+                )
+        recorded, self._recorded = self._recorded, {}
+        return AttentionMaps(recorded, tuple(latents.shape[-2:]), tuple(prompts))  # type: ignore[arg-type]
+
+
+class _Intercept(TorchFunctionMode):
+    """Answers scaled_dot_product_attention for one layer with explicit, visible probabilities."""
+
+    def __init__(self, probe: Probe, layer: Layer) -> None:
+        super().__init__()
+        self.probe, self.layer = probe, layer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        return self._attend(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if dropout_p or is_causal or enable_gqa:
+            raise ProbeError(
+                f"The layer '{self.layer.name}' uses dropout, causal or grouped attention, which cannot be watched."
+            )
+        work = torch.promote_types(query.dtype, torch.float32)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        logits = (query.to(work) * scale) @ key.to(work).transpose(-1, -2)
+        if attn_mask is not None:
+            logits = (
+                logits.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else logits + attn_mask
+            )
+        probabilities = self.probe.see(self.layer, logits.softmax(dim=-1))
+        return probabilities.to(value.dtype) @ value

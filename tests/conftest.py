@@ -1,0 +1,99 @@
+"""Small models in memory, with random weights that make attention far from flat."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import limelight
+from limelight.models.unet import StableDiffusion
+
+POCKET = Path(limelight.__file__).parent / "pocket"
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULERS = {
+    "ddim": lambda: DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+    "pndm": lambda: PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> CLIPTokenizer:
+    """The pocket model's words at Stable Diffusion's length."""
+    return CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=77)
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    for name, parameter in unet.named_parameters():
+        if "attn2.to_q" in name or "attn2.to_k" in name:
+            parameter.data *= 4
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    return {"unet": unet, "text_encoder": text, "vae": vae, "tokenizer": tokenizer}
+
+
+@pytest.fixture
+def tiny_pipeline(tiny_parts: dict):
+    """Builds a fresh tiny pipeline of class `cls`."""
+
+    def build(scheduler: str = "ddim", dtype: torch.dtype = torch.float64, cls: type = StableDiffusionPipeline):
+        parts = {name: copy.deepcopy(part) for name, part in tiny_parts.items()}
+        pipeline = cls(
+            **parts,
+            scheduler=SCHEDULERS[scheduler](),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(dtype)
+
+    return build
+
+
+@pytest.fixture
+def tiny(tiny_pipeline) -> StableDiffusion:
+    return limelight.load(tiny_pipeline())
+
+
+@pytest.fixture(scope="session")
+def pocket() -> StableDiffusion:
+    return limelight.load("pocket", device="cpu")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from limelight import cli
+
+
+@pytest.fixture
+def limelight(monkeypatch, capsys):
+    """Run a command line in this process: returns (exit code, what it printed, what it complained of)."""
+
+    def run(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["limelight", *arguments])
+        monkeypatch.setattr(cli.console, "width", 200)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_compare(limelight, tmp_path):
+    code, out, _ = limelight(
+        *("generate", "a cat and a dog", "--compare", "--seeds", "0-1,5", "--steps", "2", "--out", str(tmp_path / "o"))
+    )
+    assert code == 0
+    assert "subjects: cat, dog" in out
+    names = sorted(path.name for path in (tmp_path / "o").glob("*.png"))
+    rows = [f"a-cat-and-a-dog-{kind}-{seed}.png" for kind in ("guided", "plain") for seed in (0, 1, 5)]
+    assert names == sorted([*rows, "a-cat-and-a-dog-grid.png"])
+    with Image.open(tmp_path / "o" / "a-cat-and-a-dog-grid.png") as sheet:
+        assert sheet.size == (3 * 132 + 4, 2 * (132 + 18) + 4)
+    with Image.open(tmp_path / "o" / "a-cat-and-a-dog-plain-5.png") as image:
+        settings = json.loads(image.text["limelight"])
+    assert (settings["seed"], settings["guidance"], settings["model"]) == (5, None, "pocket")
+
+
+def test_plain_needs_no_subjects(limelight, tmp_path):
+    code, _, _ = limelight(
+        "generate", "sunset at dawn over there", "--no-guidance", "--steps", "1", "--out", str(tmp_path)
+    )
+    assert code == 0
+    assert (tmp_path / "sunset-at-dawn-over-there-0.png").exists()
+
+
+def test_tokens(limelight):
+    code, out, _ = limelight("tokens", "a zebra and a dog")
+    assert code == 0
+    assert out.count("zebra") > 1
+    assert "dog</w>" in out
+    _, out, _ = limelight("tokens", "a cat " * 40)
+    assert "Beyond the 32 tokens" in out
+
+
+def test_info(limelight):
+    code, out, _ = limelight("info", "--device", "cpu")
+    assert code == 0
+    for expected in ("pocket", "StableDiffusionPipeline", "float32", "cpu", "torch"):
+        assert expected in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--subjects", "cat,dig"], "error: 'dig' is not in the prompt; its words are: a, cat, and, a, dog."),
+        (["--subjects", "99"], "error: Token index 99 is not in the prompt"),
+        (["--seeds", "3-1"], "error: '3-1' is no list of seeds; write for example 0-3,7."),
+        (["--seeds", "x"], "error: 'x' is no list of seeds"),
+        (["--model", "nowhere"], "error: 'nowhere' is neither a folder nor a hub id"),
+        (["--height", "100"], "error: The size 100x128 does not fit this model"),
+        (["--resolution", "7"], "error: No layer has maps of 7x7 for this picture; there are: 8x8, 4x4."),
+        (["--steps", "0"], "steps=0 must be at least 1"),
+        (["--out", "/dev/null/x"], "cannot be written"),
+        (["--device", "toaster"], "error: 'toaster' is no device"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = limelight("generate", "a cat and a dog", "--steps", "1", *arguments)
+    assert code == 2
+    assert message in err.replace("\u2502", "")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_installed_command():
+    done = subprocess.run([sys.executable, "-m", "limelight.cli", "tokens", "a cat"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cat</w>" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import limelight
+from limelight import AttendAndExcite, Guidance, SettingsError
+from limelight.objectives import Score
+
+PROMPT = "a cat and a dog"
+
+
+def run(model, guidance, **options):
+    return limelight.generate(model, PROMPT, subjects=["cat", "dog"], guidance=guidance, **{"steps": 10, **options})
+
+
+def test_defaults_are_the_papers():
+    guidance = AttendAndExcite()
+    assert guidance.thresholds == {0: 0.05, 0.2: 0.5, 0.4: 0.8}
+    assert (guidance.until, guidance.scale, guidance.decay, guidance.max_refinements) == (0.5, 20.0, (1.0, 0.5), 20)
+    assert guidance.smooth
+
+
+def test_fractions_and_step_numbers_agree(tiny):
+    by_fraction = run(tiny, AttendAndExcite(until=0.3, thresholds={0.2: 0.9}, resolution=8, max_refinements=2))
+    by_number = run(tiny, AttendAndExcite(until=3, thresholds={2: 0.9}, resolution=8, max_refinements=2))
+    assert torch.equal(by_fraction.latents, by_number.latents)
+    assert [row["step"] for row in by_number.trace] == [0, 1, 2]
+    assert [row["refinements"] for row in by_number.trace] == [[0], [0], [2]]
+
+
+def test_refinement_beyond_the_guided_steps(tiny):
+    result = run(tiny, AttendAndExcite(until=0, thresholds={6: 1.0}, resolution=8, max_refinements=3))
+    assert [(row["step"], row["refinements"]) for row in result.trace] == [(6, [3])]
+    plain = run(tiny, None)
+    assert not torch.allclose(result.latents, plain.latents)
+
+
+def test_guidance_lowers_the_loss(tiny):
+    losses = [row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={})).trace]
+    still = [row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, scale=0.0)).trace]
+    assert losses[0] == still[0]
+    assert sum(losses) < sum(still)
+
+
+def test_a_satisfied_objective_moves_nothing(tiny):
+    def satisfied(maps, subjects):
+        zero = maps.mean().sum(dim=(1, 2, 3)) * 0
+        return Score(zero, zero[:, None].detach())
+
+    moved = run(tiny, Guidance(objective=satisfied, thresholds={0: 1.0}))
+    assert torch.equal(moved.latents, run(tiny, None).latents)
+
+
+def test_images_that_are_done_leave_the_refinement(tiny):
+    """Each image stops by itself: the denoiser's batches shrink as images reach their threshold."""
+    sizes = []
+    handle = tiny.denoiser.conv_in.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    probe = run(tiny, AttendAndExcite(resolution=8, until=1, thresholds={}, scale=0), seeds=range(4), steps=1)
+    losses = sorted(probe.trace[0]["loss"])
+    sizes.clear()
+    between = 1 - (losses[1] + losses[2]) / 2
+    guidance = AttendAndExcite(resolution=8, until=1, thresholds={0: between}, scale=1e-6, max_refinements=3)
+    result = run(tiny, guidance, seeds=range(4), steps=1)
+    handle.remove()
+    assert sorted(result.trace[0]["refinements"]) == [0, 0, 3, 3]
+    assert sizes == [4, 2, 2, 2, 8], "one evaluation of all, three of the two that lag, one prediction of both branches"
+
+
+def test_the_guidance_pass_stops_early(tiny):
+    conditioning = tiny.encode([tiny.prompt(PROMPT)])
+    latents = tiny.noise([torch.Generator().manual_seed(0)], *tiny.default_size)
+    layers = Guidance(resolution=8).layers(tiny, (16, 16))
+    counts = []
+    for until in (None, layers[-1]):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tiny.predict(latents, torch.tensor(5), conditioning, until=until)
+        counts.append(counter.get_total_flops())
+    assert counts[1] < 0.7 * counts[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AttendAndExcite(scale=-1), "scale=-1 must not be negative"),
+        (lambda: AttendAndExcite(thresholds={0: 1.5}), r"\{0: 1.5\} must map a step to a presence between 0 and 1"),
+        (lambda: AttendAndExcite(until=-0.5), "until=-0.5"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(SettingsError, match=message):
+        make()
+
+
+def test_a_resolution_that_no_layer_has(tiny):
+    with pytest.raises(SettingsError, match="No layer has maps of 5x5 for this picture; there are: 16x16, 8x8"):
+        run(tiny, AttendAndExcite(resolution=5))
+    result = run(tiny, AttendAndExcite(resolution=(8, 12), thresholds={}), steps=2, height=32, width=48)
+    assert len(result.trace) == 1
+
+
+def test_inference_mode_of_the_caller(tiny):
+    with torch.inference_mode():
+        inside = run(tiny, AttendAndExcite(resolution=8), steps=2)
+    assert torch.equal(inside.latents, run(tiny, AttendAndExcite(resolution=8), steps=2).latents)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import BETAS
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+
+import limelight
+from limelight import ModelError, SettingsError
+from limelight.models.unet import _guided_scale, unet_layers
+
+STABLE_DIFFUSION_1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
+STABLE_DIFFUSION_2 = {**STABLE_DIFFUSION_1, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
+
+
+@pytest.mark.parametrize("config", [STABLE_DIFFUSION_1, STABLE_DIFFUSION_2], ids=["1.x", "2.x"])
+def test_the_layers_of_the_real_configurations(config):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, **config)
+    layers = unet_layers(unet)
+    cross = [layer for layer in layers if layer.kind == "cross"]
+    assert len(cross) == 16
+    assert len(layers) == 32
+    guided = [layer for layer in cross if layer.scale == _guided_scale(layers, 64)]
+    assert [layer.size((64, 64)) for layer in guided] == [(16, 16)] * 5
+    assert [layer.name.split(".attentions")[0] for layer in guided] == ["down_blocks.2"] * 2 + ["up_blocks.1"] * 3
+
+
+def test_execution_order_is_the_modules_own(tiny):
+    order = []
+    handles = [
+        tiny.denoiser.get_submodule(layer.name).register_forward_hook(lambda m, i, o, n=layer.name: order.append(n))
+        for layer in tiny.layers
+    ]
+    with torch.no_grad():
+        tiny.predict(torch.zeros(1, 4, 16, 16).double(), torch.tensor(1), tiny.encode([tiny.prompt("a")]))
+    for handle in handles:
+        handle.remove()
+    assert order == [layer.name for layer in tiny.layers]
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
+def test_schedulers_with_scaled_inputs_and_noise(tiny_pipeline, scheduler):
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = scheduler(**BETAS)
+    expected = pipeline(
+        "a cat", num_inference_steps=4, generator=[torch.Generator().manual_seed(2)], output_type="latent"
+    )
+    result = limelight.generate(limelight.load(pipeline), "a cat", steps=4, seeds=2)
+    assert torch.allclose(result.latents, expected.images, atol=1e-8)
+
+
+def test_velocity_prediction(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = DDIMScheduler(**BETAS, prediction_type="v_prediction", clip_sample=False)
+    expected = pipeline(
+        "a cat", num_inference_steps=4, generator=torch.Generator().manual_seed(2), output_type="latent"
+    )
+    result = limelight.generate(limelight.load(pipeline), "a cat", steps=4, seeds=2)
+    assert torch.allclose(result.latents, expected.images, atol=1e-8)
+
+
+def test_the_callers_pipeline_is_left_alone(tiny_pipeline):
+    pipeline = tiny_pipeline("pndm")
+    model = limelight.load(pipeline)
+    before = dict(vars(pipeline.scheduler))
+    limelight.generate(model, "a cat and a dog", guidance=limelight.AttendAndExcite(resolution=8), steps=3)
+    assert {k: v for k, v in vars(pipeline.scheduler).items() if k != "timesteps"} == {
+        k: v for k, v in before.items() if k != "timesteps"
+    }
+    assert next(iter(pipeline.unet.parameters())).dtype == torch.float64, "neither moved nor cast"
+
+
+def test_a_folder(tiny_pipeline, tmp_path):
+    pipeline = tiny_pipeline(dtype=torch.float32)
+    pipeline.save_pretrained(tmp_path / "model")
+    from_folder = limelight.generate(limelight.load(tmp_path / "model", device="cpu"), "a cat", steps=2)
+    live = limelight.generate(limelight.load(pipeline), "a cat", steps=2)
+    assert torch.equal(from_folder.latents, live.latents)
+
+
+def test_pocket_needs_no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    assert limelight.load(device="cpu").name == "pocket"
+
+
+def test_pocket_is_an_ordinary_diffusers_folder(pocket):
+    from conftest import POCKET
+
+    pipeline = StableDiffusionPipeline.from_pretrained(POCKET)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) < 40e6
+    assert pocket.default_size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/folder", "'no/such/folder' is neither a folder nor a hub id"),
+        ("./missing", "'./missing' is neither a folder nor a hub id"),
+        ("nobody", "'nobody' is neither a folder nor a hub id (owner/name); 'pocket' is always there."),
+    ],
+)
+def test_what_is_not_there(source, message):
+    with pytest.raises(ModelError) as error:
+        limelight.load(source)
+    assert message in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="'CompVis/stable-diffusion-v1-4' cannot be fetched from the hub; check"):
+        limelight.load("CompVis/stable-diffusion-v1-4")
+
+
+def test_folders_that_are_no_model(tmp_path):
+    with pytest.raises(ModelError, match="is no model folder"):
+        limelight.load(tmp_path)
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ModelError, match="is no model folder"):
+        limelight.load(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(
+        ModelError, match="is a FluxPipeline, which is not supported; supported: StableDiffusionPipeline"
+    ):
+        limelight.load(tmp_path)
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]})
+    )
+    with pytest.raises(ModelError, match="cannot be read as a model"):
+        limelight.load(tmp_path)
+
+
+def test_a_pipeline_of_another_family():
+    pipeline = DDIMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32, 32, 32, 32)), DDIMScheduler())
+    with pytest.raises(ModelError, match="is a DDIMPipeline, which is not supported"):
+        limelight.load(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 33}, "size 33x32 does not fit this model; both sides must be multiples of 2"),
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"latents": torch.zeros(1, 4, 3, 3)}, r"latents of shape \[1, 4, 3, 3\] do not fit 1 seeds at 32x32"),
+    ],
+)
+def test_bad_settings(tiny, options, message):
+    with pytest.raises(SettingsError, match=message):
+        limelight.generate(tiny, "a cat", **options)
