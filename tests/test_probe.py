@@ -82,7 +82,7 @@ def test_edits_reach_the_conditional_rows_only(tiny, pass_inputs):
 
     with torch.no_grad():
         alone = tiny.predict(latents, timestep, conditioning, guidance_scale=0.0)
-        with Probe(tiny, edits=[blank], images=2):
+        with Probe(tiny, (), edits=[blank], images=2):
             edited = tiny.predict(latents, timestep, conditioning, guidance_scale=0.0)
             changed = tiny.predict(latents, timestep, conditioning, guidance_scale=1.0)
         plain = tiny.predict(latents, timestep, conditioning, guidance_scale=1.0)

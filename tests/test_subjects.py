@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,18 @@ def test_resolve(tokenizer):
     with pytest.raises(PromptError, match="No subject can be guessed from 'sunset"):
         resolve(nothing, "auto")
     assert resolve(nothing, "auto", needed=False) == ((), ())
+
+
+def test_spacy_reads_what_has_no_articles(tokenizer, monkeypatch):
+    """Where spaCy is installed, the heads of its noun chunks are taken; a stand-in shows how they are read."""
+    text = "sunset over mountains at dawn, cinematic lighting"
+
+    class Root:
+        def __init__(self, word, pos="NOUN"):
+            self.idx, self.pos_ = text.index(word), pos
+
+    chunks = [Root("sunset"), Root("mountains"), Root("cinematic", "ADJ"), Root("lighting")]
+    document = type("Doc", (), {"noun_chunks": [type("Span", (), {"root": root}) for root in chunks]})
+    monkeypatch.setitem(sys.modules, "spacy", type("spacy", (), {"load": lambda name: lambda read: document}))
+    assert nouns(parse(text, tokenizer, 77)) == ("sunset", "mountains", "lighting")
+    assert nouns(parse("a cat and a dog", tokenizer, 77)) == ("cat", "dog"), "the rule comes first"

@@ -13,15 +13,13 @@ from typing import Annotated, Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-import diffusers
-import transformers
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import AttendAndExcite, Guidance, LimelightError, Result, SettingsError, Step, generate, load
+from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, generate, load
 from .result import grid, png, slug, write
 from .subjects import resolve
 
@@ -66,7 +64,7 @@ def generate_command(
     """Draw a prompt: one PNG per seed with its settings inside, and a grid."""
     seed_list = _seeds(seeds)
     _check_folder(out)
-    drawn_by = load(model, device=device)
+    drawn_by = _open(model, device)
     wanted = AttendAndExcite(scale=scale, until=until, resolution=resolution)
     runs: dict[str, Guidance | None] = {"plain": None, "guided": wanted}
     if not compare:
@@ -98,7 +96,7 @@ def generate_command(
 @app.command()
 def tokens(prompt: Prompt, model: ModelName = "pocket", device: Device = None) -> None:
     """Show how the model reads a prompt: its tokens and the words that they belong to."""
-    parsed = load(model, device=device).prompt(prompt)
+    parsed = _open(model, device).prompt(prompt)
     table = Table("position", "token", "word")
     for position in range(parsed.end + 1):
         owners = [word.text for word in parsed.words if position in word.positions]
@@ -115,12 +113,21 @@ def info(model: ModelName = "pocket", device: Device = None) -> None:
     from importlib.metadata import version
 
     table = Table(show_header=False)
-    for key, value in load(model, device=device).describe().items():
+    for key, value in _open(model, device).describe().items():
         table.add_row(key, escape(value))
     for package in ("limelight", "torch", "diffusers", "transformers"):
         table.add_row(package, version(package))
     table.add_row("python", platform.python_version())
     console.print(table)
+
+
+def _open(model: str, device: str | None) -> Model:
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):  # the bars of loading from disk; downloads keep theirs
+        library.utils.logging.disable_progress_bar()
+    return load(model, device=device)
 
 
 def _with_progress(label: str, *args: Any, **options: Any) -> Result:
@@ -157,8 +164,6 @@ def _seeds(text: str) -> list[int]:
 
 
 def main() -> None:
-    for library in (diffusers, transformers):  # the bars of loading from disk; downloads keep theirs
-        library.utils.logging.disable_progress_bar()
     try:
         app()
     except LimelightError as error:

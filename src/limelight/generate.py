@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from .models.base import Conditioning, Model
 from .objectives import Subjects
 from .probe import Edit, Probe
 from .result import Result
-from .subjects import resolve
+from .subjects import Subject, resolve
 
 
 @dataclass(frozen=True)
@@ -74,29 +73,24 @@ def denoise(
     timesteps = model.timesteps(steps)
     size = (noise.shape[-2], noise.shape[-1])
     steering = Steering(guidance, model, conditioning, subjects, steps, timesteps, size) if guidance else None
-    layers = (guidance or Guidance()).layers(model, size) if not edits else None
+    recorded = (guidance or Guidance()).layers(model, size) if record else ()
     latents = model.start(noise)
-    for index, timestep in enumerate(timesteps):
+    for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
         move = steering.update(index, timestep, latents) if steering else None
         latents = move.latents if move else latents
-        watched = record or edits
-        with (
-            Probe(model, layers, edits=edits, images=len(latents), record=record) if watched else nullcontext() as probe
-        ):
-            if probe:
-                probe.step = index
+        with Probe(model, recorded, edits=edits, images=len(latents), step=index) as probe:
             prediction = model.predict(latents, timestep, conditioning, guidance_scale=guidance_scale)
-            maps = probe.take(latents, conditioning.prompts) if probe and record else None
+            maps = probe.take(latents, conditioning.prompts)
         assert prediction is not None  # no `until` was given
         latents = model.step(prediction, timestep, latents, generators)
-        yield Step(index, len(timesteps), float(timestep), latents, move, maps)
+        yield Step(index, len(timesteps), value, latents, move, maps if record else None)
 
 
 def generate(
     model: Model,
     prompt: str,
     *,
-    subjects: Sequence[str | int | Sequence[int]] | Literal["auto"] = "auto",
+    subjects: Sequence[Subject] | Literal["auto"] = "auto",
     seeds: int | Sequence[int] = 0,
     guidance: Guidance | None = None,
     steps: int = 50,
@@ -149,7 +143,7 @@ def generate(
             )
         noise = latents.to(noise)
     conditioning = model.encode([parsed] * len(seeds), negative if guidance_scale > 1 else None)
-    mean, trace, final = RunningMean(), [], noise
+    mean, moved, final = RunningMean(), [], noise
     for step in denoise(
         model,
         conditioning,
@@ -166,7 +160,7 @@ def generate(
         if step.maps:
             mean.add(step.maps)
         if step.move:
-            trace.append(_trace_row(step, step.move))
+            moved.append((step.index, step.timestep, step.move.loss, step.move.presence, step.move.refinements))
         if on_step:
             on_step(step)
     settings = {
@@ -181,14 +175,15 @@ def generate(
         **{key: value for key, value in model.describe().items() if key in ("model", "scheduler", "dtype")},
         "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
     }
-    return Result(model.decode(final), final, mean.result(), tuple(trace), settings, seeds, names)
-
-
-def _trace_row(step: Step, move: Move) -> dict[str, Any]:
-    return {
-        "step": step.index,
-        "timestep": step.timestep,
-        "loss": move.loss.tolist(),
-        "presence": move.presence.tolist(),
-        "refinements": move.refinements.tolist(),
-    }
+    # Read only now: a look at a number stops the device.
+    trace = tuple(
+        {
+            "step": index,
+            "timestep": timestep,
+            "loss": loss.tolist(),
+            "presence": presence.tolist(),
+            "refinements": refinements.tolist(),
+        }
+        for index, timestep, loss, presence, refinements in moved
+    )
+    return Result(model.decode(final), final, mean.result(), trace, settings, seeds, names)

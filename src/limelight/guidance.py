@@ -139,12 +139,11 @@ class Steering:
         guided, threshold = index < self.until, self.thresholds.get(index)
         if not guided and threshold is None:
             return None
+        (loss, presence), gradient = self._evaluate(latents, timestep, None)
         rows = torch.arange(len(latents), device=latents.device)
-        score, gradient = self._evaluate(latents, timestep, rows)
-        loss, presence = score.loss.clone(), score.presence.clone()
-        refinements = torch.zeros_like(rows)
-        size = self.sizes[index]
-        active = rows[:0] if threshold is None else rows[loss > 1 - threshold]
+        refinements, size = torch.zeros_like(rows), self.sizes[index]
+        # Only here does the host wait for the device: which images are below the threshold?
+        active = rows[loss > 1 - threshold] if threshold is not None else rows[:0]
         for _ in range(self.guidance.max_refinements):
             if not len(active):
                 break
@@ -154,17 +153,17 @@ class Steering:
             again = loss[active] > 1 - threshold  # type: ignore[operator]
             if guided or bool(again.any()):
                 moved = active if guided else active[again]
-                score, part = self._evaluate(latents[moved], timestep, moved)
-                loss[moved], presence[moved], gradient[moved] = score.loss, score.presence, part
+                (loss[moved], presence[moved]), gradient[moved] = self._evaluate(latents[moved], timestep, moved)
             active = active[again]
         if guided:
             latents = latents + _descent(loss, gradient, size)
         return Move(latents, loss, presence, refinements)
 
-    def _evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Score, Tensor]:
-        """Score of the images `rows` and its gradient with respect to their latents [rows, channels, h, w]."""
-        conditioning = self.conditioning.rows(rows)
-        subjects = [self.subjects[i] for i in rows.tolist()]
+    def _evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor | None) -> tuple[Score, Tensor]:
+        """Score of some images (None: all) and its gradient with respect to their latents."""
+        conditioning, subjects = self.conditioning.only_conditional(), self.subjects
+        if rows is not None:
+            conditioning, subjects = self.conditioning.rows(rows), [self.subjects[i] for i in rows.tolist()]
         with torch.enable_grad(), _frozen(self.model.denoiser), Probe(self.model, self.layers) as probe:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])

@@ -7,6 +7,7 @@ An objective takes the maps and, for each image, its subjects as token positions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -49,33 +50,39 @@ def excite(
         sigma: width of the blur in map pixels, see `blur`.
     """
     mean = maps.mean()
-    tokens = mean.shape[-1]
-    columns = [_columns(spans, tokens) for spans in subjects]
-    width = max(len(units) for units in columns)
-    count = max(len(spans) for spans in subjects)
-    # Which token goes into which column, as 0/1 matrices: all images are then one product, whatever their subjects.
-    pooling = mean.new_zeros(len(columns), tokens, width)
-    padding = torch.ones(len(columns), width, dtype=torch.bool)
-    absent = torch.ones(len(columns), count, dtype=torch.bool)
-    for image, (units, spans) in enumerate(zip(columns, subjects, strict=True)):
-        for column, unit in enumerate(units):
-            pooling[image, list(unit), column] = 1
-        padding[image, : len(units)] = False
-        absent[image, : len(spans)] = False
-    logits = torch.einsum("bhwt,btu->bhwu", mean, pooling) * temperature
-    sharp = logits.masked_fill(padding.to(mean.device)[:, None, None], float("-inf")).softmax(dim=-1)
-    of_subjects = sharp[..., :count].movedim(-1, 1)
+    pooling, padding, absent = (
+        x.to(mean.device) for x in _pooling(tuple(tuple(spans) for spans in subjects), mean.shape[-1])
+    )
+    logits = torch.einsum("bhwt,btu->bhwu", mean, pooling.to(mean.dtype)) * temperature
+    sharp = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)
+    of_subjects = sharp[..., : absent.shape[1]].movedim(-1, 1)
     if smooth:
         of_subjects = blur(of_subjects, sigma)
-    presence = of_subjects.amax(dim=(2, 3)).masked_fill(absent.to(mean.device), float("nan"))
-    losses = (1 - presence).clamp(min=0).nan_to_num(nan=-1.0)
-    return Score(losses.max(dim=1).values, presence.detach())
+    presence = of_subjects.amax(dim=(2, 3))
+    lacking = (1 - presence).clamp(min=0).masked_fill(absent, -1)
+    return Score(lacking.max(dim=1).values, presence.detach().masked_fill(absent, float("nan")))
 
 
-def _columns(spans: Sequence[tuple[int, ...]], tokens: int) -> list[tuple[int, ...]]:
-    """The columns of the sharpened map: the subjects first, then every other token between the first and the last."""
-    taken = {position for span in spans for position in span}
-    return [*spans, *((position,) for position in range(1, tokens - 1) if position not in taken)]
+@lru_cache(maxsize=64)
+def _pooling(subjects: tuple[tuple[tuple[int, ...], ...], ...], tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which token goes into which column of the sharpened maps: a product with 0/1 matrices pools all images at once.
+
+    An image's columns are its subjects and then every other token between the first and the last. Returns the matrices
+    [images, tokens, columns], the columns that an image does not have [images, columns] and the subjects that it does
+    not have [images, subjects].
+    """
+    columns = []
+    for spans in subjects:
+        taken = {position for span in spans for position in span}
+        columns.append([*spans, *((position,) for position in range(1, tokens - 1) if position not in taken)])
+    pooling = torch.zeros(len(columns), tokens, max(len(units) for units in columns))
+    for image, units in enumerate(columns):
+        for column, unit in enumerate(units):
+            pooling[image, list(unit), column] = 1
+    padding = torch.tensor([[i >= len(units) for i in range(pooling.shape[2])] for units in columns])
+    most = max(len(spans) for spans in subjects)
+    absent = torch.tensor([[i >= len(spans) for i in range(most)] for spans in subjects])
+    return pooling, padding, absent
 
 
 def blur(maps: Tensor, sigma: float = 0.5) -> Tensor:

@@ -38,10 +38,10 @@ class Probe:
 
     Args:
         model: the model to watch.
-        layers: layers of `model.layers`; by default every cross-attention layer.
-        edits: applied one after the other to the probabilities, after recording.
+        layers: layers of `model.layers` to record; by default every cross-attention layer, () records none.
+        edits: applied one after the other to the probabilities of every cross-attention layer, after recording.
         images: how many rows of the batch are conditional, counted from its end; by default all.
-        record: keep the probabilities for `take`.
+        step: what the edits are told.
     """
 
     def __init__(
@@ -51,18 +51,20 @@ class Probe:
         *,
         edits: Sequence[Edit] = (),
         images: int | None = None,
-        record: bool = True,
+        step: int = 0,
     ) -> None:
+        cross = tuple(layer for layer in model.layers if layer.kind == "cross")
         self.model = model
-        self.layers = tuple(layers if layers is not None else (x for x in model.layers if x.kind == "cross"))
-        self.edits, self.images, self.record = tuple(edits), images, record
-        self.step = 0
-        self._recorded: dict[Layer, Tensor] = {}
+        self.layers = cross if layers is None else tuple(layers)
+        self.edits, self.images, self.step = tuple(edits), images, step
+        self._edited = frozenset(cross if edits else ())
+        self._watched = tuple(dict.fromkeys((*self.layers, *(cross if edits else ()))))
+        self._seen: dict[Layer, Tensor | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entered: dict[Layer, _Intercept] = {}
 
     def __enter__(self) -> Probe:
-        for layer in self.layers:
+        for layer in self._watched:
             module = self.model.denoiser.get_submodule(layer.name)
             self._handles += self._watch(module, layer)
         return self
@@ -71,7 +73,7 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._recorded.clear()
+        self._seen.clear()
 
     def _watch(self, module: nn.Module, layer: Layer) -> list[torch.utils.hooks.RemovableHandle]:
         def enter(_module: nn.Module, _inputs: Any) -> None:
@@ -90,9 +92,8 @@ class Probe:
         """Record and edit one layer's probabilities [batch, heads, pixels, tokens]; called while the layer runs."""
         images = self.images or probabilities.shape[0]
         conditional = probabilities[-images:]
-        if self.record:
-            self._recorded[layer] = conditional
-        if not self.edits:
+        self._seen[layer] = conditional if layer in self.layers else None
+        if layer not in self._edited:
             return probabilities
         for edit in self.edits:
             conditional = edit(layer, conditional, self.step)
@@ -101,18 +102,23 @@ class Probe:
     def take(self, latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
         """The maps recorded since the last call, which are then forgotten.
 
+        Args:
+            latents: of the pass, [images, channels, height, width]; their size gives the maps'.
+            prompts: one per image.
+
         Raises:
-            ProbeError: a chosen layer recorded nothing.
+            ProbeError: a chosen layer was not seen.
         """
-        for layer in self.layers:
-            if layer not in self._recorded:
+        for layer in self._watched:
+            if layer not in self._seen:
                 processor = type(self.model.denoiser.get_submodule(layer.name).processor).__name__
                 raise ProbeError(
                     f"The layer '{layer.name}' recorded no attention: its processor '{processor}' does not call "
                     "torch's scaled_dot_product_attention; call set_attn_processor(AttnProcessor2_0()) on the denoiser."
                 )
-        recorded, self._recorded = self._recorded, {}
-        return AttentionMaps(recorded, tuple(latents.shape[-2:]), tuple(prompts))  # type: ignore[arg-type]
+        recorded = {layer: p for layer, p in self._seen.items() if p is not None}
+        self._seen = {}
+        return AttentionMaps(recorded, (latents.shape[-2], latents.shape[-1]), tuple(prompts))
 
 
 class _Intercept(TorchFunctionMode):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.resources
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from ..errors import ModelError, SettingsError
 from .base import Conditioning, Layer, Model
 from .unet import StableDiffusion
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 __all__ = ["Conditioning", "Layer", "Model", "load"]
 
@@ -41,6 +43,8 @@ def load(
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
         SettingsError: the device does not exist here.
     """
+    from diffusers import DiffusionPipeline  # seconds, which `import limelight` need not cost
+
     if isinstance(source, DiffusionPipeline):
         pipeline, name = source, getattr(source.config, "_name_or_path", None) or type(source).__name__
         _check_family(type(pipeline).__name__, name)
@@ -54,6 +58,8 @@ def load(
 
 
 def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
     folder = Path(source).expanduser()
     is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith(".")
     if not folder.exists() and not is_id:

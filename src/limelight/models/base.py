@@ -52,6 +52,10 @@ class Conditioning:
     conditional: Mapping[str, Tensor]
     unconditional: Mapping[str, Tensor] | None = None
 
+    def only_conditional(self) -> Conditioning:
+        """All images, conditional branch only."""
+        return Conditioning(self.prompts, self.conditional)
+
     def rows(self, index: Tensor) -> Conditioning:
         """The images listed in `index` (int64 [n]), conditional branch only."""
         chosen = tuple(self.prompts[i] for i in index.tolist())

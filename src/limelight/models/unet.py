@@ -6,17 +6,18 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from ..errors import SettingsError
 from ..prompt import Prompt, parse
 from .base import Conditioning, Layer, Model
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 
 class StableDiffusion(Model):
@@ -88,8 +89,10 @@ class StableDiffusion(Model):
             raise SettingsError(
                 f"The size {height}x{width} does not fit this model; both sides must be multiples of {unit}."
             )
-        shape = (len(generators), self.denoiser.config.in_channels, height // unit, width // unit)
-        return randn_tensor(shape, generator=list(generators), device=self.device, dtype=self.dtype)
+        shape = (1, self.denoiser.config.in_channels, height // unit, width // unit)
+        # Drawn where the generator is and in the model's dtype, as diffusers does: equal seeds give equal pictures.
+        drawn = [torch.randn(shape, generator=g, device=g.device, dtype=self.dtype) for g in generators]
+        return torch.cat(drawn).to(self.device)
 
     def start(self, noise: Tensor) -> Tensor:
         return noise * self.scheduler.init_noise_sigma
