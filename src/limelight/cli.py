@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -164,6 +165,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")  # of the libraries below, for programmers as well
     try:
         app()
     except LimelightError as error:
