@@ -17,7 +17,7 @@ from .objectives import Objective, Score, Subjects, excite
 from .probe import Probe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Guidance:
     """Move the latents against the gradient of an attention objective during the first part of the schedule.
 
@@ -77,7 +77,7 @@ class Guidance:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttendAndExcite(Guidance):
     """Attend-and-Excite with the paper's values: every subject owns a place of the picture.
 
@@ -88,6 +88,7 @@ class AttendAndExcite(Guidance):
         smooth: blur the maps before taking their maximum.
     """
 
+    objective: Objective = field(init=False, repr=False)
     thresholds: Mapping[float | int, float] = field(default_factory=lambda: {0: 0.05, 0.2: 0.5, 0.4: 0.8})
     smooth: bool = True
 
