@@ -19,7 +19,7 @@ def sample(count: int) -> list[str]:
     """Prompts spread evenly over the published list."""
     with PROMPTS.open(newline="") as file:
         prompts = [row["prompt"] for row in csv.DictReader(file)]
-    return prompts[:: len(prompts) // count][:count]
+    return prompts[:: max(len(prompts) // count, 1)][:count]
 
 
 def last_loss(model: limelight.Model, prompt: str, seeds: range, scale: float, steps: int) -> float:

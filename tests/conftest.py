@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import limelight
 from limelight.models.unet import StableDiffusion
@@ -32,6 +39,20 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=77)
 
 
+def text_config(tokenizer: CLIPTokenizer, **changes) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **changes,
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
     torch.manual_seed(0)
@@ -48,18 +69,7 @@ def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
     for name, parameter in unet.named_parameters():
         if "attn2.to_q" in name or "attn2.to_k" in name:
             parameter.data *= 4
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    text = CLIPTextModel(text_config(tokenizer))
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -87,6 +97,39 @@ def tiny_pipeline(tiny_parts: dict):
         return pipeline.to(dtype)
 
     return build
+
+
+@pytest.fixture
+def tiny_xl(tokenizer: CLIPTokenizer, tiny_parts: dict) -> StableDiffusionXLPipeline:
+    torch.manual_seed(1)
+    second = CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=77, pad_token="!</w>")
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16, 32),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 1, 2),
+        cross_attention_dim=64,
+        attention_head_dim=(1, 2, 4),
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+        use_linear_projection=True,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=copy.deepcopy(tiny_parts["vae"]),
+        text_encoder=CLIPTextModel(text_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, projection_dim=24)),
+        tokenizer=tokenizer,
+        tokenizer_2=second,
+        unet=unet,
+        scheduler=SCHEDULERS["ddim"](),
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(torch.float64)
 
 
 @pytest.fixture

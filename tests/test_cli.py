@@ -46,7 +46,7 @@ def test_plain_needs_no_subjects(limelight, tmp_path):
         "generate", "sunset at dawn over there", "--no-guidance", "--steps", "1", "--out", str(tmp_path)
     )
     assert code == 0
-    assert (tmp_path / "sunset-at-dawn-over-there-0.png").exists()
+    assert (tmp_path / "sunset-at-dawn-over-there-plain-0.png").exists()
 
 
 def test_tokens(limelight):
@@ -75,7 +75,16 @@ def test_info(limelight):
         (["--model", "nowhere"], "error: 'nowhere' is neither a folder nor a hub id"),
         (["--height", "100"], "error: The size 100x128 does not fit this model"),
         (["--resolution", "7"], "error: No layer has maps of 7x7 for this picture; there are: 8x8, 4x4."),
-        (["--steps", "0"], "steps=0 must be at least 1"),
+        (["--steps", "0"], "error: steps=0 does not fit the schedule; it must be 1 to 1000."),
+        (["--steps", "2000"], "error: steps=2000 does not fit the schedule"),
+        (["--seeds", "0-99999999999"], "error: '0-99999999999' is 100000000000 seeds"),
+        (["--height", "0"], "error: The size 0x128 does not fit this model"),
+        (["--height", "8", "--width", "8"], "error: The picture is too small"),
+        (["--scale", "nan"], "error: scale=nan must be a number"),
+        (["--compare", "--no-guidance"], "error: --compare draws guided pictures beside plain ones"),
+        (["--subjects", "cat,\u00b2"], "error: '\u00b2' is not in the prompt"),
+        (["--model", "~nosuchuser/m"], "error: '~nosuchuser/m' is neither a folder nor a hub id"),
+        (["--model", "m" * 300], "is neither a folder nor a hub id"),
         (["--out", "/dev/null/x"], "cannot be written"),
         (["--device", "toaster"], "error: 'toaster' is no device"),
     ],
@@ -85,8 +94,25 @@ def test_bad_input_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypa
     code, _, err = limelight("generate", "a cat and a dog", "--steps", "1", *arguments)
     assert code == 2
     assert message in err.replace("\u2502", "")
-    assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_separate_process_prints_no_traceback(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "limelight.cli",
+        "generate",
+        "a cat",
+        "--subjects",
+        "dig",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: 'dig' is not in the prompt; its words are: a, cat.\n"
+    assert not (tmp_path / "o").exists()
 
 
 def test_the_installed_command():

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import limelight
 from limelight import AttendAndExcite, Guidance, SettingsError
+from limelight.guidance import layers_to_read
 from limelight.objectives import Score
 
 PROMPT = "a cat and a dog"
@@ -20,6 +21,36 @@ def test_defaults_are_the_papers():
     assert guidance.thresholds == {0: 0.05, 0.2: 0.5, 0.4: 0.8}
     assert (guidance.until, guidance.scale, guidance.decay, guidance.max_refinements) == (0.5, 20.0, (1.0, 0.5), 20)
     assert guidance.smooth
+    assert guidance == AttendAndExcite()
+
+
+def test_thresholds_that_fall_on_one_step_are_gentle(tiny):
+    """At one step all three thresholds of the paper fall on it, and a presence of 0.05 is always there."""
+    result = run(tiny, AttendAndExcite(resolution=8), steps=1)
+    assert [(row["step"], row["refinements"]) for row in result.trace] == [(0, [0])]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tiny_pipeline, dtype):
+    model = limelight.load(tiny_pipeline(dtype=dtype))
+    result = run(model, AttendAndExcite(resolution=8), steps=4)
+    assert result.latents.dtype == dtype
+    assert result.latents.isfinite().all()
+    assert not torch.equal(result.latents, run(model, None, steps=4).latents)
+
+
+def test_a_guidance_without_subjects(tiny):
+    conditioning = tiny.encode([tiny.prompt(PROMPT)])
+    noise = tiny.noise([torch.Generator().manual_seed(0)], *tiny.default_size)
+    with pytest.raises(SettingsError, match="needs the subjects of every image"):
+        next(limelight.denoise(tiny, conditioning, noise, guidance=AttendAndExcite()))
+
+
+def test_gradient_checkpointing_does_not_change_a_guided_run(tiny):
+    plain = run(tiny, AttendAndExcite(resolution=8), steps=3)
+    tiny.denoiser.enable_gradient_checkpointing()
+    tiny.denoiser.train()
+    assert torch.allclose(plain.latents, run(tiny, AttendAndExcite(resolution=8), steps=3).latents, atol=1e-10)
 
 
 def test_fractions_and_step_numbers_agree(tiny):
@@ -71,7 +102,7 @@ def test_images_that_are_done_leave_the_refinement(tiny):
 def test_the_guidance_pass_stops_early(tiny):
     conditioning = tiny.encode([tiny.prompt(PROMPT)])
     latents = tiny.noise([torch.Generator().manual_seed(0)], *tiny.default_size)
-    layers = Guidance(resolution=8).layers(tiny, (16, 16))
+    layers = layers_to_read(tiny, (16, 16), 8)
     counts = []
     for until in (None, layers[-1]):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -83,7 +114,10 @@ def test_the_guidance_pass_stops_early(tiny):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AttendAndExcite(scale=-1), "scale=-1 must not be negative"),
+        (lambda: AttendAndExcite(scale=-1), "scale=-1 must be a number that is not negative"),
+        (lambda: AttendAndExcite(scale=float("nan")), "scale=nan"),
+        (lambda: AttendAndExcite(decay=(1.0, -1.0)), "decay="),
+        (lambda: AttendAndExcite(until=25.0), "25.0 is no fraction of the schedule"),
         (lambda: AttendAndExcite(thresholds={0: 1.5}), r"\{0: 1.5\} must map a step to a presence between 0 and 1"),
         (lambda: AttendAndExcite(until=-0.5), "until=-0.5"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import limelight
-from limelight import AttentionMaps, ProbeError, SettingsError
+from limelight import AttentionMaps, ProbeError, PromptError, SettingsError
 from limelight.models.base import Layer
 from limelight.prompt import parse
 
@@ -25,8 +25,13 @@ def test_words_layers_and_heads(tokenizer):
     # Pieces add; layers and heads average, each of the three heads counting once.
     assert torch.allclose(maps["zebra"], torch.tensor([[[0.3, 0, 0], [0, 0, 0.2]]]))
     assert torch.allclose(maps.select(lambda x: x.name == "two")["zebra"][0, 0, 0], torch.tensor(0.9))
-    assert list(maps) == ["a", "zebra"]
+    assert list(maps) == list(dict(maps)) == ["a", "zebra"]
     assert len(maps) == 2
+    assert "ZEBRA" in maps
+    assert "dig" not in maps
+    assert maps.get("dig") is None
+    with pytest.raises(PromptError, match="'dig' is not in the prompt"):
+        maps["dig"]
 
 
 def test_several_sizes_need_a_choice(tokenizer):
@@ -60,3 +65,4 @@ def test_maps_of_a_run_are_the_mean_over_its_steps(tiny):
     result = limelight.generate(model, "a cat and a dog", steps=3)
     assert torch.allclose(result.maps["dog"], expected)
     assert limelight.generate(model, "a cat and a dog", steps=1, record=False).maps is None
+    assert limelight.generate(model, "", steps=1).maps is not None

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import BETAS
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 
 import limelight
@@ -36,6 +43,39 @@ def test_the_layers_of_the_real_configurations(config):
     assert [layer.name.split(".attentions")[0] for layer in guided] == ["down_blocks.2"] * 2 + ["up_blocks.1"] * 3
 
 
+def test_the_layers_of_the_real_xl():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+        )
+    layers = unet_layers(unet)
+    cross = [layer for layer in layers if layer.kind == "cross"]
+    assert len(cross) == 70
+    guided = [layer for layer in cross if layer.scale == _guided_scale(layers, 128)]
+    assert {layer.size((128, 128)) for layer in guided} == {(32, 32)}
+
+
+def test_guidance_on_xl(tiny_xl):
+    model = limelight.load(tiny_xl)
+    guidance = limelight.AttendAndExcite(thresholds={}, until=1.0)
+    losses = []
+    for scale in (0.0, 20.0):
+        result = limelight.generate(
+            model, "a cat and a dog", guidance=dataclasses.replace(guidance, scale=scale), steps=4
+        )
+        losses.append([row["loss"][0] for row in result.trace])
+    assert losses[0][0] == losses[1][0]
+    assert sum(losses[1]) < sum(losses[0])
+    assert result.maps["cat"].shape == (1, 8, 8)
+
+
 def test_execution_order_is_the_modules_own(tiny):
     order = []
     handles = [
@@ -49,8 +89,18 @@ def test_execution_order_is_the_modules_own(tiny):
     assert order == [layer.name for layer in tiny.layers]
 
 
-@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
-def test_schedulers_with_scaled_inputs_and_noise(tiny_pipeline, scheduler):
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        LMSDiscreteScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        HeunDiscreteScheduler,
+    ],
+)
+def test_schedulers(tiny_pipeline, scheduler):
     pipeline = tiny_pipeline()
     pipeline.scheduler = scheduler(**BETAS)
     expected = pipeline(
@@ -131,12 +181,13 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
 def test_folders_that_are_no_model(tmp_path):
     with pytest.raises(ModelError, match="is no model folder"):
         limelight.load(tmp_path)
-    (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ModelError, match="is no model folder"):
-        limelight.load(tmp_path)
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "model_index.json").write_text(content)
+        with pytest.raises(ModelError, match="is no model folder"):
+            limelight.load(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(
-        ModelError, match="is a FluxPipeline, which is not supported; supported: StableDiffusionPipeline"
+        ModelError, match="is a FluxPipeline, which is not supported; supported: StableDiffusionPipeline, Stable"
     ):
         limelight.load(tmp_path)
     (tmp_path / "model_index.json").write_text(
@@ -144,6 +195,44 @@ def test_folders_that_are_no_model(tmp_path):
     )
     with pytest.raises(ModelError, match="cannot be read as a model"):
         limelight.load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_torn_weight_file(tiny_pipeline, tmp_path, part):
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    weights = next((tmp_path / "model" / part).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be read as a model"):
+        limelight.load(tmp_path / "model")
+
+
+def test_a_folder_without_its_tokenizer(tiny_pipeline, tmp_path):
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "tokenizer")
+    with pytest.raises(ModelError):
+        limelight.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("device", ["toaster", "xpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there(tiny_pipeline, device):
+    with pytest.raises(SettingsError, match=f"'{device}' is no"):
+        limelight.load("pocket", device=device)
+    with pytest.raises(SettingsError, match=f"'{device}' is no"):
+        limelight.load(tiny_pipeline(), device=device)
+
+
+def test_seeds_may_be_numpys(tiny):
+    several = limelight.generate(tiny, "a cat", steps=1, seeds=np.arange(2))
+    single = limelight.generate(tiny, "a cat", steps=1, seeds=np.int64(1))
+    assert torch.allclose(several.latents[1], single.latents[0], atol=1e-10)
+
+
+def test_guidance_refuses_a_scheduler_of_second_order(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = HeunDiscreteScheduler(**BETAS)
+    model = limelight.load(pipeline)
+    with pytest.raises(SettingsError, match="HeunDiscreteScheduler evaluates the denoiser twice a step"):
+        limelight.generate(model, "a cat and a dog", steps=2, guidance=limelight.AttendAndExcite(resolution=8))
 
 
 def test_a_pipeline_of_another_family():
@@ -156,7 +245,7 @@ def test_a_pipeline_of_another_family():
     ("options", "message"),
     [
         ({"height": 33}, "size 33x32 does not fit this model; both sides must be multiples of 2"),
-        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"steps": 0}, "steps=0 does not fit the schedule; it must be 1 to 1000"),
         ({"seeds": []}, "seeds is empty"),
         ({"latents": torch.zeros(1, 4, 3, 3)}, r"latents of shape \[1, 4, 3, 3\] do not fit 1 seeds at 32x32"),
     ],

@@ -68,6 +68,15 @@ def test_gradient_is_finite_with_unequal_subjects(maps_of):
     assert p.grad.abs().amax(dim=(1, 2, 3)).min() > 0
 
 
+def test_pooling_survives_inference_mode(maps_of):
+    p = torch.rand(1, 4, 4, 8, dtype=torch.float64).div(8)
+    with torch.inference_mode():
+        excite(maps_of(p), [((1,), (6,))])
+    variable = p.clone().requires_grad_()
+    excite(maps_of(variable), [((1,), (6,))]).loss.sum().backward()
+    assert variable.grad is not None
+
+
 def test_blur_has_the_published_weights():
     dot = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
     dot[0, 0, 2, 2] = 1

@@ -104,6 +104,35 @@ def test_nothing_remains(tiny, pass_inputs):
     assert no_trace_of_a_probe(tiny)
 
 
+def test_nothing_remains_after_an_interrupt(tiny, pass_inputs):
+    """Ctrl-C is not an Exception: the layers' own forward hooks are skipped, and the probe leaves in their place."""
+    module = next(m for name, m in tiny.denoiser.named_modules() if name.endswith("attn2.to_k"))
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    module.forward = interrupt
+    with pytest.raises(KeyboardInterrupt), Probe(tiny, tiny.layers):
+        tiny.predict(*pass_inputs)
+    assert no_trace_of_a_probe(tiny)
+
+
+def test_an_adapters_second_attention_is_left_alone(tiny, pass_inputs):
+    """IP-Adapter attends to its picture inside the same layer, after the words."""
+
+    class Twice(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+            words = super().__call__(attn, hidden_states, encoder_hidden_states)
+            picture = None if encoder_hidden_states is None else encoder_hidden_states[:, :4]
+            return words + super().__call__(attn, hidden_states, picture)
+
+    tiny.denoiser.set_attn_processor(Twice())
+    with Probe(tiny) as probe, torch.no_grad():
+        tiny.predict(*pass_inputs)
+        maps = probe.take(pass_inputs[0], pass_inputs[2].prompts)
+    assert {p.shape[-1] for p in maps.layers.values()} == {77}
+
+
 @pytest.mark.parametrize("where", ["attn2.to_k", "attn1.to_out.0", "norm3"])
 def test_nothing_remains_after_an_exception(tiny, pass_inputs, where):
     module = next(m for name, m in tiny.denoiser.named_modules() if name.endswith(where))

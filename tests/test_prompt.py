@@ -24,6 +24,8 @@ def read(tokenizer):
         ("a cat and a dog", 5, (5,)),
         ("a cat and a dog", [2, 5], (2, 5)),
         ("a (cat) and a 'dog'", "cat", (3,)),
+        ("a cat and a dog", [5, 2, 5], (2, 5)),
+        ("a cat <|endoftext|> and a dog", "dog", (6,)),
     ],
 )
 def test_find(read, text, subject, positions):
@@ -43,6 +45,8 @@ def test_hyphens_accents_and_odd_spaces(read):
     prompt = read("a  rose-colored\tcaf\u00e9")
     assert [word.text for word in prompt.words] == ["a", "rose-colored", "caf\u00e9"]
     assert prompt.find("rose-colored")[-1] + 1 == prompt.find("caf\u00e9")[0]
+    decomposed = read("a cafe\u0301")
+    assert decomposed.find("caf\u00e9") == decomposed.find("cafe\u0301") != ()
 
 
 def test_length_and_end(read):
@@ -65,6 +69,9 @@ def test_length_and_end(read):
         (6, "Token index 6"),
         (-1, "Token index -1"),
         ([], "An empty list"),
+        (("cat", "dog"), "The subject ('cat', 'dog') is neither a word nor a token index"),
+        (2.0, "The subject 2.0 is neither"),
+        ("dog#\u00b2", "'dog#\u00b2' is not in the prompt"),
     ],
 )
 def test_errors_quote_the_user(read, subject, message):

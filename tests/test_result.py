@@ -22,19 +22,23 @@ def result(tiny):
 def test_save(result, tmp_path):
     pictures = result.save(tmp_path / "new" / "folder")
     assert [path.name for path in pictures] == ["a-cat-and-a-dog-3.png", "a-cat-and-a-dog-8.png"]
-    assert sorted(path.suffix for path in pictures[0].parent.iterdir()) == [".json", ".png", ".png", ".safetensors"]
+    written = sorted(path.name for path in pictures[0].parent.iterdir())
+    assert written == [f"a-cat-and-a-dog-{seed}.{kind}" for seed in (3, 8) for kind in ("json", "png", "safetensors")]
     with Image.open(pictures[1]) as image:
         assert image.tobytes() == result.images[1].tobytes()
         settings = json.loads(image.text["limelight"])
     assert settings["seed"] == 8
     assert settings["prompt"] == "a cat and a dog"
     assert settings["subjects"] == ["cat", "dog"]
-    assert (settings["guidance"], settings["scale"], settings["thresholds"]["0.2"]) == ("AttendAndExcite", 20.0, 0.5)
-    tensors = load_file(tmp_path / "new" / "folder" / "a-cat-and-a-dog.safetensors")
-    assert torch.equal(tensors["latents"], result.latents)
+    guidance = settings["guidance"]
+    assert (guidance["name"], guidance["objective"], guidance["scale"]) == ("AttendAndExcite", "excite", 20.0)
+    assert guidance["thresholds"] == {"0": 0.05, "0.2": 0.5, "0.4": 0.8}
+    tensors = load_file(pictures[1].with_suffix(".safetensors"))
+    assert torch.equal(tensors["latents"], result.latents[1])
     assert sum(name.startswith("maps.") for name in tensors) == len(result.maps.layers)
-    record = json.loads((tmp_path / "new" / "folder" / "a-cat-and-a-dog.json").read_text())
-    assert record["trace"] == list(result.trace)
+    record = json.loads(pictures[1].with_suffix(".json").read_text())
+    assert record["settings"] == settings
+    assert [row["loss"] for row in record["trace"]] == [row["loss"][1] for row in result.trace]
 
 
 def test_settings_draw_the_same_picture_again(result, tiny):
@@ -48,7 +52,9 @@ def test_settings_draw_the_same_picture_again(result, tiny):
         guidance_scale=settings["guidance_scale"],
         height=settings["height"],
         width=settings["width"],
-        guidance=limelight.AttendAndExcite(resolution=settings["resolution"], scale=settings["scale"]),
+        guidance=limelight.AttendAndExcite(
+            resolution=settings["guidance"]["resolution"], scale=settings["guidance"]["scale"]
+        ),
     )
     assert torch.allclose(again.latents[0], result.latents[1], atol=1e-8)
 

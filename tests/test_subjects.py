@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from limelight import PromptError
+from limelight import PromptError, subjects
 from limelight.prompt import parse
 from limelight.subjects import nouns, resolve
 
@@ -25,6 +25,7 @@ ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse
         ("two birds, a cat, and the red car", ["birds", "cat", "car"]),
         ("a photo of a cat", ["cat"]),
         ("A painting of a horse, highly detailed", ["horse"]),
+        ("a cat and an \u0130stanbul", ["cat", "\u0130stanbul"]),
         ("cat and dog", ["cat", "dog"]),
         ("fluffy cat", ["cat"]),
         ("sunset over mountains at dawn, cinematic lighting", []),
@@ -51,6 +52,8 @@ def test_resolve(tokenizer):
     assert resolve(prompt, ["black cat", 6]) == (("black cat", 6), ((2, 3), (6,)))
     with pytest.raises(PromptError, match="'black cat' and 'cat' share a word"):
         resolve(prompt, ["black cat", "cat"])
+    with pytest.raises(PromptError, match="subjects is empty"):
+        resolve(prompt, [])
     with pytest.raises(PromptError, match="must be a list of words"):
         resolve(prompt, "cat")
     nothing = parse("sunset over mountains at dawn, cinematic lighting", tokenizer, 77)
@@ -70,5 +73,6 @@ def test_spacy_reads_what_has_no_articles(tokenizer, monkeypatch):
     chunks = [Root("sunset"), Root("mountains"), Root("cinematic", "ADJ"), Root("lighting")]
     document = type("Doc", (), {"noun_chunks": [type("Span", (), {"root": root}) for root in chunks]})
     monkeypatch.setitem(sys.modules, "spacy", type("spacy", (), {"load": lambda name: lambda read: document}))
+    monkeypatch.setattr(subjects, "_spacy_model", subjects._spacy_model.__wrapped__)
     assert nouns(parse(text, tokenizer, 77)) == ("sunset", "mountains", "lighting")
     assert nouns(parse("a cat and a dog", tokenizer, 77)) == ("cat", "dog"), "the rule comes first"

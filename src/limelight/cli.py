@@ -32,14 +32,14 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 
-Prompt = Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat and a dog'.", show_default=False)]
+PromptText = Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat and a dog'.", show_default=False)]
 ModelName = Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id (owner/name).")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the first that is there.")]
 
 
 @app.command("generate")
 def generate_command(
-    prompt: Prompt,
+    prompt: PromptText,
     subjects: Annotated[
         str, typer.Option(help="Words to put on stage, separated by commas; 'auto' takes the nouns.")
     ] = "auto",
@@ -63,13 +63,15 @@ def generate_command(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
 ) -> None:
     """Draw a prompt: one PNG per seed with its settings inside, and a grid."""
+    if compare and not guidance:
+        raise SettingsError("--compare draws guided pictures beside plain ones; leave out --no-guidance.")
     seed_list = _seeds(seeds)
     _check_folder(out)
     drawn_by = _open(model, device)
     wanted = AttendAndExcite(scale=scale, until=until, resolution=resolution)
     runs: dict[str, Guidance | None] = {"plain": None, "guided": wanted}
     if not compare:
-        runs = {"": wanted if guidance else None}
+        runs.pop("plain" if guidance else "guided")
     parsed = drawn_by.prompt(prompt)
     names, _ = resolve(parsed, _subjects(subjects), needed=compare or guidance)
     if subjects == "auto" and (compare or guidance):
@@ -85,17 +87,16 @@ def generate_command(
     }
     results: list[Result] = []
     for name, chosen in runs.items():
-        results.append(_with_progress(name or prompt, drawn_by, prompt, guidance=chosen, **options))
+        results.append(_with_progress(name, drawn_by, prompt, guidance=chosen, **options))
         results[-1].save(out, f"{slug(prompt, 70)} {name}")
     sheet = out / f"{slug(prompt, 70)}-grid.png"
-    write(
-        sheet, png({**results[-1].settings, "seeds": seed_list, "rows": list(runs)}, grid([r.images for r in results]))
-    )
+    rows, labels = [result.images for result in results], list(runs) if compare else None
+    write(sheet, png({**results[-1].settings, "seeds": seed_list, "rows": list(runs)}, grid(rows, labels)))
     console.print(f"{sum(len(r.images) for r in results)} pictures and {escape(sheet.name)} in {escape(str(out))}")
 
 
 @app.command()
-def tokens(prompt: Prompt, model: ModelName = "pocket", device: Device = None) -> None:
+def tokens(prompt: PromptText, model: ModelName = "pocket", device: Device = None) -> None:
     """Show how the model reads a prompt: its tokens and the words that they belong to."""
     parsed = _open(model, device).prompt(prompt)
     table = Table("position", "token", "word")
@@ -144,13 +145,13 @@ def _with_progress(label: str, *args: Any, **options: Any) -> Result:
 
 def _subjects(text: str) -> Any:
     names = [part.strip() for part in text.split(",") if part.strip()]
-    return "auto" if names == ["auto"] else [int(name) if name.isdigit() else name for name in names]
+    return "auto" if names == ["auto"] else [int(name) if name.isdecimal() else name for name in names]
 
 
 def _check_folder(folder: Path) -> None:
     """Find out before the drawing, not after it, that its results cannot be written."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK):
         raise SettingsError(f"'{folder}' cannot be written: '{there}' is no folder that you may write to.")
 
 
@@ -158,9 +159,12 @@ def _seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if not match or (match[2] and int(match[2]) < int(match[1])) or int(match[2] or match[1]) >= 2**63:
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last >= 2**63:
             raise SettingsError(f"'{text}' is no list of seeds; write for example 0-3,7.")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        if last - first >= 10_000:
+            raise SettingsError(f"'{text}' is {last - first + 1} seeds; give at most 10000 at once.")
+        seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
 

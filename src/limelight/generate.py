@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import SettingsError
-from .guidance import Guidance, Move, Steering
+from .guidance import Guidance, Move, Steering, layers_to_read
 from .maps import AttentionMaps, RunningMean
 from .models.base import Conditioning, Model
 from .objectives import Subjects
@@ -20,7 +21,7 @@ from .result import Result
 from .subjects import Subject, resolve
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step of the loop.
 
@@ -67,13 +68,13 @@ def denoise(
         guidance: moves the latents before each step; None is the plain model.
         subjects: for each image, for each subject, its token positions. Needed with `guidance`.
         edits: attention edits in the conditional branch of every pass that predicts.
-        record: give every step the attention maps at the model's guided resolution.
+        record: give every step its attention maps, at the resolution that guidance reads.
         generators: one per image, for schedulers that add noise.
     """
     timesteps = model.timesteps(steps)
     size = (noise.shape[-2], noise.shape[-1])
     steering = Steering(guidance, model, conditioning, subjects, steps, timesteps, size) if guidance else None
-    recorded = (guidance or Guidance()).layers(model, size) if record else ()
+    recorded = layers_to_read(model, size, guidance.resolution if guidance else None) if record else ()
     latents = model.start(noise)
     for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
         move = steering.update(index, timestep, latents) if steering else None
@@ -110,7 +111,7 @@ def generate(
         prompt: what to draw.
         subjects: words ("cat"), phrases ("blue frog"), later occurrences ("dog#2") or token indices that `guidance`
             puts on stage. "auto" takes the prompt's nouns; the choice is in `Result.subjects`.
-        seeds: one or several; noise depends on the seed alone, so a batch equals its single pictures.
+        seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single pictures.
         guidance: e.g. `AttendAndExcite()`; None is the plain model.
         steps: inference steps, at least 1.
         guidance_scale: strength of classifier-free guidance; at 1 or less there is no unconditional branch.
@@ -125,14 +126,13 @@ def generate(
         PromptError: a subject is not in the prompt.
         SettingsError: a setting is out of range.
     """
-    seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
-    if steps < 1:
-        raise SettingsError(f"steps={steps} must be at least 1.")
+    seeds = tuple(operator.index(s) for s in (seeds if isinstance(seeds, Iterable) else (seeds,)))
     if not seeds:
         raise SettingsError("seeds is empty; give at least one, for example seeds=[0].")
     parsed = model.prompt(prompt)
     names, spans = resolve(parsed, subjects, needed=guidance is not None)
-    height, width = height or model.default_size[0], width or model.default_size[1]
+    height = model.default_size[0] if height is None else height
+    width = model.default_size[1] if width is None else width
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = model.noise(generators, height, width)
     if latents is not None:
@@ -142,7 +142,7 @@ def generate(
                 f"the shape must be {list(noise.shape)}."
             )
         noise = latents.to(noise)
-    conditioning = model.encode([parsed] * len(seeds), negative if guidance_scale > 1 else None)
+    conditioning = model.encode([parsed] * len(seeds), negative if guidance_scale > 1 else None, (height, width))
     mean, moved, final = RunningMean(), [], noise
     for step in denoise(
         model,
@@ -157,7 +157,7 @@ def generate(
         generators=generators,
     ):
         final = step.latents
-        if step.maps:
+        if step.maps is not None:
             mean.add(step.maps)
         if step.move:
             moved.append((step.index, step.timestep, step.move.loss, step.move.presence, step.move.refinements))
@@ -166,12 +166,14 @@ def generate(
     settings = {
         "prompt": prompt,
         "negative": negative,
-        "subjects": [str(name) for name in names],
+        "subjects": list(names),
         "steps": steps,
         "guidance_scale": guidance_scale,
         "height": height,
         "width": width,
-        **(guidance.settings() if guidance else {"guidance": None}),
+        "latents": None if latents is None else "given",
+        "guidance": guidance.settings() if guidance else None,
+        "edits": [getattr(edit, "__name__", type(edit).__name__) for edit in edits],
         **{key: value for key, value in model.describe().items() if key in ("model", "scheduler", "dtype")},
         "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
     }

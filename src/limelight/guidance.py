@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .probe import Probe
 class Guidance:
     """Move the latents against the gradient of an attention objective during the first part of the schedule.
 
-    In the fields below a float is a fraction of the schedule and an int a number of steps.
+    In the fields below a float is a fraction of the schedule (0..1) and an int a number of steps.
 
     Attributes:
         objective: what a picture still lacks, see `limelight.objectives`.
@@ -34,7 +35,7 @@ class Guidance:
         max_refinements: limit of refinement moves at one threshold.
     """
 
-    objective: Objective = excite
+    objective: Objective = field(default=excite, compare=False)
     until: float | int = 0.5
     thresholds: Mapping[float | int, float] = field(default_factory=dict)
     scale: float = 20.0
@@ -44,36 +45,27 @@ class Guidance:
 
     def __post_init__(self) -> None:
         for name in ("until", "scale", "max_refinements"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name}={getattr(self, name)} must not be negative.")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")
+        if not all(0 <= value < float("inf") for value in self.decay):
+            raise SettingsError(f"decay={self.decay} must be two numbers that are not negative.")
+        for key in (self.until, *self.thresholds):
+            if not isinstance(key, Integral) and not 0 <= key <= 1:
+                raise SettingsError(
+                    f"{key} is no fraction of the schedule: write 0.0 to 1.0, or a whole number of steps."
+                )
         for key, value in self.thresholds.items():
             if not 0 <= value <= 1 or key < 0:
                 raise SettingsError(f"The threshold {{{key}: {value}}} must map a step to a presence between 0 and 1.")
 
-    def layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[Layer, ...]:
-        """The cross-attention layers whose maps this guidance reads.
-
-        Raises:
-            SettingsError: `resolution` names a size that no layer has; the message lists those that exist.
-        """
-        cross = [layer for layer in model.layers if layer.kind == "cross"]
-        if self.resolution is None:
-            return tuple(layer for layer in cross if layer.scale == model.guided_scale)
-        wanted = (self.resolution, self.resolution) if isinstance(self.resolution, int) else tuple(self.resolution)
-        found = tuple(layer for layer in cross if layer.size(latent_size) == wanted)
-        if not found:
-            sizes = sorted({layer.size(latent_size) for layer in cross}, reverse=True)
-            listed = ", ".join(f"{h}x{w}" for h, w in sizes)
-            raise SettingsError(f"No layer has maps of {wanted[0]}x{wanted[1]} for this picture; there are: {listed}.")
-        return found
-
     def settings(self) -> dict[str, Any]:
         """The fields as plain values, to be stored with a result."""
-        values = {name: value for name, value in vars(self).items() if name != "objective"}
+        objective = getattr(self.objective, "func", self.objective)
         return {
-            "guidance": type(self).__name__,
-            **values,
-            "thresholds": {str(k): v for k, v in self.thresholds.items()},
+            "name": type(self).__name__,
+            **vars(self),
+            "objective": getattr(objective, "__name__", type(objective).__name__),
+            "thresholds": {str(key): value for key, value in self.thresholds.items()},
         }
 
 
@@ -88,7 +80,7 @@ class AttendAndExcite(Guidance):
         smooth: blur the maps before taking their maximum.
     """
 
-    objective: Objective = field(init=False, repr=False)
+    objective: Objective = field(init=False, repr=False, compare=False)
     thresholds: Mapping[float | int, float] = field(default_factory=lambda: {0: 0.05, 0.2: 0.5, 0.4: 0.8})
     smooth: bool = True
 
@@ -97,7 +89,34 @@ class AttendAndExcite(Guidance):
         object.__setattr__(self, "objective", partial(excite, smooth=self.smooth))
 
 
-@dataclass(frozen=True)
+def layers_to_read(
+    model: Model, latent_size: tuple[int, int], resolution: int | tuple[int, int] | None = None
+) -> tuple[Layer, ...]:
+    """The cross-attention layers of one map size.
+
+    Args:
+        resolution: height and width of the maps, or one side of square ones; None takes the model's `guided_scale`.
+
+    Raises:
+        SettingsError: no layer has that size (the message lists those that exist), or the maps have a single pixel.
+    """
+    cross = [layer for layer in model.layers if layer.kind == "cross"]
+    if resolution is None:
+        found = tuple(layer for layer in cross if layer.scale == model.guided_scale)
+    else:
+        wanted = tuple(resolution) if isinstance(resolution, Sequence) else (resolution, resolution)
+        found = tuple(layer for layer in cross if layer.size(latent_size) == wanted)
+    if not found:
+        sizes = sorted({layer.size(latent_size) for layer in cross}, reverse=True)
+        listed = ", ".join(f"{h}x{w}" for h, w in sizes)
+        named = "x".join(map(str, wanted))
+        raise SettingsError(f"No layer has maps of {named} for this picture; there are: {listed}.")
+    if min(found[0].size(latent_size)) < 2:
+        raise SettingsError("The picture is too small: its attention maps would be a single pixel wide.")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
 class Move:
     """What guidance did before one denoising step.
 
@@ -127,10 +146,20 @@ class Steering:
         timesteps: Tensor,
         latent_size: tuple[int, int],
     ) -> None:
+        if len(subjects) != len(conditioning.prompts) or not all(subjects):
+            raise SettingsError("Guidance needs the subjects of every image.")
+        if model.scheduler.order > 1:
+            raise SettingsError(
+                f"The scheduler {type(model.scheduler).__name__} evaluates the denoiser twice a step and discards what "
+                "guidance moves in between; use one of first order, for example DDIM or Euler."
+            )
         self.guidance, self.model, self.conditioning, self.subjects = guidance, model, conditioning, subjects
-        self.layers = guidance.layers(model, latent_size)
+        self.layers = layers_to_read(model, latent_size, guidance.resolution)
         self.until = _steps(guidance.until, steps)
-        self.thresholds = {_steps(key, steps): value for key, value in guidance.thresholds.items()}
+        self.thresholds: dict[int, float] = {}
+        for key, value in guidance.thresholds.items():
+            # In short schedules thresholds can fall on one step; the gentlest holds.
+            self.thresholds[_steps(key, steps)] = min(value, self.thresholds.get(_steps(key, steps), 1.0))
         first, last = guidance.decay
         decay = torch.linspace(first, last, len(timesteps), dtype=torch.float64)
         self.sizes = (guidance.scale * decay.sqrt()).tolist()
@@ -180,7 +209,7 @@ def _descent(loss: Tensor, gradient: Tensor, size: float) -> Tensor:
 
 
 def _steps(value: float | int, steps: int) -> int:
-    return round(value * steps) if isinstance(value, float) else value
+    return int(value) if isinstance(value, Integral) else int(value * steps + 0.5)
 
 
 @contextmanager

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import ProbeError, SettingsError
+from .errors import ProbeError, PromptError, SettingsError
 from .models.base import Layer
 from .prompt import Prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionMaps(Mapping[str, Tensor]):
     """Cross-attention probabilities of one pass, or their mean over several.
 
@@ -65,11 +66,21 @@ class AttentionMaps(Mapping[str, Tensor]):
     def __getitem__(self, subject: str | int) -> Tensor:
         return self.map(subject)
 
+    def get(self, subject: str | int, default: Any = None) -> Any:
+        # Mapping's own waits for a KeyError; an unknown word is a PromptError here.
+        return self[subject] if subject in self else default  # noqa: SIM401
+
+    def __contains__(self, subject: object) -> bool:
+        try:
+            return all(prompt.find(subject) for prompt in self.prompts)  # type: ignore[arg-type]
+        except PromptError:
+            return False
+
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(word.text for word in self.prompts[0].words))
+        return iter(dict.fromkeys(word.text for word in self.prompts[0].words if word.positions))
 
     def __len__(self) -> int:
-        return len({word.text for word in self.prompts[0].words})
+        return sum(1 for _ in self)
 
 
 def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -64,6 +64,7 @@ def excite(
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached tensors must serve later backward passes
 def _pooling(subjects: tuple[tuple[tuple[int, ...], ...], ...], tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which token goes into which column of the sharpened maps: a product with 0/1 matrices pools all images at once.
 

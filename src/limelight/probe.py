@@ -73,6 +73,8 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        while self._entered:  # an interrupt (not an Exception) skips the layers' own forward hooks
+            self._entered.popitem()[1].__exit__(None, None, None)
         self._seen.clear()
 
     def _watch(self, module: nn.Module, layer: Layer) -> list[torch.utils.hooks.RemovableHandle]:
@@ -126,12 +128,14 @@ class _Intercept(TorchFunctionMode):
 
     def __init__(self, probe: Probe, layer: Layer) -> None:
         super().__init__()
-        self.probe, self.layer = probe, layer
+        self.probe, self.layer, self.answered = probe, layer, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
+        # A second call in the same layer is an adapter's (IP-Adapter attends to its picture there).
+        if func is not F.scaled_dot_product_attention or self.answered:
             return func(*args, **kwargs)
+        self.answered = True
         return self._attend(*args, **kwargs)
 
     def _attend(

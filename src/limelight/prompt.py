@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import PromptError
 
-# A word: a placeholder such as <my-cat>, or letters and digits with inner apostrophes and hyphens.
-_WORD = re.compile(r"<[^<>\s]+>|[^\W_]+(?:['\u2019-][^\W_]+)*")
+# A word: a placeholder such as <my-cat>, or letters (with accents) and digits with inner apostrophes and hyphens.
+_LETTERS = r"(?:[^\W_][\u0300-\u036f]*)+"
+_WORD = re.compile(rf"<[^<>\s]+>|{_LETTERS}(?:['\u2019-]{_LETTERS})*")
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,15 @@ class Prompt:
         Raises:
             PromptError: it is not in the prompt, or lies beyond what the model reads.
         """
-        if isinstance(subject, int):
-            return self._checked((subject,))
         if not isinstance(subject, str):
-            return self._checked(tuple(subject))
+            return self._checked(subject)
         name, mark, count = subject.rpartition("#")
-        occurrence = int(count) if mark and count.isdigit() else 1
-        wanted = _words(name if mark and count.isdigit() else subject)
+        numbered = bool(mark) and count.isdecimal()
+        occurrence = int(count) if numbered else 1
+        wanted = [_key(match.group()) for match in _WORD.finditer(name if numbered else subject)]
         if not wanted or occurrence < 1:
             raise PromptError(f"'{subject}' is not a word; {self._choices()}")
-        texts = [word.text.lower() for word in self.words]
+        texts = [_key(word.text) for word in self.words]
         starts = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
         if not starts:
             raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}")
@@ -80,7 +82,15 @@ class Prompt:
             )
         return tuple(sorted({position for word in found for position in word.positions}))
 
-    def _checked(self, indices: tuple[int, ...]) -> tuple[int, ...]:
+    def _checked(self, subject: int | Sequence[int]) -> tuple[int, ...]:
+        try:
+            indices = tuple(
+                sorted({operator.index(i) for i in (subject if isinstance(subject, Sequence) else [subject])})
+            )
+        except TypeError:
+            raise PromptError(
+                f"The subject {subject!r} is neither a word nor a token index nor a list of them."
+            ) from None
         for index in indices:
             if not 1 <= index < self.end:
                 listed = ", ".join(f"{i} {self.tokens[i]}" for i in range(1, self.end))
@@ -95,21 +105,20 @@ class Prompt:
         )
 
 
-def _words(text: str) -> list[str]:
-    return [match.group().lower() for match in _WORD.finditer(text)]
+def _key(word: str) -> str:
+    """What makes two spellings the same word."""
+    return unicodedata.normalize("NFC", word).lower()
 
 
 def parse(text: str, tokenizer: Any, length: int) -> Prompt:
     """Tokenize a prompt with a fast transformers tokenizer, cut and padded to `length` tokens."""
-    encoded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
+    encoded = tokenizer(text, padding="max_length", max_length=length, truncation=True)
     ids = tuple(encoded["input_ids"])
-    # A padding token may be the end token (SD 1.x): the prompt ends at the first one after it starts.
-    end = next((i for i, token in enumerate(ids) if i > 0 and token == tokenizer.eos_token_id), len(ids) - 1)
-    spans = encoded["offset_mapping"]
+    end = sum(encoded["attention_mask"]) - 1
+    spans = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"][:-1]  # whole, without its end
     words = []
     for match in _WORD.finditer(text):
         start, stop = match.span()
-        inside = tuple(i for i in range(1, end) if spans[i][0] < stop and spans[i][1] > start)
-        whole = bool(inside) and max(spans[i][1] for i in inside) >= stop
-        words.append(Word(match.group(), (start, stop), inside if whole else ()))
+        positions = tuple(i for i, span in enumerate(spans) if span[0] < stop and span[1] > start)
+        words.append(Word(match.group(), (start, stop), positions if positions and positions[-1] < end else ()))
     return Prompt(text, ids, tuple(tokenizer.convert_ids_to_tokens(list(ids))), end, tuple(words))

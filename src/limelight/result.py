@@ -21,7 +21,7 @@ from .errors import SettingsError
 from .maps import AttentionMaps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """Pictures and how they came about.
 
@@ -45,7 +45,7 @@ class Result:
     subjects: tuple[Any, ...]
 
     def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
-        """Write one PNG per seed, the latents and maps (safetensors) and the settings with the trace (JSON).
+        """Write for each seed a PNG, its latents and maps (safetensors), and its settings and trace (JSON).
 
         Args:
             folder: made if absent.
@@ -58,18 +58,18 @@ class Result:
             SettingsError: the folder cannot be written.
         """
         folder, stem = Path(folder), slug(name or self.settings["prompt"])
-        files: dict[Path, bytes] = {}
-        pictures = [folder / f"{stem}-{seed}.png" for seed in self.seeds]
-        for path, image, seed in zip(pictures, self.images, self.seeds, strict=True):
-            files[path] = png({**self.settings, "seed": seed}, image)
-        tensors = {"latents": self.latents.contiguous().cpu()}
-        if self.maps:
-            tensors |= {f"maps.{layer.name}": p.contiguous().cpu() for layer, p in self.maps.layers.items()}
-        files[folder / f"{stem}.safetensors"] = save(tensors)
-        record = {"settings": self.settings, "seeds": list(self.seeds), "trace": list(self.trace)}
-        files[folder / f"{stem}.json"] = json.dumps(record, indent=1, allow_nan=True).encode()
-        for path, content in files.items():
-            write(path, content)
+        pictures = []
+        for i, (image, seed) in enumerate(zip(self.images, self.seeds, strict=True)):
+            settings = {**self.settings, "seed": seed}
+            trace = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in self.trace]
+            tensors = {"latents": self.latents[i]}
+            if self.maps is not None:
+                tensors |= {f"maps.{layer.name}": p[i] for layer, p in self.maps.layers.items()}
+            path = folder / f"{stem}-{seed}.png"
+            write(path, png(settings, image))
+            write(path.with_suffix(".safetensors"), save({k: v.contiguous().cpu() for k, v in tensors.items()}))
+            write(path.with_suffix(".json"), json.dumps({"settings": settings, "trace": trace}, indent=1).encode())
+            pictures.append(path)
         return pictures
 
 

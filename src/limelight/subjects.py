@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 from .errors import PromptError
 from .prompt import Prompt
@@ -40,6 +41,8 @@ def resolve(
     if isinstance(subjects, str) and subjects != "auto":
         raise PromptError(f"subjects='{subjects}' must be a list of words, for example subjects=['{subjects}'].")
     names: tuple[Subject, ...] = nouns(prompt) if isinstance(subjects, str) else tuple(subjects)
+    if not names and needed and not isinstance(subjects, str):
+        raise PromptError("subjects is empty; guidance needs at least one word.")
     if not names and needed:
         words = ", ".join(word.text for word in prompt.words) or "none"
         raise PromptError(f"No subject can be guessed from '{prompt.text}'; name some of its words: {words}.")
@@ -90,15 +93,23 @@ def _between_joiners(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _by_spacy(prompt: Prompt) -> tuple[str, ...]:
-    try:
-        import spacy
-
-        document = spacy.load("en_core_web_sm")(prompt.text)
-    except (ImportError, OSError):
+    read = _spacy_model()
+    if read is None:
         return ()
+    document = read(prompt.text)
     starts = {word.span[0]: i for i, word in enumerate(prompt.words)}
     heads = [chunk.root.idx for chunk in document.noun_chunks if chunk.root.pos_ in ("NOUN", "PROPN")]
     return _names(prompt, [starts[head] for head in heads if head in starts])
+
+
+@lru_cache(maxsize=1)
+def _spacy_model() -> Any:
+    try:
+        import spacy
+
+        return spacy.load("en_core_web_sm")
+    except (ImportError, OSError):
+        return None
 
 
 def _names(prompt: Prompt, indices: Sequence[int]) -> tuple[str, ...]:
@@ -108,7 +119,8 @@ def _names(prompt: Prompt, indices: Sequence[int]) -> tuple[str, ...]:
     for i in indices:
         if prompt.words[i].positions:
             occurrence = texts[: i + 1].count(texts[i])
-            names.append(texts[i] if occurrence == 1 else f"{texts[i]}#{occurrence}")
+            name = prompt.words[i].text
+            names.append(name if occurrence == 1 else f"{name}#{occurrence}")
     return tuple(names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 
 from ..errors import ModelError, SettingsError
 from .base import Conditioning, Layer, Model
-from .unet import StableDiffusion
+from .unet import StableDiffusion, StableDiffusionXL, UNet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["Conditioning", "Layer", "Model", "load"]
 
 # Pipeline class -> the adapter that drives it. A new family is one more line here.
-FAMILIES: dict[str, type[StableDiffusion]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: dict[str, type[UNet]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
 
 
 POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
@@ -48,37 +52,43 @@ def load(
     if isinstance(source, DiffusionPipeline):
         pipeline, name = source, getattr(source.config, "_name_or_path", None) or type(source).__name__
         _check_family(type(pipeline).__name__, name)
-        pipeline.to(*(x for x in (device, dtype) if x is not None))
+        if device is not None:
+            _move(pipeline, _device(device))
+        if dtype is not None:
+            pipeline.to(dtype)
     else:
-        device = _device(device)
-        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        where = _device(device)
+        dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
         name = "pocket" if source is None else str(source)
-        pipeline = _open(POCKET if source in (None, "pocket") else source, name, dtype).to(device)
+        pipeline = _move(_open(POCKET if source in (None, "pocket") else source, name, dtype), where)
     return FAMILIES[type(pipeline).__name__](pipeline, name)
 
 
 def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    import diffusers
+    from safetensors import SafetensorError
 
-    folder = Path(source).expanduser()
-    is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith(".")
-    if not folder.exists() and not is_id:
+    folder = os.path.expanduser(source)
+    is_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)
+    if not os.path.isdir(folder) and not is_id:
         raise ModelError(f"'{name}' is neither a folder nor a hub id (owner/name); 'pocket' is always there.")
-    where = str(folder) if folder.exists() else str(source)
+    where = str(folder) if os.path.isdir(folder) else str(source)
     try:
-        config = DiffusionPipeline.load_config(where)
-    except (OSError, ValueError) as error:
-        if folder.exists():
+        family = str(diffusers.DiffusionPipeline.load_config(where)["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if os.path.isdir(folder):
             raise ModelError(f"'{name}' is no model folder: it has no readable model_index.json.") from error
         raise ModelError(
-            f"'{name}' cannot be fetched from the hub; check the name and the connection, or give a folder."
+            f"'{name}' cannot be fetched from the hub; check the name and the connection, log in with `hf auth login` "
+            "if it is private or gated, or give a folder."
         ) from error
-    _check_family(config["_class_name"], name)
-    options: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
+    _check_family(family, name)
+    options = {"dtype": dtype, "use_safetensors": True, **FAMILIES[family].loading}
     try:
-        return StableDiffusionPipeline.from_pretrained(where, **options, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"'{name}' cannot be read as a model: {str(error).splitlines()[0]}") from error
+        return getattr(diffusers, family).from_pretrained(where, **options)
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
 
 
 def _check_family(pipeline: str, name: str) -> None:
@@ -92,8 +102,15 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         device = torch.device(wanted or next(name for name in there if there[name]))
     except RuntimeError as error:
         raise SettingsError(f"'{wanted}' is no device; use cuda, mps or cpu.") from error
-    if not there.get(device.type, True):
-        raise SettingsError(
-            f"The device '{wanted}' is not available here; use {' or '.join(k for k in there if there[k])}."
-        )
+    if not there.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise SettingsError(f"The device '{wanted}' is not there; use {' or '.join(k for k in there if there[k])}.")
     return device
+
+
+def _move(pipeline: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:
+    try:
+        return pipeline.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"The model does not fit into the memory of '{device}'; use a smaller one or the CPU."
+        ) from error

@@ -37,7 +37,7 @@ class Layer:
         return -(-latent_size[0] // self.scale), -(-latent_size[1] // self.scale)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """Encoded prompts, one row per image.
 
@@ -71,6 +71,7 @@ class Model(ABC):
         layers: every attention layer in execution order.
         guided_scale: the `Layer.scale` at which this family's maps carry semantics.
         pixels_per_latent: picture pixels per latent pixel along an axis.
+        scheduler: a diffusers scheduler, this model's own copy.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Model(ABC):
     layers: tuple[Layer, ...]
     guided_scale: int
     pixels_per_latent: int
+    scheduler: Any
 
     @property
     @abstractmethod
@@ -97,8 +99,15 @@ class Model(ABC):
         """Tokenize a prompt."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[Prompt], negative: str | None = None) -> Conditioning:
-        """Encode one prompt per image; `negative` (may be "") adds the unconditional branch, None leaves it out."""
+    def encode(
+        self, prompts: Sequence[Prompt], negative: str | None = None, size: tuple[int, int] | None = None
+    ) -> Conditioning:
+        """Encode one prompt per image.
+
+        Args:
+            negative: the prompt of the unconditional branch, may be ""; None leaves that branch out.
+            size: height and width of the pictures in pixels, which some families are told; by default `default_size`.
+        """
 
     @abstractmethod
     def timesteps(self, steps: int) -> Tensor:

@@ -1,40 +1,44 @@
-"""Stable Diffusion 1.x and 2.x: checkpoints of diffusers' StableDiffusionPipeline."""
+"""Families whose denoiser is a UNet2DConditionModel: Stable Diffusion 1.x, 2.x and XL."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import ModelError, SettingsError
 from ..prompt import Prompt, parse
 from .base import Conditioning, Layer, Model
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
-
-class StableDiffusion(Model):
-    """Drives a `StableDiffusionPipeline`'s parts; the pipeline itself is left as it was.
+class UNet(Model):
+    """What all families with a `UNet2DConditionModel` share. The pipeline itself is left as it was.
 
     Args:
         pipeline: weights are used as they are, on the device and in the dtype that they have.
         name: how the model was asked for.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, name: str) -> None:
+    loading: ClassVar[dict[str, Any]] = {}
+    """What `from_pretrained` of this family is told besides the common options."""
+
+    def __init__(self, pipeline: Any, name: str) -> None:
         self.pipeline, self.name = pipeline, name
         self.denoiser = pipeline.unet
         self.scheduler = copy.deepcopy(pipeline.scheduler)
         self.layers = unet_layers(pipeline.unet)
         self.pixels_per_latent = pipeline.vae_scale_factor
-        self.guided_scale = _guided_scale(self.layers, pipeline.unet.config.sample_size)
+        known, trained = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+        if known < trained:
+            raise ModelError(f"The tokenizer of '{name}' knows {known} of {trained} tokens; its files are incomplete.")
+        self.guided_scale = _guided_scale(self.layers, min(_pair(pipeline.unet.config.sample_size)))
 
     @property
     def device(self) -> torch.device:
@@ -46,8 +50,8 @@ class StableDiffusion(Model):
 
     @property
     def default_size(self) -> tuple[int, int]:
-        side = self.pipeline.unet.config.sample_size * self.pixels_per_latent
-        return side, side
+        height, width = _pair(self.denoiser.config.sample_size)
+        return height * self.pixels_per_latent, width * self.pixels_per_latent
 
     @property
     def _length(self) -> int:
@@ -56,31 +60,31 @@ class StableDiffusion(Model):
     def prompt(self, text: str) -> Prompt:
         return parse(text, self.pipeline.tokenizer, self._length)
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[Prompt], negative: str | None = None) -> Conditioning:
-        def states(parsed: Sequence[Prompt]) -> Tensor:
-            # Equal prompts (one prompt, many seeds) are encoded once.
-            distinct = list(dict.fromkeys(p.ids for p in parsed))
-            ids = torch.tensor(distinct, device=self.device)
-            encoder = self.pipeline.text_encoder
-            mask = None
-            if getattr(encoder.config, "use_attention_mask", None):
-                mask = torch.tensor([self._mask(p) for p in {p.ids: p for p in parsed}.values()], device=self.device)
-            encoded = encoder(ids, attention_mask=mask)[0].to(self.dtype)
-            return encoded[[distinct.index(p.ids) for p in parsed]]
+    @abstractmethod
+    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+        """Encode one prompt: keyword tensors of the denoiser, first axis 1."""
 
-        conditional = {"encoder_hidden_states": states(prompts)}
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[Prompt], negative: str | None = None, size: tuple[int, int] | None = None
+    ) -> Conditioning:
+        def rows(wanted: Sequence[Prompt], negative: bool) -> dict[str, Tensor]:
+            # Equal prompts (one prompt, many seeds) are encoded once.
+            states = {p.text: self._states(p, size or self.default_size, negative) for p in dict.fromkeys(wanted)}
+            names = next(iter(states.values()))
+            return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
+
+        conditional = rows(prompts, False)
         if negative is None:
             return Conditioning(tuple(prompts), conditional)
-        unconditional = {"encoder_hidden_states": states([self.prompt(negative)] * len(prompts))}
-        return Conditioning(tuple(prompts), conditional, unconditional)
-
-    @staticmethod
-    def _mask(prompt: Prompt) -> list[int]:
-        return [int(i <= prompt.end) for i in range(len(prompt.ids))]
+        return Conditioning(tuple(prompts), conditional, rows([self.prompt(negative)] * len(prompts), True))
 
     def timesteps(self, steps: int) -> Tensor:
-        self.scheduler.set_timesteps(steps, device=self.device)
+        try:
+            self.scheduler.set_timesteps(steps, device=self.device)
+        except (ValueError, ZeroDivisionError, IndexError) as error:
+            known = self.scheduler.config.num_train_timesteps
+            raise SettingsError(f"steps={steps} does not fit the schedule; it must be 1 to {known}.") from error
         return self.scheduler.timesteps
 
     def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
@@ -112,7 +116,8 @@ class StableDiffusion(Model):
         joined = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
         scaled = self.scheduler.scale_model_input(torch.cat([latents] * len(branches)), timestep)
         with _stop_after(self.denoiser, until):
-            prediction = self.denoiser(scaled, timestep, **joined, return_dict=False)[0]
+            states = joined.pop("encoder_hidden_states")
+            prediction = self.denoiser(scaled, timestep, states, added_cond_kwargs=joined or None, return_dict=False)[0]
         if until is not None:
             return None
         if len(branches) == 1:
@@ -124,13 +129,18 @@ class StableDiffusion(Model):
         self, prediction: Tensor, timestep: Tensor, latents: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
         accepted = inspect.signature(self.scheduler.step).parameters
-        extra: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
+        extra: dict[str, Any] = {"generator": list(generators) or None} if "generator" in accepted else {}
         return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        # The SDXL autoencoder overflows in float16 and says so in its configuration.
+        dtype = torch.float32 if vae.dtype == torch.float16 and vae.config.force_upcast else vae.dtype
+        latents = latents.to(dtype) / vae.config.scaling_factor
+        with _cast(vae, dtype):
+            pixels = vae.decode(latents, return_dict=False)[0]
+        self.pipeline.maybe_free_model_hooks()  # with CPU offload, the autoencoder leaves the device again
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     def describe(self) -> dict[str, str]:
@@ -139,7 +149,7 @@ class StableDiffusion(Model):
             "model": self.name,
             "family": type(self.pipeline).__name__,
             "scheduler": type(self.scheduler).__name__,
-            "prediction": self.scheduler.config.prediction_type,
+            "prediction": self.scheduler.config.get("prediction_type", "epsilon"),
             "size": "{}x{}".format(*self.default_size),
             "parameters": f"{sum(p.numel() for p in self.denoiser.parameters()) / 1e6:.1f} M in the denoiser",
             "attention layers": f"{len(self.layers)} ({sum(x.kind == 'cross' for x in self.layers)} to the prompt)",
@@ -147,6 +157,62 @@ class StableDiffusion(Model):
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+
+class StableDiffusion(UNet):
+    """Stable Diffusion 1.x and 2.x: checkpoints of `StableDiffusionPipeline`."""
+
+    loading: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
+
+    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+        encoder, ids = self.pipeline.text_encoder, torch.tensor([prompt.ids], device=self.device)
+        mask = None
+        if getattr(encoder.config, "use_attention_mask", None):
+            mask = (torch.arange(len(prompt.ids), device=self.device) <= prompt.end).long()[None]
+        return {"encoder_hidden_states": encoder(ids, attention_mask=mask)[0]}
+
+
+class StableDiffusionXL(UNet):
+    """Stable Diffusion XL: checkpoints of `StableDiffusionXLPipeline`, read by two text encoders.
+
+    An empty negative prompt is the zero embedding where the checkpoint asks for it, as in diffusers without one.
+    """
+
+    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+        pipeline, states = self.pipeline, []
+        for tokenizer, encoder in (
+            (pipeline.tokenizer, pipeline.text_encoder),
+            (pipeline.tokenizer_2, pipeline.text_encoder_2),
+        ):
+            # Both read the same words at the same positions; they differ in how they pad.
+            read = prompt if tokenizer is pipeline.tokenizer else parse(prompt.text, tokenizer, self._length)
+            if read.words != prompt.words:
+                raise ModelError(f"The two tokenizers of '{self.name}' split '{prompt.text}' differently.")
+            output = encoder(torch.tensor([read.ids], device=self.device), output_hidden_states=True)
+            states.append(output.hidden_states[-2])
+        pooled, hidden = output[0], torch.cat(states, dim=-1)
+        if negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
+            pooled, hidden = torch.zeros_like(pooled), torch.zeros_like(hidden)
+        # Original size, crop corner and target size: the picture as if it had never been cropped.
+        time_ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
+        return {"encoder_hidden_states": hidden, "text_embeds": pooled, "time_ids": time_ids}
+
+
+@contextmanager
+def _cast(module: Any, dtype: torch.dtype) -> Iterator[None]:
+    before = module.dtype
+    if dtype == before:
+        yield
+        return
+    module.to(dtype)
+    try:
+        yield
+    finally:
+        module.to(before)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def unet_layers(unet: Any) -> tuple[Layer, ...]:
