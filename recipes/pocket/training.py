@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ class Run:
 
     Under torchrun every process takes an equal share of the batch; on CPU each should have one thread.
     Checkpoints are written to `out/checkpoint.pt` every `save_every` seconds, and to `out/constant.pt` where the
-    cool-down begins.
+    cool-down begins, and to `out/checkpoint.pt` when the process is asked to end (SIGTERM).
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.step, self.seen_s = 0, 0.0
+        self.step, self.seen_s, self.stopped = 0, 0.0, False
         self.losses: list[float] = []
         newest = args.out / "checkpoint.pt"
         source = args.resume or (newest if newest.exists() else None)
@@ -71,6 +72,7 @@ class Run:
         return a.rate * min(1.0, (self.step + 1) / 200, max(0.0, (a.steps - self.step) / max(a.cooldown, 1)))
 
     def steps(self) -> Iterator[int]:
+        signal.signal(signal.SIGTERM, self._stop)
         last_save = last_log = time.monotonic()
         while self.step < self.args.steps:
             if self.step == self.args.steps - self.args.cooldown:
@@ -82,17 +84,25 @@ class Run:
             if self.step % 50 == 0 and self.rank == 0:
                 mean = sum(self.losses) / max(len(self.losses), 1)
                 self.losses.clear()
-                with (self.args.out / "loss.csv").open("a", newline="") as file:
-                    csv.writer(file).writerow(
-                        [self.step, self.step * self.args.batch, f"{self.seen_s:.0f}", f"{mean:.6f}"]
-                    )
+                self._log([self.step, self.step * self.args.batch, f"{self.seen_s:.0f}", f"{mean:.6f}"])
                 rate = 50 * self.args.batch / (time.monotonic() - last_log)
                 print(f"step {self.step}  loss {mean:.4f}  {rate:.0f} images/s  {self.seen_s / 60:.1f} min", flush=True)
                 last_log = time.monotonic()
-            if time.monotonic() - last_save > self.save_every:
+            if self.stopped or time.monotonic() - last_save > self.save_every:
                 self._save("checkpoint.pt")
                 last_save = time.monotonic()
+            if self.stopped:
+                raise SystemExit(f"stopped at step {self.step}; run the same command again to go on")
         self._save("checkpoint.pt")
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+
+    def _log(self, row: list[object]) -> None:
+        path = self.args.out / "loss.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            csv.writer(file).writerows([["step", "images", "seconds", "loss"]] * new + [row])
 
     def update(self, loss: torch.Tensor) -> None:
         loss.backward()

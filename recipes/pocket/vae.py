@@ -97,6 +97,7 @@ def main() -> None:
     run = Run(Autoencode(build()), args)
     for step in run.steps():
         rng = np.random.default_rng((args.seed, step, run.rank))
+        torch.manual_seed(int(rng.integers(2**63)))  # of the posterior's noise: a resumed run goes on as if unbroken
         x = to_tensor([composer.collage(rng) for _ in range(run.share)], args.device)
         with torch.autocast(args.device, torch.bfloat16):
             output, kl = run.model(x)

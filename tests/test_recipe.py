@@ -1,0 +1,116 @@
+"""The recipe of the embedded model, on sprites made of plain shapes."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from limelight.prompt import parse
+from recipes.pocket import parts
+from recipes.pocket.denoiser import grounding_loss
+from recipes.pocket.scenes import HELD_OUT, SIDE, Composer, Thing, caption, tint
+from recipes.pocket.training import Run
+from recipes.pocket.vocabulary import ANIMALS, COLOURS, OBJECTS, SUBJECTS
+
+
+@pytest.fixture(scope="module")
+def composer(tmp_path_factory) -> Composer:
+    """Every subject is an orange disc, lighter above and darker below."""
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    disc = np.zeros((SIDE, SIDE, 4), dtype=np.uint8)
+    disc[..., :3] = (np.array([220, 140, 60]) * (0.8 - 0.2 * y[..., None])).astype(np.uint8)
+    disc[..., 3] = 255 * (x**2 + y**2 < 1)
+    path = tmp_path_factory.mktemp("sprites") / "sprites.npz"
+    np.savez(path, **dict.fromkeys(SUBJECTS, disc))
+    return Composer(path)
+
+
+def test_the_truth_of_scenes(composer):
+    rng = np.random.default_rng(0)
+    scenes = [composer.scene(rng) for _ in range(200)]
+    assert {len(scene.things) for scene in scenes} == {1, 2}
+    for scene in scenes:
+        assert scene.pixels.shape == (SIDE, SIDE, 3)
+        words = scene.caption.split()
+        for thing, mask in zip(scene.things, scene.masks, strict=True):
+            assert thing.subject in words
+            assert thing.colour is None or words[words.index(thing.subject) - 1] == thing.colour
+            left, top, right, bottom = thing.box
+            assert 0 <= left < right <= SIDE
+            assert 0 <= top < bottom <= SIDE
+            # A disc covers pi/4 of its box, and the mask is the share of each cell that it covers.
+            area = (right - left) * (bottom - top) * np.pi / 4
+            assert mask.sum() * 16 * 16 == pytest.approx(area, rel=0.1)
+        assert frozenset(thing.subject for thing in scene.things) not in HELD_OUT
+
+
+def test_held_out_pairs():
+    assert len(HELD_OUT) >= 9
+    assert all(len(pair) == 2 and pair <= set(ANIMALS) for pair in HELD_OUT)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_tints_have_their_colour(composer, colour):
+    tinted = tint(composer.sprites["car"], colour)
+    ink = tinted[..., 3] > 128
+    middle = np.median(tinted[ink][:, :3], axis=0)
+    nearest = min(COLOURS, key=lambda name: float(np.abs(np.array(COLOURS[name]) - middle).sum()))
+    assert nearest == colour
+    assert np.array_equal(tinted[..., 3], composer.sprites["car"][..., 3])
+
+
+def test_captions():
+    rng = np.random.default_rng(0)
+    box = (0, 0, 1, 1)
+    seen = {caption((Thing("car", "red", box), Thing("elephant", None, box)), rng) for _ in range(50)}
+    assert seen == {"a red car and a elephant", "a red car and an elephant"}
+    assert "a cat with a bow" in {caption((Thing("cat", None, box), Thing("bow", None, box)), rng) for _ in range(50)}
+
+
+def test_every_word_of_the_captions_is_one_token():
+    tokenizer = parts.tokenizer()
+    for word in [*ANIMALS, *OBJECTS, *COLOURS, "a", "an", "and", "with"]:
+        assert len(tokenizer(word)["input_ids"]) == 3, word
+    prompt = parse("a red car and a dog", tokenizer, parts.LENGTH)
+    assert prompt.find("dog") == (6,)
+
+
+def test_grounding_loss_by_hand():
+    maps = torch.zeros(2, 64, 5)
+    maps[0, :32, 2] = 0.3  # half of this word's attention lies on its object
+    maps[0, 32:, 2] = 0.3
+    maps[1, :32, 3] = 0.7  # and all of this one's
+    masks = torch.zeros(2, 4, 64)
+    masks[:, 0, :32] = 1.0
+    positions = torch.tensor([[2, 0, 0, 0], [3, 0, 0, 0]])
+    assert grounding_loss(maps, positions, masks, torch.ones(2)).item() == pytest.approx(0.5**2 / 2)
+    assert grounding_loss(maps, positions, masks, torch.tensor([0.5, 1.0])).item() == pytest.approx(0.5**3 / 2)
+    assert grounding_loss(maps, positions * 0, masks, torch.ones(2)).item() == 0
+
+
+def test_a_resumed_run_is_the_unbroken_run(tmp_path):
+    def train(out: str, steps: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        args = argparse.Namespace(
+            out=tmp_path / out, steps=steps, cooldown=2, batch=4, rate=1e-2, device="cpu", seed=0, resume=None
+        )
+        run = Run(nn.Linear(3, 2), args)
+        # The schedule of a run that was cut short is the whole run's.
+        run.args.steps = 8
+        for step in run.steps():
+            if step == steps:
+                break
+            x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            run.update(run.model(x).square().mean())
+        run._save("checkpoint.pt")
+        with run.averaged() as model:
+            return {name: value.clone() for name, value in model.state_dict().items()}
+
+    whole = train("whole", 8)
+    train("parts", 3)
+    resumed = train("parts", 8)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
