@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ SCHEDULERS = {
     "ddim": lambda: DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
     "pndm": lambda: PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {"gpu": not torch.cuda.is_available(), "hub": not os.environ.get("LIMELIGHT_HUB")}
+    reasons = {"gpu": "needs a CUDA device", "hub": "downloads gigabytes; set LIMELIGHT_HUB=1"}
+    for item in items:
+        for marker in missing:
+            if missing[marker] and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reasons[marker]))
 
 
 @pytest.fixture(scope="session", autouse=True)
