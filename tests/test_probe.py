@@ -31,7 +31,9 @@ def eager_probabilities(model, layer, inputs):
     query, key = (
         x.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for x in (module.to_q(pixels), module.to_k(context))
     )
-    return torch.einsum("bhpd,bhtd->bhpt", query, key).mul(query.shape[-1] ** -0.5).softmax(-1)
+    with torch.autocast("cpu", enabled=False):
+        query, key = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key))
+        return torch.einsum("bhpd,bhtd->bhpt", query, key).mul(query.shape[-1] ** -0.5).softmax(-1)
 
 
 def no_trace_of_a_probe(model):
@@ -51,6 +53,23 @@ def test_maps_equal_an_eager_softmax(tiny, pass_inputs):
         expected = eager_probabilities(tiny, layer, pass_inputs)
         assert torch.allclose(probabilities, expected, atol=1e-12)
         assert torch.allclose(probabilities.sum(-1), torch.ones(()).double())
+
+
+def test_autocast_does_not_reach_the_softmax(tiny_pipeline):
+    """Under autocast queries and keys are bfloat16, but what is made of them is not."""
+    model = limelight.load(tiny_pipeline(dtype=torch.float32))
+    prompts = [model.prompt("a cat and a dog")]
+    inputs = (
+        model.noise([torch.Generator().manual_seed(0)], *model.default_size),
+        torch.tensor(9),
+        model.encode(prompts),
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), Probe(model) as probe:
+        model.predict(*inputs)
+        maps = probe.take(inputs[0], prompts)
+        layer = next(iter(maps.layers))
+        expected = eager_probabilities(model, layer, inputs)
+    assert torch.allclose(maps.layers[layer], expected, atol=1e-6)
 
 
 def test_watching_changes_nothing(tiny, pass_inputs):

@@ -155,10 +155,11 @@ class _Intercept(TorchFunctionMode):
             )
         work = torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        logits = (query.to(work) * scale) @ key.to(work).transpose(-1, -2)
-        if attn_mask is not None:
-            logits = (
-                logits.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else logits + attn_mask
-            )
-        probabilities = self.probe.see(self.layer, logits.softmax(dim=-1))
-        return probabilities.to(value.dtype) @ value
+        with torch.autocast(query.device.type, enabled=False):
+            logits = (query.to(work) * scale) @ key.to(work).transpose(-1, -2)
+            if attn_mask is not None and attn_mask.dtype == torch.bool:
+                logits = logits.masked_fill(~attn_mask, float("-inf"))
+            elif attn_mask is not None:
+                logits = logits + attn_mask
+            probabilities = self.probe.see(self.layer, logits.softmax(dim=-1))
+            return probabilities.to(value.dtype) @ value
