@@ -8,6 +8,7 @@ force, and all other layers keep their fused kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,7 +156,8 @@ class _Intercept(TorchFunctionMode):
             )
         work = torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        with torch.autocast(query.device.type, enabled=False):
+        kind = query.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             logits = (query.to(work) * scale) @ key.to(work).transpose(-1, -2)
             if attn_mask is not None and attn_mask.dtype == torch.bool:
                 logits = logits.masked_fill(~attn_mask, float("-inf"))
