@@ -160,3 +160,14 @@ def test_inference_mode_of_the_caller(tiny):
     with torch.inference_mode():
         inside = run(tiny, AttendAndExcite(resolution=8), steps=2)
     assert torch.equal(inside.latents, run(tiny, AttendAndExcite(resolution=8), steps=2).latents)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a lion and an elephant", "a mouse with a glasses", "a yellow clock and a pink chair"]
+)
+def test_guidance_raises_presence_on_the_embedded_model(pocket, prompt):
+    last = []
+    for guidance in (AttendAndExcite(scale=0.0, thresholds={}), AttendAndExcite(thresholds={})):
+        result = limelight.generate(pocket, prompt, seeds=[0, 1, 2], guidance=guidance, steps=12, record=False)
+        last.append(sum(result.trace[-1]["loss"]) / 3)
+    assert last[1] < last[0] - 0.02

@@ -99,4 +99,4 @@ def load_checkpoint(checkpoint: Path, vae: Path) -> StableDiffusionPipeline:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
     for name, module in (("text", text), ("unet", unet)):
         module.load_state_dict({k.removeprefix(name + "."): v for k, v in state.items() if k.startswith(name + ".")})
-    return pipeline(AutoencoderKL.from_pretrained(vae), words, text, unet)
+    return pipeline(AutoencoderKL.from_pretrained(vae, dtype=torch.float32), words, text, unet)

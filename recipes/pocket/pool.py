@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=0, help="number of this part, which is its seed as well")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    vae = AutoencoderKL.from_pretrained(args.vae).to(args.device)
+    vae = AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32).to(args.device)
     composer, rng = Composer(args.sprites), np.random.default_rng((1, args.part))
     latents, captions, words, masks = [], [], [], []
     for _ in range(0, args.count, 64):
