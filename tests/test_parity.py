@@ -129,7 +129,7 @@ def test_same_seed_same_picture_as_diffusers(tiny_pipeline):
     pipeline = tiny_pipeline()
     expected = pipeline(PROMPT, num_inference_steps=3, generator=torch.Generator().manual_seed(9)).images[0]
     result = limelight.generate(limelight.load(pipeline), PROMPT, steps=3, seeds=9)
-    assert list(result.images[0].getdata()) == list(expected.getdata())
+    assert result.images[0].tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("thresholds", [{}, REFINE], ids=["unrefined", "refined"])
