@@ -86,8 +86,8 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
     options = {"dtype": dtype, "use_safetensors": True, **FAMILIES[family].loading}
     try:
         return getattr(diffusers, family).from_pretrained(where, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
 
 
