@@ -49,6 +49,15 @@ def test_plain_needs_no_subjects(limelight, tmp_path):
     assert (tmp_path / "sunset-at-dawn-over-there-plain-0.png").exists()
 
 
+def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
+    code, _, _ = limelight(
+        "generate", "a cat", "--seeds", "0-9", "--no-guidance", "--steps", "1", "--out", str(tmp_path)
+    )
+    assert code == 0
+    with Image.open(tmp_path / "a-cat-grid.png") as sheet:
+        assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
+
+
 def test_tokens(limelight):
     code, out, _ = limelight("tokens", "a zebra and a dog")
     assert code == 0
