@@ -6,6 +6,7 @@ Every subject once, some colours, and pairs of the benchmark, one seed each and 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import limelight
@@ -42,7 +43,7 @@ def main() -> None:
     chosen = list(COLOURS)[:8]
     for thing in ("car", "chair"):
         rows[f"a COLOUR {thing}: {', '.join(chosen)}"] = row([f"a {colour} {thing}" for colour in chosen])
-    rows["; ".join(p.replace("a ", "").replace("an ", "") for p in PAIRS)] = row(PAIRS)
+    rows["; ".join(re.sub(r"\ban? ", "", pair) for pair in PAIRS)] = row(PAIRS)
     sheet = grid(list(rows.values()), list(rows))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.out, optimize=True)

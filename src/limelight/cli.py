@@ -90,11 +90,10 @@ def generate_command(
         results.append(_with_progress(name, drawn_by, prompt, guidance=chosen, **options))
         results[-1].save(out, f"{slug(prompt, 70)} {name}")
     sheet = out / f"{slug(prompt, 70)}-grid.png"
-    pictures = results[0].images
-    rows = (
-        [result.images for result in results] if compare else [pictures[i : i + 8] for i in range(0, len(pictures), 8)]
-    )
-    picture = grid(rows, list(runs) if compare else None)
+    if compare:
+        picture = grid([result.images for result in results], list(runs))
+    else:
+        picture = grid([results[0].images[i : i + 8] for i in range(0, len(seed_list), 8)])
     write(sheet, png({**results[-1].settings, "seeds": seed_list, "rows": list(runs)}, picture))
     console.print(f"{sum(len(r.images) for r in results)} pictures and {escape(sheet.name)} in {escape(str(out))}")
 

@@ -174,7 +174,9 @@ def generate(
         "latents": None if latents is None else "given",
         "guidance": guidance.settings() if guidance else None,
         "edits": [getattr(edit, "__name__", type(edit).__name__) for edit in edits],
-        **{key: value for key, value in model.describe().items() if key in ("model", "scheduler", "dtype")},
+        "model": model.name,
+        "scheduler": type(model.scheduler).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
     }
     # Read only now: a look at a number stops the device.

@@ -58,8 +58,8 @@ class Probe:
         self.model = model
         self.layers = cross if layers is None else tuple(layers)
         self.edits, self.images, self.step = tuple(edits), images, step
-        self._edited = frozenset(cross if edits else ())
-        self._watched = tuple(dict.fromkeys((*self.layers, *(cross if edits else ()))))
+        self._edited = cross if edits else ()
+        self._watched = tuple(dict.fromkeys((*self.layers, *self._edited)))
         self._seen: dict[Layer, Tensor | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entered: dict[Layer, _Intercept] = {}

@@ -30,6 +30,11 @@ class Word:
     span: tuple[int, int]
     positions: tuple[int, ...]
 
+    @property
+    def key(self) -> str:
+        """What makes two spellings the same word."""
+        return _key(self.text)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -67,7 +72,7 @@ class Prompt:
         wanted = [_key(match.group()) for match in _WORD.finditer(name if numbered else subject)]
         if not wanted or occurrence < 1:
             raise PromptError(f"'{subject}' is not a word; {self._choices()}")
-        texts = [_key(word.text) for word in self.words]
+        texts = [word.key for word in self.words]
         starts = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
         if not starts:
             raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}")
@@ -106,7 +111,6 @@ class Prompt:
 
 
 def _key(word: str) -> str:
-    """What makes two spellings the same word."""
     return unicodedata.normalize("NFC", word).lower()
 
 

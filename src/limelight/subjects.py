@@ -41,9 +41,9 @@ def resolve(
     if isinstance(subjects, str) and subjects != "auto":
         raise PromptError(f"subjects='{subjects}' must be a list of words, for example subjects=['{subjects}'].")
     names: tuple[Subject, ...] = nouns(prompt) if isinstance(subjects, str) else tuple(subjects)
-    if not names and needed and not isinstance(subjects, str):
-        raise PromptError("subjects is empty; guidance needs at least one word.")
     if not names and needed:
+        if not isinstance(subjects, str):
+            raise PromptError("subjects is empty; guidance needs at least one word.")
         words = ", ".join(word.text for word in prompt.words) or "none"
         raise PromptError(f"No subject can be guessed from '{prompt.text}'; name some of its words: {words}.")
     spans = tuple(prompt.find(name) for name in names)
@@ -65,7 +65,7 @@ def nouns(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _after_determiners(prompt: Prompt) -> tuple[str, ...]:
-    words = [word.text.lower() for word in prompt.words]
+    words = [word.key for word in prompt.words]
     found = []
     i = 0
     while i < len(words):
@@ -84,7 +84,7 @@ def _after_determiners(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _between_joiners(prompt: Prompt) -> tuple[str, ...]:
-    words = [word.text.lower() for word in prompt.words]
+    words = [word.key for word in prompt.words]
     ends = [i for i in range(len(words)) if i + 1 == len(words) or words[i + 1] in ("and", "with")]
     starts = [0, *(end + 2 for end in ends[:-1])]
     if any(end - start > 2 for start, end in zip(starts, ends, strict=False)):
@@ -114,11 +114,11 @@ def _spacy_model() -> Any:
 
 def _names(prompt: Prompt, indices: Sequence[int]) -> tuple[str, ...]:
     """Words by index as `Prompt.find` takes them, without those beyond the model's reach."""
-    texts = [word.text.lower() for word in prompt.words]
+    keys = [word.key for word in prompt.words]
     names = []
     for i in indices:
         if prompt.words[i].positions:
-            occurrence = texts[: i + 1].count(texts[i])
+            occurrence = keys[: i + 1].count(keys[i])
             name = prompt.words[i].text
             names.append(name if occurrence == 1 else f"{name}#{occurrence}")
     return tuple(names)
