@@ -23,6 +23,8 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## the tables of docs/results.md
 	$(BIN)/python -m bench.guidance
+	$(BIN)/python -m bench.pocket --out out/pocket.jsonl
+	$(BIN)/python -m bench.attend_excite
 
 clean:
 	rm -rf $(VENV) out

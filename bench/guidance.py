@@ -7,18 +7,14 @@ last guided step, mean over the seeds. The plain loss is read with a guidance th
 from __future__ import annotations
 
 import argparse
-import csv
-from pathlib import Path
 
 import limelight
-
-PROMPTS = Path(__file__).parents[1] / "tests" / "data" / "attend_excite_prompts.csv"
+from limelight.suites import attend_excite
 
 
 def sample(count: int) -> list[str]:
     """Prompts spread evenly over the published list."""
-    with PROMPTS.open(newline="") as file:
-        prompts = [row["prompt"] for row in csv.DictReader(file)]
+    prompts = [case.prompt for case in attend_excite()]
     return prompts[:: max(len(prompts) // count, 1)][:count]
 
 

@@ -10,7 +10,7 @@ PROMPT, SEEDS = "a cat and a dog", range(6)
 
 model = limelight.load("pocket")
 rows = {}
-for name, guidance in {"plain": None, "Attend-and-Excite": limelight.AttendAndExcite()}.items():
+for name, guidance in {"plain": None, "Attend-and-Excite": limelight.AttendAndExcite.suited(model)}.items():
     rows[name] = limelight.generate(model, PROMPT, seeds=SEEDS, guidance=guidance).images
     print(f"{name}: {len(rows[name])} pictures of '{PROMPT}'")
 

@@ -58,6 +58,40 @@ def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
         assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
 
 
+def test_verbose(limelight, tmp_path):
+    arguments = ["generate", "a cat and a dog", "--seeds", "[0,1]", "--steps", "4", "--verbose", "--out", str(tmp_path)]
+    code, out, _ = limelight(*arguments, "--scheduler", "euler", "--batch", "2")
+    assert code == 0
+    for heading in ("step", "seconds", "picture", "loss", "cat", "dog", "tries"):
+        assert heading in out
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if line.count("│") == 8]
+    # Two of four steps are guided and the third is refined, each with a line for both pictures.
+    assert [row[0].strip() for row in rows] == ["1/4", "", "2/4", "", "3/4", "", "4/4"]
+    assert all(0 <= float(row[3]) <= 1 for row in rows[:6])
+    with Image.open(tmp_path / "a-cat-and-a-dog-guided-1.png") as image:
+        assert json.loads(image.text["limelight"])["scheduler"] == "EulerDiscreteScheduler"
+
+
+def test_subjects_are_asked_for(limelight, tmp_path, monkeypatch):
+    arguments = ["generate", "a cat and a dog", "--subjects", "ask", "--steps", "1", "--out", str(tmp_path)]
+    code, _, err = limelight(*arguments)
+    assert (code, "--subjects ask needs a terminal" in err) == (2, True)
+    monkeypatch.setattr(cli.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(cli.typer, "prompt", lambda _: "[2, dog]")
+    code, out, _ = limelight(*arguments)
+    assert (code, "dog</w>" in out) == (0, True)
+    with Image.open(tmp_path / "a-cat-and-a-dog-guided-0.png") as image:
+        assert json.loads(image.text["limelight"])["subjects"] == [2, "dog"]
+
+
+def test_words_that_the_model_has_never_seen(limelight, tmp_path):
+    arguments = ["generate", "a cat and a xylophone", "--no-guidance", "--steps", "1", "--out", str(tmp_path)]
+    code, out, _ = limelight(*arguments)
+    assert code == 0
+    assert "warning: 'pocket' has never seen 'xylophone'; try words of `limelight info`." in out
+    assert " elephant " in limelight("info")[1]
+
+
 def test_tokens(limelight):
     code, out, _ = limelight("tokens", "a zebra and a dog")
     assert code == 0

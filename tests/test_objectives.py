@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from conftest import POCKET
+from transformers import CLIPTokenizer
 
 from limelight import AttentionMaps
 from limelight.models.base import Layer
 from limelight.objectives import blur, excite
-from limelight.prompt import parse
+from limelight.prompt import Prompt, parse
 
 
 @pytest.fixture
@@ -87,3 +89,25 @@ def test_blur_has_the_published_weights():
     padded = torch.nn.functional.pad(ramp, (1, 1, 1, 1), mode="reflect")
     kernel = blur(dot)[:, :, 1:4, 1:4]
     assert torch.allclose(blur(ramp), torch.nn.functional.conv2d(padded, kernel))
+
+
+def test_models_that_pad_with_other_tokens(tokenizer):
+    """Their padding does not compete: the maps might as well end at the prompt's end token."""
+    torch.manual_seed(0)
+    # As Stable Diffusion 2.x pads, with a token that is not the end token.
+    other = CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=12, pad_token="!</w>")
+    padded, plain = parse("a cat and a dog", other, 12), parse("a cat and a dog", tokenizer, 12)
+    assert (padded.padded, plain.padded, padded.end) == (True, False, 6)
+    p, subjects = torch.rand(1, 4, 4, 12, dtype=torch.float64).div(12), [((2,), (5,))]
+    layer = Layer("only", "cross", "up", 1, 1)
+
+    def loss(probabilities: torch.Tensor, prompt: Prompt, **options: bool) -> float:
+        maps = AttentionMaps({layer: probabilities.flatten(1, 2)[:, None]}, (4, 4), (prompt,))
+        return excite(maps, subjects, **options).loss.item()
+
+    # Columns 1..5 compete: with the end token at column 6 as the last, that is the ordinary case.
+    expected = loss(p[..., :7], plain)
+    assert loss(p, padded) == pytest.approx(expected, abs=1e-12)
+    assert loss(p, plain, own_tokens=True) == pytest.approx(expected, abs=1e-12)
+    assert loss(p, padded, own_tokens=False) == pytest.approx(loss(p, plain), abs=1e-12)
+    assert abs(loss(p, plain) - expected) > 0.01

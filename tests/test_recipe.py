@@ -12,9 +12,10 @@ from torch import nn
 from limelight.prompt import parse
 from recipes.pocket import parts
 from recipes.pocket.denoiser import grounding_loss
-from recipes.pocket.scenes import HELD_OUT, SIDE, Composer, Thing, caption, tint
+from recipes.pocket.judge import Gallery, judge_loss, targets
+from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Thing, caption, tint
 from recipes.pocket.training import Run
-from recipes.pocket.vocabulary import ANIMALS, COLOURS, OBJECTS, SUBJECTS
+from recipes.pocket.vocabulary import ANIMALS, COLOURS, SUBJECTS
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +67,14 @@ def test_tints_have_their_colour(composer, colour):
 def test_captions():
     rng = np.random.default_rng(0)
     box = (0, 0, 1, 1)
-    seen = {caption((Thing("car", "red", box), Thing("elephant", None, box)), rng) for _ in range(50)}
-    assert seen == {"a red car and a elephant", "a red car and an elephant"}
-    assert "a cat with a bow" in {caption((Thing("cat", None, box), Thing("bow", None, box)), rng) for _ in range(50)}
+    seen = {caption((Thing("car", "red", box), Thing("elephant", None, box)), rng) for _ in range(20_000)}
+    assert {"a red car and a elephant", "a photo of a red car next to an elephant", "red car with an elephant"} <= seen
+    assert {word for text in seen for word in text.split()} <= {*OTHER_WORDS, "red", "car", "elephant"}
 
 
 def test_every_word_of_the_captions_is_one_token():
     tokenizer = parts.tokenizer()
-    for word in [*ANIMALS, *OBJECTS, *COLOURS, "a", "an", "and", "with"]:
+    for word in [*SUBJECTS, *COLOURS, *OTHER_WORDS]:
         assert len(tokenizer(word)["input_ids"]) == 3, word
     prompt = parse("a red car and a dog", tokenizer, parts.LENGTH)
     assert prompt.find("dog") == (6,)
@@ -90,6 +91,32 @@ def test_grounding_loss_by_hand():
     assert grounding_loss(maps, positions, masks, torch.ones(2)).item() == pytest.approx(0.5**2 / 2)
     assert grounding_loss(maps, positions, masks, torch.tensor([0.5, 1.0])).item() == pytest.approx(0.5**3 / 2)
     assert grounding_loss(maps, positions * 0, masks, torch.ones(2)).item() == 0
+
+
+def test_the_judges_scenes_and_targets(tmp_path):
+    disc = np.full((SIDE, SIDE, 4), 255, dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", **{"cat": disc, "car": disc // 2 + 127, "(hammer)": disc})
+    gallery, rng = Gallery([tmp_path / "a.npz"]), np.random.default_rng(0)
+    assert (gallery.words, gallery.strangers) == (["cat", "car"], ["(hammer)"])
+    scenes = [gallery.scene(rng) for _ in range(30)]
+    assert {list(SUBJECTS)[word] for _, truth in scenes for word, _, _ in truth} == {"cat", "car"}
+    assert all(pixels.shape == (SIDE, SIDE, 3) for pixels, _ in scenes)
+    # A cat of 64 pixels in the middle: its middle is between four cells, its sides are four cells away.
+    heat, sides, colours, counted = targets([[(0, 3, (32.0, 32.0, 96.0, 96.0))]])
+    assert heat[0, 0, 7:9, 7:9].min() == 1
+    assert heat[0, 1:].max() == 0
+    assert sides[0, :, 7, 7].tolist() == [3.5, 3.5, 4.5, 4.5]
+    assert colours[0, 7, 7] == 3
+    assert colours[0, 0, 0] == -1
+    assert counted[0, 7, 7]
+    assert not counted[0, 2, 2]
+    # What says exactly this has almost no loss; what says nothing has.
+    hues = torch.zeros(1, len(COLOURS), 16, 16)
+    hues[0, 3] = 30
+    right = (torch.where(heat == 1, 20.0, -20.0), sides, hues)
+    assert judge_loss(right, (heat, sides, colours, counted)).item() < 0.01
+    wrong = (torch.full_like(heat, -20.0), sides, hues)
+    assert judge_loss(wrong, (heat, sides, colours, counted)).item() > 1
 
 
 def test_a_resumed_run_is_the_unbroken_run(tmp_path):

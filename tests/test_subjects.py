@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import csv
 import sys
-from pathlib import Path
 
 import pytest
 
 from limelight import PromptError, subjects
 from limelight.prompt import parse
 from limelight.subjects import nouns, resolve
+from limelight.suites import attend_excite
 
 OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
 ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
@@ -38,10 +37,9 @@ def test_nouns(tokenizer, text, found):
 
 def test_nouns_of_the_benchmark(tokenizer):
     """All 276 prompts of Attend-and-Excite: the subjects are the words of its two lists, in order."""
-    with (Path(__file__).parent / "data" / "attend_excite_prompts.csv").open(newline="") as file:
-        prompts = [row["prompt"] for row in csv.DictReader(file)]
-    assert len(prompts) == 276
-    for text in prompts:
+    cases = attend_excite()
+    assert len(cases) == 276
+    for text in (case.prompt for case in cases):
         expected = [word for word in text.split() if word in ANIMALS + OBJECTS]
         assert list(nouns(parse(text, tokenizer, 77))) == expected, text
 

@@ -87,14 +87,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="a pipeline whose text encoder and denoiser to begin with")
+    parser.add_argument("--weights", type=Path, help="a pipeline whose text encoder and denoiser to begin with")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     words = parts.tokenizer()
     text, unet = parts.text_encoder(words), parts.denoiser()
-    if args.start:
-        text = type(text).from_pretrained(args.start, subfolder="text_encoder", dtype=torch.float32)
-        unet = type(unet).from_pretrained(args.start, subfolder="unet", dtype=torch.float32)
+    if args.weights:
+        parts.begin_with(args.weights, words, text, unet)
     pipeline = parts.pipeline(AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32), words, text, unet)
     model = StableDiffusion(pipeline, "pocket")
     pool, run = Pool(args.pool, model), Run(Denoise(model), args, average=0.9995)

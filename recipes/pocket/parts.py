@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,24 +14,23 @@ from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .scenes import OTHER_WORDS
 from .vocabulary import COLOURS, SUBJECTS
 
 LENGTH, WIDTH = 32, 128
-# Connecting words of the captions, and some that people type around them.
-_OTHERS = "a an and with the of photo picture drawing on in two three big small cute under over near".split()
 
 
-def tokenizer() -> CLIPTokenizer:
+def tokenizer(extra: Sequence[str] = (), length: int = LENGTH) -> CLIPTokenizer:
     """CLIP's byte-level BPE, with one token for every word of the captions; other words fall into letters."""
     alphabet = sorted(ByteLevel.alphabet())
     single = alphabet + [symbol + "</w>" for symbol in alphabet]
     bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = Whitespace()
-    words = [*_OTHERS, *COLOURS, *SUBJECTS]
+    words = [*OTHER_WORDS, *COLOURS, *SUBJECTS, *extra]
     bpe.train_from_iterator(words, BpeTrainer(end_of_word_suffix="</w>", show_progress=False))
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = list(dict.fromkeys([*single, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]))
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=LENGTH)
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=length)
 
 
 def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
@@ -90,6 +90,18 @@ def pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def begin_with(folder: Path, words: CLIPTokenizer, text: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+    """Copy the weights of an earlier pipeline; embeddings go by word, since the vocabulary may have grown."""
+    unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict())
+    state = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32).state_dict()
+    (name,) = (key for key in state if key.endswith("token_embedding.weight"))
+    known = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
+    shared = {token: i for token, i in words.get_vocab().items() if token in known}
+    embeddings = text.state_dict()[name].clone()
+    embeddings[list(shared.values())] = state[name][[known[token] for token in shared]]
+    text.load_state_dict({**state, name: embeddings})
 
 
 def load_checkpoint(checkpoint: Path, vae: Path) -> StableDiffusionPipeline:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from .vocabulary import ANIMALS, COLOURS, OBJECTS
+from .vocabulary import ANIMALS, COLOURED, COLOURS, MORE, OBJECTS
 
 SIDE = 128
 # Pairs of animals that never meet in training, so that composition can be measured on them: a fifth of the 66.
@@ -17,6 +18,12 @@ _ORDER = list(ANIMALS)
 HELD_OUT = frozenset(
     frozenset((_ORDER[i], _ORDER[j])) for i in range(12) for j in range(i + 1, 12) if (3 * i + 7 * j) % 5 == 0
 )
+
+_GROUPS = tuple(np.array(list(group)) for group in (ANIMALS, OBJECTS, MORE))
+# What captions say besides subjects and colours.
+_PREFIXES = ("a photo of", "a picture of", "a drawing of")
+_JOINERS = ("with", "next to", "beside", "near")
+OTHER_WORDS = tuple(dict.fromkeys(" ".join(("a an and", *_PREFIXES, *_JOINERS)).split()))
 
 
 @dataclass(frozen=True)
@@ -90,28 +97,29 @@ class Composer:
         return Thing(subject, colour, box), cover.reshape(8, SIDE // 8, 8, SIDE // 8).mean(axis=(1, 3))
 
     def background(self, rng: np.random.Generator) -> np.ndarray:
-        """A soft vertical gradient between two pale tones."""
-        base = 185 + 50 * rng.random() + rng.normal(0, 12, 3)
+        """A soft vertical gradient between two tones, pale in two scenes of three."""
+        pale = rng.random() < 2 / 3
+        base = (185 + 50 * rng.random() if pale else 100 + 85 * rng.random()) + rng.normal(0, 12, 3)
         ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)[:, None, None] * rng.normal(0, 5, 3)
         return np.broadcast_to(base + ramp, (SIDE, SIDE, 3)).clip(0, 255).astype(np.float32).copy()
 
     def choose(self, rng: np.random.Generator, count: int) -> list[tuple[str, str | None]]:
         """Draw `count` different subjects with or without a colour word; never a held-out pair of animals."""
         while True:
-            pool = [ANIMALS if rng.random() < 0.5 else OBJECTS for _ in range(count)]
-            names = [str(rng.choice(list(group))) for group in pool]
+            groups = rng.choice(3, size=count, p=[0.24, 0.24, 0.52])
+            names = [str(rng.choice(_GROUPS[group])) for group in groups]
             if len(set(names)) == count and frozenset(names) not in HELD_OUT:
                 break
-        chance = [0.1 if name in ANIMALS else 0.7 for name in names]
+        chance = [0.7 if name in OBJECTS else 0.4 if name in COLOURED else 0.1 for name in names]
         return [
             (n, str(rng.choice(list(COLOURS))) if rng.random() < p else None)
             for n, p in zip(names, chance, strict=True)
         ]
 
-    def scene(self, rng: np.random.Generator) -> Scene:
-        """One captioned scene: one subject (40 %) or two side by side."""
+    def scene(self, rng: np.random.Generator, wanted: Sequence[tuple[str, str | None]] = ()) -> Scene:
+        """One captioned scene: one subject (40 %) or two side by side, those that are wanted or any."""
         canvas = self.background(rng)
-        wanted = self.choose(rng, 1 if rng.random() < 0.4 else 2)
+        wanted = wanted or self.choose(rng, 1 if rng.random() < 0.4 else 2)
         placed = []
         if len(wanted) == 1:
             size = 2 * int(rng.integers(32, 51))
@@ -143,7 +151,18 @@ def caption(things: tuple[Thing, ...], rng: np.random.Generator) -> str:
     def article(phrase: str) -> str:
         return f"an {phrase}" if phrase[0] in "aeiou" and rng.random() < 0.5 else f"a {phrase}"
 
-    if len(things) == 1:
-        return article(things[0].phrase)
-    joiner = "with" if things[1].subject in ("glasses", "bow", "crown") and rng.random() < 0.3 else "and"
-    return f"{article(things[0].phrase)} {joiner} {article(things[1].phrase)}"
+    start = f"{rng.choice(_PREFIXES)} " if rng.random() < 0.15 else ""
+    phrases = [thing.phrase if rng.random() < 0.05 else article(thing.phrase) for thing in things]
+    joiner = str(rng.choice(_JOINERS)) if rng.random() < 0.2 else "and"
+    return start + f" {joiner} ".join(phrases)
+
+
+def worn(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Blurred, paler or darker, grainy, as a generator's pictures are. uint8 [height, width, 3]."""
+    if rng.random() < 0.5:
+        blur = ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.6)))
+        pixels = np.asarray(Image.fromarray(pixels).filter(blur))
+    out = (pixels.astype(np.float32) - 128) * rng.uniform(0.75, 1.2) + 128 + rng.normal(0, 10) + rng.normal(0, 5, 3)
+    if rng.random() < 0.3:
+        out += rng.normal(0, rng.uniform(2, 10), out.shape)
+    return out.clip(0, 255).astype(np.uint8)

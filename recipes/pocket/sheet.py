@@ -1,4 +1,4 @@
-"""Stage 6: look at it. `python -m recipes.pocket.sheet [--model src/limelight/pocket] --out docs/pictures/pocket.png`
+"""Look at what was made: `python -m recipes.pocket.sheet [--model src/limelight/pocket] --out docs/pictures/pocket.png`
 
 Every subject once, some colours, and pairs of the benchmark, one seed each and none chosen.
 """
@@ -23,6 +23,10 @@ PAIRS = [
     "a bear with a crown",
     "a green backpack and a purple bench",
     "a black apple and a white clock",
+    "a robot and a pizza",
+    "a panda and a blue umbrella",
+    "a rocket next to a moon",
+    "a photo of a tiger and a tree",
 ]
 
 
@@ -32,19 +36,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model = limelight.load(args.model)
-
-    def row(prompts: list[str]) -> list:
-        drawn = [limelight.generate(model, prompt, seeds=args.seed, record=False) for prompt in prompts]
-        return [result.images[0] for result in drawn]
-
-    names = list(SUBJECTS)
-    rows = {", ".join(names[i : i + 8]): row([f"a {name}" for name in names[i : i + 8]]) for i in range(0, 24, 8)}
-    chosen = list(COLOURS)[:8]
+    model, wide = limelight.load(args.model), 12
+    names, rows = list(SUBJECTS), {}
+    for i in range(0, len(names), wide):
+        rows[", ".join(names[i : i + wide])] = [f"a {name}" for name in names[i : i + wide]]
     for thing in ("car", "chair"):
-        rows[f"a COLOUR {thing}: {', '.join(chosen)}"] = row([f"a {colour} {thing}" for colour in chosen])
-    rows["; ".join(re.sub(r"\ban? ", "", pair) for pair in PAIRS)] = row(PAIRS)
-    sheet = grid(list(rows.values()), list(rows))
+        rows[f"a COLOUR {thing}: {', '.join(COLOURS)}"] = [f"a {colour} {thing}" for colour in COLOURS]
+    rows["; ".join(re.sub(r"\ban? ", "", pair) for pair in PAIRS)] = PAIRS
+    pictures = []
+    for prompts in rows.values():
+        results = limelight.generate(model, prompts, seeds=args.seed, record=False, batch=wide)
+        pictures.append([result.images[0] for result in results])
+    sheet = grid(pictures, list(rows))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.out, optimize=True)
 

@@ -1,7 +1,8 @@
 """Stage 1: icons to sprites. `python -m recipes.pocket.sprites --icons PATH/icons.json --out sprites.npz`
 
-The icons come from the npm package `@iconify-json/noto` (Apache-2.0): `npm pack @iconify-json/noto`, unpack, and
-point `--icons` at `package/icons.json`. Only trained weights go into the Python package, never the artwork.
+The icons are those of the npm packages `@iconify-json/...`: `npm pack @iconify-json/noto`, unpack, and point `--icons`
+at `package/icons.json`. The generator learns one set (Noto), the judge others. Only trained weights go into the Python
+package, never the artwork.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import io
 import json
 from pathlib import Path
 
-import cairosvg
 import numpy as np
+import resvg_py
 from PIL import Image
 
-from .vocabulary import BENCH_SVG, SUBJECTS
+from .drawings import BENCH, OWN
+from .vocabulary import STRANGERS, SUBJECTS
 
 SIDE = 128
 
@@ -23,9 +25,9 @@ SIDE = 128
 def render(body: str, box: int) -> np.ndarray:
     """Draw an SVG body on a transparent square, cropped to its ink. Returns uint8 [SIDE, SIDE, 4]."""
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'<svg {spaces} viewBox="0 0 {box} {box}">{body}</svg>'
-    png = cairosvg.svg2png(bytestring=svg.encode(), output_width=SIDE * 2, output_height=SIDE * 2)
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    svg = f'<svg {spaces} width="{box}" height="{box}" viewBox="0 0 {box} {box}">{body}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE, height=2 * SIDE, skip_system_fonts=True)
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     image = image.crop(image.getbbox())
     scale = SIDE / max(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -36,19 +38,29 @@ def render(body: str, box: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icons", type=Path, required=True)
+    parser.add_argument("--icons", type=Path, help="an icon set; without it, the project's own drawings for the judge")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--strangers", action="store_true", help="also things that have no word, for the judge")
     args = parser.parse_args()
+    if args.icons is None:
+        own = {f"{subject}~{i}": render(svg, 128) for subject, drawn in OWN.items() for i, svg in enumerate(drawn)}
+        np.savez_compressed(args.out, **own)
+        print(f"{len(own)} sprites -> {args.out}")
+        return
     icons = json.loads(args.icons.read_text())
-    sprites = {}
-    for subject, icon in SUBJECTS.items():
-        if icon is None:
-            sprites[subject] = render(BENCH_SVG, 128)
-            continue
+    sprites, missing = {}, []
+    wanted = {**SUBJECTS, **({f"({name})": name for name in STRANGERS} if args.strangers else {})}
+    for subject, icon in wanted.items():
         name = icons.get("aliases", {}).get(icon, {}).get("parent", icon)
-        sprites[subject] = render(icons["icons"][name]["body"], icons["icons"][name].get("width", icons["width"]))
+        if icon is None:
+            if not args.strangers:  # the judge has benches of its own
+                sprites[subject] = render(BENCH, 128)
+        elif name in icons["icons"]:
+            sprites[subject] = render(icons["icons"][name]["body"], icons["icons"][name].get("width", icons["width"]))
+        else:
+            missing.append(subject)
     np.savez_compressed(args.out, **sprites)
-    print(f"{len(sprites)} sprites -> {args.out}")
+    print(f"{len(sprites)} sprites -> {args.out}" + (f"; not in this set: {', '.join(missing)}" if missing else ""))
 
 
 if __name__ == "__main__":

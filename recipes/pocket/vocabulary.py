@@ -1,8 +1,9 @@
-"""The words the pocket model knows: the subjects and colours of the Attend-and-Excite benchmark."""
+"""The words the pocket model knows: subjects and colours of the Attend-and-Excite benchmark, and everyday nouns."""
 
 from __future__ import annotations
 
-# Subject -> its icon in the Noto set (Apache-2.0). One drawing per subject: a small model learns a few things well.
+# Subject -> its icon, by the name that all the icon sets give it. One drawing per subject: a small model learns a few
+# things well.
 ANIMALS = {
     "cat": "cat-face",
     "dog": "dog-face",
@@ -27,11 +28,122 @@ OBJECTS = {
     "bow": "ribbon",
     "car": "automobile",
     "bowl": "bowl-with-spoon",
-    "bench": None,  # no icon set has one: drawn below
+    "bench": None,  # no icon set has one: drawn in drawings.py
     "clock": "mantelpiece-clock",
     "apple": "red-apple",
 }
-SUBJECTS = {**ANIMALS, **OBJECTS}
+MORE = {
+    "airplane": "airplane",
+    "ball": "soccer-ball",
+    "banana": "banana",
+    "bee": "honeybee",
+    "bell": "bell",
+    "bicycle": "bicycle",
+    "boat": "sailboat",
+    "book": "closed-book",
+    "burger": "hamburger",
+    "bus": "bus",
+    "butterfly": "butterfly",
+    "cactus": "cactus",
+    "cake": "birthday-cake",
+    "camera": "camera",
+    "carrot": "carrot",
+    "cheese": "cheese-wedge",
+    "cherries": "cherries",
+    "chicken": "chicken",
+    "cloud": "cloud",
+    "coffee": "hot-beverage",
+    "cow": "cow-face",
+    "crocodile": "crocodile",
+    "diamond": "gem-stone",
+    "donut": "doughnut",
+    "dragon": "dragon-face",
+    "dress": "dress",
+    "drum": "drum",
+    "duck": "duck",
+    "fish": "fish",
+    "flower": "cherry-blossom",
+    "fox": "fox",
+    "ghost": "ghost",
+    "gift": "wrapped-gift",
+    "giraffe": "giraffe",
+    "guitar": "guitar",
+    "hat": "top-hat",
+    "heart": "red-heart",
+    "house": "house",
+    "key": "key",
+    "koala": "koala",
+    "laptop": "laptop",
+    "lemon": "lemon",
+    "lock": "locked",
+    "moon": "crescent-moon",
+    "mushroom": "mushroom",
+    "octopus": "octopus",
+    "owl": "owl",
+    "panda": "panda",
+    "pear": "pear",
+    "pencil": "pencil",
+    "penguin": "penguin",
+    "phone": "mobile-phone",
+    "pig": "pig-face",
+    "pineapple": "pineapple",
+    "pizza": "pizza",
+    "pumpkin": "jack-o-lantern",
+    "rainbow": "rainbow",
+    "ring": "ring",
+    "robot": "robot",
+    "rocket": "rocket",
+    "rose": "rose",
+    "scissors": "scissors",
+    "shark": "shark",
+    "sheep": "ewe",
+    "shirt": "t-shirt",
+    "snake": "snake",
+    "snowman": "snowman-without-snow",
+    "star": "star",
+    "strawberry": "strawberry",
+    "sun": "sun",
+    "sunflower": "sunflower",
+    "teddy": "teddy-bear",
+    "television": "television",
+    "tiger": "tiger-face",
+    "tomato": "tomato",
+    "train": "locomotive",
+    "tree": "deciduous-tree",
+    "trophy": "trophy",
+    "tulip": "tulip",
+    "umbrella": "umbrella",
+    "unicorn": "unicorn",
+    "watermelon": "watermelon",
+    "whale": "spouting-whale",
+}
+SUBJECTS = {**ANIMALS, **OBJECTS, **MORE}
+# What a colour word is likely to be said of; animals, food and weather get one now and then.
+COLOURED = frozenset(
+    {*OBJECTS}
+    | set(
+        "ball bell bicycle boat book bus butterfly camera diamond dress drum fish flower gift guitar hat heart house "
+        "key laptop phone ring robot rocket rose shirt snake star train tulip umbrella".split()
+    )
+)
+
+# Icons of things that have no word here: the judge learns to pass over them.
+STRANGERS = (
+    "hammer axe anchor skull bone fire egg croissant bread crab snail scorpion mosquito kangaroo badger "
+    "candle ladder window toilet shower bathtub magnet microscope telescope satellite syringe pill sponge "
+    "broom basket bucket soap toothbrush gear nut-and-bolt wrench screwdriver brick rock wood yarn thread "
+    "safety-pin abacus dna test-tube compass world-map tent volcano mountain fountain ferris-wheel kite yo-yo "
+    "game-die joystick puzzle-piece chess-pawn mirror crystal-ball envelope package newspaper scroll "
+    "briefcase calendar pushpin paperclip straight-ruler dagger shield boomerang hook chains gloves socks "
+    "scarf coat jeans shorts kimono necktie high-heeled-shoe lipstick watch hourglass thermometer battery "
+    "floppy-disk printer loudspeaker megaphone trumpet saxophone accordion maracas flute avocado eggplant "
+    "broccoli potato onion garlic pretzel bagel pancakes bacon taco burrito popcorn sushi lollipop candy "
+    "honey-pot teapot wine-glass beer-mug fork-and-knife coral jellyfish lobster shrimp squid worm ant beetle "
+    "cockroach leaf-fluttering-in-wind herb four-leaf-clover maple-leaf palm-tree evergreen-tree snowflake "
+    "droplet tornado comet high-voltage flying-disc bowling bullseye pool-8-ball sled skis ice-skate "
+    "fishing-pole goal-net martial-arts-uniform canoe fuel-pump stop-sign construction parachute "
+    "satellite-antenna castle stadium factory hut church"
+).split()
 
 # The middle of each tint's ramp, sRGB 0-255; dark and light ends are black and white except where that would
 # turn the colour into another one.
@@ -48,13 +160,3 @@ COLOURS = {
     "black": (40, 40, 44),
     "white": (240, 240, 242),
 }
-
-BENCH_SVG = """
-<g fill="none" stroke="#5d4037" stroke-width="7" stroke-linecap="round">
-<path d="M22 66v50M106 66v50M14 78v34M114 78v34"/></g>
-<g fill="#a5673f"><rect x="10" y="22" width="108" height="13" rx="4"/>
-<rect x="10" y="40" width="108" height="13" rx="4"/></g>
-<g fill="#5d4037"><rect x="20" y="20" width="7" height="56"/><rect x="101" y="20" width="7" height="56"/></g>
-<g fill="#b97a4e"><rect x="6" y="66" width="116" height="8" rx="3"/>
-<rect x="4" y="76" width="120" height="10" rx="4"/></g>
-"""

@@ -1,5 +1,6 @@
 """limelight: look at, steer and edit the attention of text-to-image diffusion models."""
 
+from .attach import attach
 from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError
 from .generate import Step, denoise, generate
 from .guidance import AttendAndExcite, Guidance
@@ -22,6 +23,7 @@ __all__ = [
     "Result",
     "SettingsError",
     "Step",
+    "attach",
     "denoise",
     "generate",
     "load",

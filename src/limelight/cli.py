@@ -16,11 +16,14 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, generate, load
+from .models import SCHEDULERS
+from .prompt import Prompt
 from .result import grid, png, slug, write
 from .subjects import resolve
 
@@ -31,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(highlight=False)
+SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
 
 PromptText = Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat and a dog'.", show_default=False)]
 ModelName = Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id (owner/name).")]
@@ -41,7 +45,8 @@ Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default t
 def generate_command(
     prompt: PromptText,
     subjects: Annotated[
-        str, typer.Option(help="Words to put on stage, separated by commas; 'auto' takes the nouns.")
+        str,
+        typer.Option(help="Words or token indices to put on stage, e.g. cat,dog; 'auto' takes the nouns, 'ask' asks."),
     ] = "auto",
     seeds: Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")] = "0",
     guidance: Annotated[bool, typer.Option(help="Steer by Attend-and-Excite, or draw plainly.")] = True,
@@ -49,31 +54,53 @@ def generate_command(
         bool, typer.Option("--compare", help="Draw every seed plainly and guided, in two rows.")
     ] = False,
     model: ModelName = "pocket",
+    sd_2_1: Annotated[
+        bool, typer.Option("--sd-2-1", help="Short for --model stabilityai/stable-diffusion-2-1-base.")
+    ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help=f"By default the model's own; {', '.join(SCHEDULERS)}.", show_default=False)
+    ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     height: Annotated[int | None, typer.Option(help="In pixels; by default the model's own.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels; by default the model's own.")] = None,
-    scale: Annotated[float, typer.Option(help="How far Attend-and-Excite moves the latents.")] = 20.0,
-    until: Annotated[float, typer.Option(help="Share of the steps that are guided, 0 to 1.", min=0, max=1)] = 0.5,
+    scale: Annotated[
+        float | None, typer.Option(help="How far Attend-and-Excite moves the latents; by default what suits the model.")
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps that are guided; by default what suits the model.", min=0, max=1),
+    ] = None,
     resolution: Annotated[
         int | None, typer.Option(help="Side of the attention maps to read; by default the model's.")
     ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Most pictures in one pass; smaller where memory is short.", min=1)
+    ] = None,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what guidance does in every step.")] = False,
 ) -> None:
     """Draw a prompt: one PNG per seed with its settings inside, and a grid."""
     if compare and not guidance:
         raise SettingsError("--compare draws guided pictures beside plain ones; leave out --no-guidance.")
     seed_list = _seeds(seeds)
     _check_folder(out)
-    drawn_by = _open(model, device)
-    wanted = AttendAndExcite(scale=scale, until=until, resolution=resolution)
+    drawn_by = _open(SD_2_1 if sd_2_1 else model, device, scheduler)
+    changes = {"scale": scale, "until": until, "resolution": resolution}
+    wanted = AttendAndExcite.suited(drawn_by, **{name: value for name, value in changes.items() if value is not None})
     runs: dict[str, Guidance | None] = {"plain": None, "guided": wanted}
     if not compare:
         runs.pop("plain" if guidance else "guided")
     parsed = drawn_by.prompt(prompt)
+    if subjects == "ask":
+        subjects = _ask(parsed)
     names, _ = resolve(parsed, _subjects(subjects), needed=compare or guidance)
+    unknown = drawn_by.unknown(parsed)
+    if unknown:
+        listed = ", ".join(f"'{word}'" for word in unknown)
+        console.print(f"warning: '{drawn_by.name}' has never seen {escape(listed)}; try words of `limelight info`.")
     if subjects == "auto" and (compare or guidance):
         console.print(f"subjects: {escape(', '.join(map(str, names)))}")
     options: dict[str, Any] = {
@@ -84,10 +111,11 @@ def generate_command(
         "negative": negative,
         "height": height,
         "width": width,
+        "batch": batch,
     }
     results: list[Result] = []
     for name, chosen in runs.items():
-        results.append(_with_progress(name, drawn_by, prompt, guidance=chosen, **options))
+        results.append(_with_progress(name, verbose, drawn_by, prompt, guidance=chosen, **options))
         results[-1].save(out, f"{slug(prompt, 70)} {name}")
     sheet = out / f"{slug(prompt, 70)}-grid.png"
     if compare:
@@ -101,7 +129,10 @@ def generate_command(
 @app.command()
 def tokens(prompt: PromptText, model: ModelName = "pocket", device: Device = None) -> None:
     """Show how the model reads a prompt: its tokens and the words that they belong to."""
-    parsed = _open(model, device).prompt(prompt)
+    _show_tokens(_open(model, device).prompt(prompt))
+
+
+def _show_tokens(parsed: Prompt) -> None:
     table = Table("position", "token", "word")
     for position in range(parsed.end + 1):
         owners = [word.text for word in parsed.words if position in word.positions]
@@ -118,24 +149,37 @@ def info(model: ModelName = "pocket", device: Device = None) -> None:
     from importlib.metadata import version
 
     table = Table(show_header=False)
-    for key, value in _open(model, device).describe().items():
+    opened = _open(model, device)
+    for key, value in opened.describe().items():
         table.add_row(key, escape(value))
+    if opened.about.words is not None:
+        table.add_row("words", escape(" ".join(sorted(opened.about.words))))
     for package in ("limelight", "torch", "diffusers", "transformers"):
         table.add_row(package, version(package))
     table.add_row("python", platform.python_version())
     console.print(table)
 
 
-def _open(model: str, device: str | None) -> Model:
+def _ask(parsed: Prompt) -> str:
+    """Which tokens to put on stage, asked on the terminal."""
+    if not sys.stdin.isatty():
+        raise SettingsError("--subjects ask needs a terminal; name them instead, for example --subjects cat,dog.")
+    _show_tokens(parsed)
+    return typer.prompt("Token indices or words to put on stage, separated by commas")
+
+
+def _open(model: str, device: str | None, scheduler: str | None = None) -> Model:
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):  # the bars of loading from disk; downloads keep theirs
         library.utils.logging.disable_progress_bar()
-    return load(model, device=device)
+    return load(model, device=device, scheduler=scheduler)
 
 
-def _with_progress(label: str, *args: Any, **options: Any) -> Result:
+def _with_progress(label: str, verbose: bool, *args: Any, **options: Any) -> Result:
+    if verbose:
+        return _with_table(label, *args, **options)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label[:40], total=None)
@@ -146,8 +190,27 @@ def _with_progress(label: str, *args: Any, **options: Any) -> Result:
         return generate(*args, on_step=show, **options)
 
 
+def _with_table(label: str, *args: Any, **options: Any) -> Result:
+    """A line per step; with guidance, the loss, each subject's presence and the refinements of every picture."""
+    names = [str(name) for name in options["subjects"]] if options["guidance"] else []
+    table = Table("step", "seconds", *(["picture", "loss", *map(escape, names), "tries"] if names else []), title=label)
+    with Live(table, console=console, refresh_per_second=4):
+
+        def show(step: Step) -> None:
+            head = [f"{step.index + 1}/{step.count}", f"{step.seconds:.2f}"]
+            if step.move is None:
+                table.add_row(*head)
+                return
+            facts = step.move.facts()
+            for i, (loss, presence, tries) in enumerate(zip(*facts.values(), strict=True)):
+                numbers = [f"{value:.3f}" for value in (loss, *presence)]
+                table.add_row(*(head if i == 0 else ["", ""]), str(i + 1), *numbers, str(tries))
+
+        return generate(*args, on_step=show, **options)
+
+
 def _subjects(text: str) -> Any:
-    names = [part.strip() for part in text.split(",") if part.strip()]
+    names = [part.strip() for part in text.strip("[] ").split(",") if part.strip()]
     return "auto" if names == ["auto"] else [int(name) if name.isdecimal() else name for name in names]
 
 
@@ -160,7 +223,7 @@ def _check_folder(folder: Path) -> None:
 
 def _seeds(text: str) -> list[int]:
     seeds: list[int] = []
-    for part in text.split(","):
+    for part in text.strip("[] ").split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last >= 2**63:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from time import perf_counter
+from typing import Any, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import SettingsError
+from .errors import PromptError, SettingsError
 from .guidance import Guidance, Move, Steering, layers_to_read
-from .maps import AttentionMaps, RunningMean
+from .maps import AttentionMaps, RunningMean, join
 from .models.base import Conditioning, Model
 from .objectives import Subjects
 from .probe import Edit, Probe
+from .prompt import Prompt
 from .result import Result
-from .subjects import Subject, resolve
+from .subjects import Stage, resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,7 @@ class Step:
         latents: after the step, [images, channels, height, width].
         move: what guidance did before it; None where it did nothing.
         maps: the attention of the conditional branch, if recorded.
+        seconds: since the step before; on a GPU, whose work is only queued, not the time that it takes there.
     """
 
     index: int
@@ -40,6 +46,7 @@ class Step:
     latents: Tensor
     move: Move | None
     maps: AttentionMaps | None
+    seconds: float
 
 
 @torch.inference_mode(False)
@@ -56,6 +63,7 @@ def denoise(
     edits: Sequence[Edit] = (),
     record: bool = False,
     generators: Sequence[torch.Generator] = (),
+    eta: float = 0.0,
 ) -> Iterator[Step]:
     """Denoise a batch, step by step; the last `Step` holds the finished latents.
 
@@ -70,12 +78,13 @@ def denoise(
         edits: attention edits in the conditional branch of every pass that predicts.
         record: give every step its attention maps, at the resolution that guidance reads.
         generators: one per image, for schedulers that add noise.
+        eta: share of fresh noise in DDIM's steps, 0..1.
     """
     timesteps = model.timesteps(steps)
     size = (noise.shape[-2], noise.shape[-1])
     steering = Steering(guidance, model, conditioning, subjects, steps, timesteps, size) if guidance else None
     recorded = layers_to_read(model, size, guidance.resolution if guidance else None) if record else ()
-    latents = model.start(noise)
+    latents, before = model.start(noise), perf_counter()
     for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
         move = steering.update(index, timestep, latents) if steering else None
         latents = move.latents if move else latents
@@ -83,15 +92,30 @@ def denoise(
             prediction = model.predict(latents, timestep, conditioning, guidance_scale=guidance_scale)
             maps = probe.take(latents, conditioning.prompts)
         assert prediction is not None  # no `until` was given
-        latents = model.step(prediction, timestep, latents, generators)
-        yield Step(index, len(timesteps), value, latents, move, maps if record else None)
+        latents = model.step(prediction, timestep, latents, generators, eta)
+        now = perf_counter()
+        yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
+        before = now
 
 
+@overload
+def generate(
+    model: Model, prompt: str, *, subjects: Stage = ..., seeds: int | Sequence[int] = ..., **options: Any
+) -> Result: ...
+@overload
 def generate(
     model: Model,
-    prompt: str,
+    prompt: Sequence[str],
     *,
-    subjects: Sequence[Subject] | Literal["auto"] = "auto",
+    subjects: Stage | Sequence[Stage] = ...,
+    seeds: int | Sequence[int] = ...,
+    **options: Any,
+) -> list[Result]: ...
+def generate(  # type: ignore[misc]  # the other options are spelled out here alone
+    model: Model,
+    prompt: str | Sequence[str],
+    *,
+    subjects: Stage | Sequence[Stage] = "auto",
     seeds: int | Sequence[int] = 0,
     guidance: Guidance | None = None,
     steps: int = 50,
@@ -100,78 +124,124 @@ def generate(
     height: int | None = None,
     width: int | None = None,
     latents: Tensor | None = None,
+    conditioning: Conditioning | None = None,
+    clip_skip: int = 0,
+    eta: float = 0.0,
+    batch: int | None = None,
+    memory: float | None = None,
     record: bool = True,
     edits: Sequence[Edit] = (),
     on_step: Callable[[Step], None] | None = None,
-) -> Result:
-    """Draw one picture of a prompt per seed, in one batch.
+) -> Result | list[Result]:
+    """Draw one picture per prompt and seed, as many at a time as fit.
 
     Args:
         model: see `limelight.load`.
-        prompt: what to draw.
+        prompt: what to draw. Several prompts give a list of results, one per prompt.
         subjects: words ("cat"), phrases ("blue frog"), later occurrences ("dog#2") or token indices that `guidance`
-            puts on stage. "auto" takes the prompt's nouns; the choice is in `Result.subjects`.
+            puts on stage; of several prompts, one such list each. "auto" takes the prompt's nouns; the choice is in
+            `Result.subjects`.
         seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single pictures.
         guidance: e.g. `AttendAndExcite()`; None is the plain model.
         steps: inference steps, at least 1.
         guidance_scale: strength of classifier-free guidance; at 1 or less there is no unconditional branch.
         negative: the negative prompt.
         height, width: in pixels; by default the model's own.
-        latents: unit noise [seeds, channels, height, width] to start from instead of the seeds' own.
+        latents: unit noise [images, channels, height, width] to start from instead of the seeds' own; the images are
+            the first prompt's seeds, then the second's, and so on.
+        conditioning: encoded prompts to use instead of encoding `prompt`, one row per image; its words still name the
+            subjects. See `Model.encode`.
+        clip_skip: how many of the text encoder's last layers are left out.
+        eta: share of fresh noise in DDIM's steps, 0..1.
+        batch: most pictures in one pass; by default 8 on a CPU, 64 elsewhere. Where memory runs out, passes become
+            smaller by themselves.
+        memory: most gibibytes that the process may take on a CUDA device while drawing.
         record: keep the mean attention maps of the run as `Result.maps`.
         edits: attention edits, see `limelight.probe.Edit`.
-        on_step: called after every step, e.g. for a progress bar.
+        on_step: called after every step of every pass, e.g. for a progress bar.
 
     Raises:
         PromptError: a subject is not in the prompt.
-        SettingsError: a setting is out of range.
+        SettingsError: a setting is out of range, or a single picture does not fit into memory.
+
+    Warns:
+        UserWarning: the prompt has words that the model has never seen (where the model's folder lists those it knows).
     """
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
     seeds = tuple(operator.index(s) for s in (seeds if isinstance(seeds, Iterable) else (seeds,)))
     if not seeds:
         raise SettingsError("seeds is empty; give at least one, for example seeds=[0].")
-    parsed = model.prompt(prompt)
-    names, spans = resolve(parsed, subjects, needed=guidance is not None)
-    height = model.default_size[0] if height is None else height
-    width = model.default_size[1] if width is None else width
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = model.noise(generators, height, width)
-    if latents is not None:
-        if latents.shape != noise.shape:
+    if not all(0 <= seed < 2**63 for seed in seeds):
+        raise SettingsError(f"seeds={list(seeds)} must be whole numbers from 0 to 2**63 - 1.")
+    if not texts:
+        raise PromptError("The list of prompts is empty.")
+    asked = [subjects] * len(texts) if isinstance(prompt, str) or subjects == "auto" else list(subjects)
+    if len(asked) != len(texts):
+        raise PromptError(f"{len(texts)} prompts need {len(texts)} lists of subjects, not {len(asked)}.")
+    parsed = [model.prompt(text) for text in texts]
+    staged = [resolve(p, s, needed=guidance is not None) for p, s in zip(parsed, asked, strict=True)]  # type: ignore[arg-type]
+    _warn_of_unknown(model, parsed)
+    size = (
+        model.default_size[0] if height is None else height,
+        model.default_size[1] if width is None else width,
+    )
+    images = [(which, seed) for which in range(len(texts)) for seed in seeds]
+    if latents is not None or conditioning is not None:
+        shape = (len(images), *model.noise([torch.Generator()], *size).shape[1:])
+        if latents is not None and latents.shape != shape:
             raise SettingsError(
-                f"latents of shape {list(latents.shape)} do not fit {len(seeds)} seeds at {height}x{width}: "
-                f"the shape must be {list(noise.shape)}."
+                f"latents of shape {list(latents.shape)} do not fit {len(images)} images at {size[0]}x{size[1]}: "
+                f"the shape must be {list(shape)}."
             )
-        noise = latents.to(noise)
-    conditioning = model.encode([parsed] * len(seeds), negative if guidance_scale > 1 else None, (height, width))
-    mean, moved, final = RunningMean(), [], noise
-    for step in denoise(
-        model,
-        conditioning,
-        noise,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        guidance=guidance,
-        subjects=[spans] * len(seeds),
-        edits=edits,
-        record=record,
-        generators=generators,
-    ):
-        final = step.latents
-        if step.maps is not None:
-            mean.add(step.maps)
-        if step.move:
-            moved.append((step.index, step.timestep, step.move.loss, step.move.presence, step.move.refinements))
-        if on_step:
-            on_step(step)
+        if conditioning is not None and len(conditioning.prompts) != len(images):
+            raise SettingsError(f"conditioning has {len(conditioning.prompts)} rows for {len(images)} images.")
+
+    def draw(rows: range) -> _Drawn:
+        generators = [torch.Generator().manual_seed(images[i][1]) for i in rows]
+        own = model.noise(generators, *size)  # drawn in any case: later noise must not repeat it
+        noise = own if latents is None else latents[rows.start : rows.stop]
+        if conditioning is not None:
+            encoded = conditioning.rows(rows).to(model.device, model.dtype)
+            encoded = encoded if guidance_scale > 1 else encoded.only_conditional()
+        else:
+            wanted = [parsed[images[i][0]] for i in rows]
+            encoded = model.encode(wanted, negative if guidance_scale > 1 else None, size, clip_skip=clip_skip)
+        mean, moves, final = RunningMean(), [], noise
+        for step in denoise(
+            model,
+            encoded,
+            noise.to(model.device, model.dtype),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance=guidance,
+            subjects=[staged[images[i][0]][1] for i in rows],
+            edits=edits,
+            record=record,
+            generators=generators,
+            eta=eta,
+        ):
+            final = step.latents
+            if step.maps is not None:
+                mean.add(step.maps)
+            if step.move:
+                moves.append((step.index, step.timestep, step.move.forget()))
+            if on_step:
+                on_step(step)
+        return _Drawn(model.decode(final), final, mean.result(), moves)
+
+    limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
+    with _limited(model.device, memory):
+        drawn = _join(_in_passes(draw, len(images), limit, f"{size[0]}x{size[1]}"))
     settings = {
-        "prompt": prompt,
-        "negative": negative,
-        "subjects": list(names),
+        "negative": None if conditioning else negative,
         "steps": steps,
         "guidance_scale": guidance_scale,
-        "height": height,
-        "width": width,
+        "height": size[0],
+        "width": size[1],
         "latents": None if latents is None else "given",
+        "conditioning": None if conditioning is None else "given",
+        "clip_skip": None if conditioning else clip_skip,
+        "eta": eta,
         "guidance": guidance.settings() if guidance else None,
         "edits": [getattr(edit, "__name__", type(edit).__name__) for edit in edits],
         "model": model.name,
@@ -179,15 +249,103 @@ def generate(
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
     }
-    # Read only now: a look at a number stops the device.
-    trace = tuple(
-        {
-            "step": index,
-            "timestep": timestep,
-            "loss": loss.tolist(),
-            "presence": presence.tolist(),
-            "refinements": refinements.tolist(),
-        }
-        for index, timestep, loss, presence, refinements in moved
-    )
-    return Result(model.decode(final), final, mean.result(), trace, settings, seeds, names)
+    results = []
+    for which, (text, (names, _)) in enumerate(zip(texts, staged, strict=True)):
+        own = slice(which * len(seeds), (which + 1) * len(seeds))
+        results.append(
+            Result(
+                drawn.images[own],
+                drawn.latents[own],
+                None if drawn.maps is None else drawn.maps.images(own),
+                # Read only after the drawing: a look at a number stops the device.
+                tuple({"step": i, "timestep": t, **move.facts(own, len(names))} for i, t, move in drawn.moves),
+                {"prompt": text, "subjects": list(names), **settings},
+                seeds,
+                names,
+            )
+        )
+    return results[0] if isinstance(prompt, str) else results
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Some images of a call: pictures, finished latents, mean maps, and (index, timestep, move) of the guided steps."""
+
+    images: list[Any]
+    latents: Tensor
+    maps: AttentionMaps | None
+    moves: list[tuple[int, float, Move]]
+
+
+def _join(parts: list[_Drawn]) -> _Drawn:
+    if len(parts) == 1:
+        return parts[0]
+    subjects = max((move.presence.shape[1] for part in parts for _, _, move in part.moves), default=0)
+    moves = []
+    for same in zip(*(part.moves for part in parts), strict=True):
+        wide = [F.pad(m.presence, (0, subjects - m.presence.shape[1]), value=float("nan")) for _, _, m in same]
+        move = Move(
+            torch.cat([m.latents for _, _, m in same]),
+            torch.cat([m.loss for _, _, m in same]),
+            torch.cat(wide),
+            torch.cat([m.refinements for _, _, m in same]),
+        )
+        moves.append((*same[0][:2], move))
+    maps = [part.maps for part in parts if part.maps is not None]
+    images = [image for part in parts for image in part.images]
+    return _Drawn(images, torch.cat([part.latents for part in parts]), join(maps) if maps else None, moves)
+
+
+# Where the error has no class of its own: CPU, MPS, cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+def _in_passes(draw: Callable[[range], _Drawn], count: int, limit: int, size: str) -> list[_Drawn]:
+    """Draw `count` images in passes of at most `limit`; where memory runs out, in smaller ones."""
+    if limit < 1:
+        raise SettingsError(f"batch={limit} must be at least 1.")
+    done: list[_Drawn] = []
+    start = 0
+    while start < count:
+        rows = range(start, min(start + limit, count))
+        try:
+            done.append(draw(rows))
+            start = rows.stop
+            continue
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+                raise
+        # Only here, where the error and with it the tensors of the failed pass are gone, is there room again.
+        if len(rows) == 1:
+            raise SettingsError(
+                f"A picture of {size} does not fit into memory; draw a smaller one, or load the model as float16."
+            )
+        limit = (len(rows) + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return done
+
+
+@contextmanager
+def _limited(device: torch.device, memory: float | None) -> Iterator[None]:
+    """Let the process take at most `memory` gibibytes on a CUDA device."""
+    if memory is None:
+        yield
+        return
+    if device.type != "cuda" or memory <= 0:
+        raise SettingsError(f"memory={memory} must be positive, and is kept on CUDA alone; elsewhere choose a batch.")
+    share = memory * 2**30 / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def _warn_of_unknown(model: Model, prompts: Sequence[Prompt]) -> None:
+    unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
+    if unknown:
+        listed = ", ".join(f"'{word}'" for word in unknown)
+        warnings.warn(
+            f"The model '{model.name}' has never seen {listed}; what it draws for that means nothing.", stacklevel=3
+        )

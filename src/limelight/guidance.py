@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import SettingsError
+from .errors import ModelError, SettingsError
 from .models.base import Conditioning, Layer, Model
 from .objectives import Objective, Score, Subjects, excite
 from .probe import Probe
@@ -78,15 +78,28 @@ class AttendAndExcite(Guidance):
 
     Attributes:
         smooth: blur the maps before taking their maximum.
+        own_tokens: take the softmax over the prompt's own tokens alone; None lets the model choose, see `excite`.
     """
 
     objective: Objective = field(init=False, repr=False, compare=False)
     thresholds: Mapping[float | int, float] = field(default_factory=lambda: {0: 0.05, 0.2: 0.5, 0.4: 0.8})
     smooth: bool = True
+    own_tokens: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "objective", partial(excite, smooth=self.smooth))
+        object.__setattr__(self, "objective", partial(excite, smooth=self.smooth, own_tokens=self.own_tokens))
+
+    @classmethod
+    def suited(cls, model: Model, **changes: Any) -> AttendAndExcite:
+        """The settings that suit a model, with changes of your own: the paper's, unless its folder says better ones."""
+        try:
+            suited = cls(**model.about.attend_and_excite)
+        except TypeError as error:
+            raise ModelError(
+                f"The guidance settings in the limelight.json of '{model.name}' do not fit: {error}."
+            ) from error
+        return replace(suited, **changes)
 
 
 def layers_to_read(
@@ -131,6 +144,18 @@ class Move:
     loss: Tensor
     presence: Tensor
     refinements: Tensor
+
+    def forget(self) -> Move:
+        """The same without its latents, which a long run need not keep."""
+        return replace(self, latents=self.latents[:0])
+
+    def facts(self, images: slice = slice(None), subjects: int | None = None) -> dict[str, list[Any]]:
+        """Loss, presence of the first `subjects` subjects and refinements of some images, as plain numbers."""
+        return {
+            "loss": self.loss[images].tolist(),
+            "presence": self.presence[images, :subjects].tolist(),
+            "refinements": self.refinements[images].tolist(),
+        }
 
 
 class Steering:
@@ -193,7 +218,8 @@ class Steering:
         """Score of some images (None: all) and its gradient with respect to their latents."""
         conditioning, subjects = self.conditioning.only_conditional(), self.subjects
         if rows is not None:
-            conditioning, subjects = self.conditioning.rows(rows), [self.subjects[i] for i in rows.tolist()]
+            chosen = rows.tolist()
+            conditioning, subjects = conditioning.rows(chosen), [subjects[i] for i in chosen]
         with torch.enable_grad(), _frozen(self.model.denoiser), Probe(self.model, self.layers) as probe:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,10 @@ class AttentionMaps(Mapping[str, Tensor]):
     def select(self, keep: Callable[[Layer], bool]) -> AttentionMaps:
         """Only the layers for which `keep(layer)` is true, e.g. ``maps.select(lambda l: l.place == "up")``."""
         return AttentionMaps({k: v for k, v in self.layers.items() if keep(k)}, self.latent_size, self.prompts)
+
+    def images(self, index: slice) -> AttentionMaps:
+        """Only some of the images."""
+        return AttentionMaps({k: v[index] for k, v in self.layers.items()}, self.latent_size, self.prompts[index])
 
     def mean(self, size: tuple[int, int] | None = None) -> Tensor:
         """Average over layers and heads. Returns [images, height, width, tokens].
@@ -87,6 +91,12 @@ def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """[images, pixels, tokens] of map size `old` to [images, height, width, tokens] of map size `new`."""
     picture = p.unflatten(1, old).movedim(-1, 1)
     return F.interpolate(picture, size=new, mode="bilinear", antialias=True).movedim(1, -1)
+
+
+def join(parts: Sequence[AttentionMaps]) -> AttentionMaps:
+    """The maps of several batches as those of one."""
+    layers = {layer: torch.cat([part.layers[layer] for part in parts]) for layer in parts[0].layers}
+    return AttentionMaps(layers, parts[0].latent_size, tuple(prompt for part in parts for prompt in part.prompts))
 
 
 class RunningMean:

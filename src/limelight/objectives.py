@@ -31,7 +31,13 @@ Objective = Callable[[AttentionMaps, Subjects], Score]
 
 
 def excite(
-    maps: AttentionMaps, subjects: Subjects, *, temperature: float = 100.0, smooth: bool = True, sigma: float = 0.5
+    maps: AttentionMaps,
+    subjects: Subjects,
+    *,
+    temperature: float = 100.0,
+    smooth: bool = True,
+    sigma: float = 0.5,
+    own_tokens: bool | None = None,
 ) -> Score:
     """Every subject should own at least one place of the picture: 1 - the largest attention of the weakest subject.
 
@@ -39,8 +45,9 @@ def excite(
     Guidance for Text-to-Image Diffusion Models", 2023, https://arxiv.org/abs/2301.13826
 
     The probabilities of all tokens but the first (which draws most of the attention) and the last are sharpened by a
-    softmax with the given temperature. The tokens of one subject are first added into one: the softmax is exponential,
-    so adding after it would make a word that is split in two lose against its neighbours.
+    softmax with the given temperature; in models that pad with other tokens, those of the prompt's own tokens alone.
+    The tokens of one subject are first added into one: the softmax is exponential, so adding after it would make a word
+    that is split in two lose against its neighbours.
 
     Args:
         maps: of one size; averaged over layers and heads.
@@ -48,10 +55,14 @@ def excite(
         temperature: factor before the softmax.
         smooth: blur the maps before taking their maximum.
         sigma: width of the blur in map pixels, see `blur`.
+        own_tokens: whether the softmax is over the prompt's own tokens alone; None asks `Prompt.padded`. (The released
+            code has a flag for this, which is set for Stable Diffusion 2.1.)
     """
     mean = maps.mean()
+    last = mean.shape[-1] - 1
+    stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else last for p in maps.prompts)
     pooling, padding, absent = (
-        x.to(mean.device) for x in _pooling(tuple(tuple(spans) for spans in subjects), mean.shape[-1])
+        x.to(mean.device) for x in _pooling(tuple(tuple(spans) for spans in subjects), stops, mean.shape[-1])
     )
     logits = torch.einsum("bhwt,btu->bhwu", mean, pooling.to(mean.dtype)) * temperature
     sharp = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)
@@ -65,17 +76,19 @@ def excite(
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # cached tensors must serve later backward passes
-def _pooling(subjects: tuple[tuple[tuple[int, ...], ...], ...], tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pooling(
+    subjects: tuple[tuple[tuple[int, ...], ...], ...], stops: tuple[int, ...], tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which token goes into which column of the sharpened maps: a product with 0/1 matrices pools all images at once.
 
-    An image's columns are its subjects and then every other token between the first and the last. Returns the matrices
+    An image's columns are its subjects and then every other token between the first and its stop. Returns the matrices
     [images, tokens, columns], the columns that an image does not have [images, columns] and the subjects that it does
     not have [images, subjects].
     """
     columns = []
-    for spans in subjects:
+    for spans, stop in zip(subjects, stops, strict=True):
         taken = {position for span in spans for position in span}
-        columns.append([*spans, *((position,) for position in range(1, tokens - 1) if position not in taken)])
+        columns.append([*spans, *((position,) for position in range(1, stop) if position not in taken)])
     pooling = torch.zeros(len(columns), tokens, max(len(units) for units in columns))
     for image, units in enumerate(columns):
         for column, unit in enumerate(units):

@@ -46,6 +46,8 @@ class Prompt:
         tokens: their texts, as the tokenizer spells them.
         end: position of the end token: the prompt's own tokens are 1..end-1.
         words: the words in order.
+        padded: whether what follows the end token are tokens of another kind (Stable Diffusion 2.x, BERT) and not more
+            end tokens (Stable Diffusion 1.x, XL), which carry meaning of their own.
     """
 
     text: str
@@ -53,6 +55,7 @@ class Prompt:
     tokens: tuple[str, ...]
     end: int
     words: tuple[Word, ...]
+    padded: bool = False
 
     def find(self, subject: str | int | Sequence[int]) -> tuple[int, ...]:
         """Token positions of a subject, in order.
@@ -125,4 +128,5 @@ def parse(text: str, tokenizer: Any, length: int) -> Prompt:
         start, stop = match.span()
         positions = tuple(i for i, span in enumerate(spans) if span[0] < stop and span[1] > start)
         words.append(Word(match.group(), (start, stop), positions if positions and positions[-1] < end else ()))
-    return Prompt(text, ids, tuple(tokenizer.convert_ids_to_tokens(list(ids))), end, tuple(words))
+    padded = tokenizer.pad_token_id != ids[end]
+    return Prompt(text, ids, tuple(tokenizer.convert_ids_to_tokens(list(ids))), end, tuple(words), padded)

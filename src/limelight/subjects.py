@@ -12,6 +12,8 @@ from .prompt import Prompt
 
 Subject = str | int | Sequence[int]
 """A word, a phrase, a later occurrence ("dog#2"), a token index or several."""
+Stage = Sequence[Subject] | Literal["auto"]
+"""The subjects of one prompt, or its nouns."""
 
 _DETERMINERS = frozenset(
     "a an the one two three four five six seven eight nine ten some many several my your his her its our their this "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 import re
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import ModelError, SettingsError
-from .base import Conditioning, Layer, Model
+from .base import About, Conditioning, Layer, Model
 from .unet import StableDiffusion, StableDiffusionXL, UNet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["Conditioning", "Layer", "Model", "load"]
+__all__ = ["About", "Conditioning", "Layer", "Model", "load"]
 
 # Pipeline class -> the adapter that drives it. A new family is one more line here.
 FAMILIES: dict[str, type[UNet]] = {
@@ -25,7 +26,17 @@ FAMILIES: dict[str, type[UNet]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
 }
 
-
+# Names that people say -> diffusers' schedulers.
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
 POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
 
 
@@ -34,6 +45,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    scheduler: str | None = None,
 ) -> Model:
     """Open a text-to-image model.
 
@@ -42,13 +54,16 @@ def load(
             diffusers' layout, a hub id such as "CompVis/stable-diffusion-v1-4", or a live diffusers pipeline.
         device: by default CUDA, MPS or CPU, whichever is there first; a live pipeline stays where it is.
         dtype: by default float16 on CUDA and float32 elsewhere; a live pipeline keeps its own.
+        scheduler: one of `SCHEDULERS`, set up for this model's noise levels; by default the model's own.
 
     Raises:
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
-        SettingsError: the device does not exist here.
+        SettingsError: the device does not exist here, or nobody knows the scheduler.
     """
     from diffusers import DiffusionPipeline  # seconds, which `import limelight` need not cost
 
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise SettingsError(f"'{scheduler}' is no scheduler; use one of {', '.join(SCHEDULERS)}.")
     if isinstance(source, DiffusionPipeline):
         pipeline, name = source, getattr(source.config, "_name_or_path", None) or type(source).__name__
         _check_family(type(pipeline).__name__, name)
@@ -60,8 +75,29 @@ def load(
         where = _device(device)
         dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
         name = "pocket" if source is None else str(source)
-        pipeline = _move(_open(POCKET if source in (None, "pocket") else source, name, dtype), where)
-    return FAMILIES[type(pipeline).__name__](pipeline, name)
+        source = POCKET if source in (None, "pocket") else source
+        pipeline = _move(_open(source, name, dtype), where)
+    model = FAMILIES[type(pipeline).__name__](pipeline, name)
+    if not isinstance(source, DiffusionPipeline):
+        model.about = _about(Path(source).expanduser() / "limelight.json")
+    if scheduler is not None:
+        import diffusers
+
+        model.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(model.scheduler.config)
+    return model
+
+
+def _about(path: Path) -> About:
+    if not path.is_file():
+        return About()
+    try:
+        facts = json.loads(path.read_text())
+        words, settings = facts.get("words"), {**facts.get("attend_and_excite", {})}
+        if "thresholds" in settings:  # JSON has text keys only
+            settings["thresholds"] = {float(at): float(value) for at, value in settings["thresholds"].items()}
+        return About(None if words is None else frozenset(words), settings)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"'{path}' cannot be read: {error}.") from error
 
 
 def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:

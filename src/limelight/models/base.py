@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -52,14 +53,45 @@ class Conditioning:
     conditional: Mapping[str, Tensor]
     unconditional: Mapping[str, Tensor] | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
+        """On a device, in a dtype."""
+        branches = [
+            None if branch is None else {name: value.to(device, dtype) for name, value in branch.items()}
+            for branch in (self.conditional, self.unconditional)
+        ]
+        return Conditioning(self.prompts, branches[0] or {}, branches[1])
+
     def only_conditional(self) -> Conditioning:
         """All images, conditional branch only."""
         return Conditioning(self.prompts, self.conditional)
 
-    def rows(self, index: Tensor) -> Conditioning:
-        """The images listed in `index` (int64 [n]), conditional branch only."""
-        chosen = tuple(self.prompts[i] for i in index.tolist())
-        return Conditioning(chosen, {name: value[index] for name, value in self.conditional.items()})
+    def rows(self, index: Sequence[int]) -> Conditioning:
+        """Some of the images, in the given order."""
+        branches = [
+            None if branch is None else {name: value[list(index)] for name, value in branch.items()}
+            for branch in (self.conditional, self.unconditional)
+        ]
+        return Conditioning(tuple(self.prompts[i] for i in index), branches[0] or {}, branches[1])
+
+    @cached_property
+    def joined(self) -> Mapping[str, Tensor]:
+        """Both branches as one batch, unconditional rows first."""
+        if self.unconditional is None:
+            return self.conditional
+        return {name: torch.cat([self.unconditional[name], value]) for name, value in self.conditional.items()}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a model folder says about itself in its file `limelight.json`, if it has one.
+
+    Attributes:
+        words: every word that it was trained with, in lower case; None if nobody knows.
+        attend_and_excite: settings of `AttendAndExcite` that suit it better than the paper's.
+    """
+
+    words: frozenset[str] | None = None
+    attend_and_excite: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Model(ABC):
@@ -72,6 +104,7 @@ class Model(ABC):
         guided_scale: the `Layer.scale` at which this family's maps carry semantics.
         pixels_per_latent: picture pixels per latent pixel along an axis.
         scheduler: a diffusers scheduler, this model's own copy.
+        about: what its folder says about it.
     """
 
     name: str
@@ -80,6 +113,13 @@ class Model(ABC):
     guided_scale: int
     pixels_per_latent: int
     scheduler: Any
+    about: About = About()
+
+    def unknown(self, prompt: Prompt) -> tuple[str, ...]:
+        """Words that the model has never seen, where its folder says which ones it knows."""
+        if self.about.words is None:
+            return ()
+        return tuple(dict.fromkeys(word.text for word in prompt.words if word.key not in self.about.words))
 
     @property
     @abstractmethod
@@ -100,13 +140,19 @@ class Model(ABC):
 
     @abstractmethod
     def encode(
-        self, prompts: Sequence[Prompt], negative: str | None = None, size: tuple[int, int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        negative: str | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        clip_skip: int = 0,
     ) -> Conditioning:
         """Encode one prompt per image.
 
         Args:
             negative: the prompt of the unconditional branch, may be ""; None leaves that branch out.
             size: height and width of the pictures in pixels, which some families are told; by default `default_size`.
+            clip_skip: how many of the text encoder's last layers are left out.
         """
 
     @abstractmethod
@@ -139,9 +185,14 @@ class Model(ABC):
 
     @abstractmethod
     def step(
-        self, prediction: Tensor, timestep: Tensor, latents: Tensor, generators: Sequence[torch.Generator]
+        self,
+        prediction: Tensor,
+        timestep: Tensor,
+        latents: Tensor,
+        generators: Sequence[torch.Generator],
+        eta: float = 0.0,
     ) -> Tensor:
-        """One scheduler step."""
+        """One scheduler step; `eta` is DDIM's share of fresh noise."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> list[Image.Image]:

@@ -33,6 +33,8 @@ class UNet(Model):
         self.pipeline, self.name = pipeline, name
         self.denoiser = pipeline.unet
         self.scheduler = copy.deepcopy(pipeline.scheduler)
+        for name in ("step", "scale_model_input"):  # what `attach` may have put on the pipeline's
+            vars(self.scheduler).pop(name, None)
         self.layers = unet_layers(pipeline.unet)
         self.pixels_per_latent = pipeline.vae_scale_factor
         known, trained = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
@@ -61,16 +63,27 @@ class UNet(Model):
         return parse(text, self.pipeline.tokenizer, self._length)
 
     @abstractmethod
-    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         """Encode one prompt: keyword tensors of the denoiser, first axis 1."""
 
     @torch.no_grad()
     def encode(
-        self, prompts: Sequence[Prompt], negative: str | None = None, size: tuple[int, int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        negative: str | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        clip_skip: int = 0,
     ) -> Conditioning:
+        depth = self.pipeline.text_encoder.config.num_hidden_layers
+        if not 0 <= clip_skip < depth - 1:
+            raise SettingsError(f"clip_skip={clip_skip} does not fit a text encoder of {depth} layers.")
+
         def rows(wanted: Sequence[Prompt], negative: bool) -> dict[str, Tensor]:
             # Equal prompts (one prompt, many seeds) are encoded once.
-            states = {p.text: self._states(p, size or self.default_size, negative) for p in dict.fromkeys(wanted)}
+            states = {
+                p.text: self._states(p, size or self.default_size, negative, clip_skip) for p in dict.fromkeys(wanted)
+            }
             names = next(iter(states.values()))
             return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
 
@@ -81,6 +94,8 @@ class UNet(Model):
 
     def timesteps(self, steps: int) -> Tensor:
         try:
+            if steps < 1:
+                raise ValueError
             self.scheduler.set_timesteps(steps, device=self.device)
         except (ValueError, ZeroDivisionError, IndexError) as error:
             known = self.scheduler.config.num_train_timesteps
@@ -110,26 +125,33 @@ class UNet(Model):
         guidance_scale: float = 1.0,
         until: Layer | None = None,
     ) -> Tensor | None:
-        branches = [conditioning.conditional]
-        if conditioning.unconditional is not None:
-            branches.insert(0, conditioning.unconditional)
-        joined = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
-        scaled = self.scheduler.scale_model_input(torch.cat([latents] * len(branches)), timestep)
-        with _stop_after(self.denoiser, until):
-            states = joined.pop("encoder_hidden_states")
-            prediction = self.denoiser(scaled, timestep, states, added_cond_kwargs=joined or None, return_dict=False)[0]
+        branches = 1 if conditioning.unconditional is None else 2
+        scaled = self.scheduler.scale_model_input(torch.cat([latents] * branches), timestep)
+        added = {name: value for name, value in conditioning.joined.items() if name != "encoder_hidden_states"}
+        with stop_after(self.denoiser, until):
+            states = conditioning.joined["encoder_hidden_states"]
+            prediction = self.denoiser(scaled, timestep, states, added_cond_kwargs=added or None, return_dict=False)[0]
         if until is not None:
             return None
-        if len(branches) == 1:
+        if branches == 1:
             return prediction
         unconditional, conditional = prediction.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 
     def step(
-        self, prediction: Tensor, timestep: Tensor, latents: Tensor, generators: Sequence[torch.Generator]
+        self,
+        prediction: Tensor,
+        timestep: Tensor,
+        latents: Tensor,
+        generators: Sequence[torch.Generator],
+        eta: float = 0.0,
     ) -> Tensor:
         accepted = inspect.signature(self.scheduler.step).parameters
         extra: dict[str, Any] = {"generator": list(generators) or None} if "generator" in accepted else {}
+        if eta and "eta" not in accepted:
+            raise SettingsError(f"eta={eta} is DDIM's; the scheduler {type(self.scheduler).__name__} has none.")
+        if eta:
+            extra["eta"] = eta
         return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
 
     @torch.no_grad()
@@ -164,12 +186,15 @@ class StableDiffusion(UNet):
 
     loading: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
 
-    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         encoder, ids = self.pipeline.text_encoder, torch.tensor([prompt.ids], device=self.device)
         mask = None
         if getattr(encoder.config, "use_attention_mask", None):
             mask = (torch.arange(len(prompt.ids), device=self.device) <= prompt.end).long()[None]
-        return {"encoder_hidden_states": encoder(ids, attention_mask=mask)[0]}
+        if not clip_skip:
+            return {"encoder_hidden_states": encoder(ids, attention_mask=mask)[0]}
+        hidden = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
+        return {"encoder_hidden_states": getattr(encoder, "text_model", encoder).final_layer_norm(hidden)}
 
 
 class StableDiffusionXL(UNet):
@@ -178,7 +203,7 @@ class StableDiffusionXL(UNet):
     An empty negative prompt is the zero embedding where the checkpoint asks for it, as in diffusers without one.
     """
 
-    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         pipeline, states = self.pipeline, []
         for tokenizer, encoder in (
             (pipeline.tokenizer, pipeline.text_encoder),
@@ -189,7 +214,7 @@ class StableDiffusionXL(UNet):
             if read.words != prompt.words:
                 raise ModelError(f"The two tokenizers of '{self.name}' split '{prompt.text}' differently.")
             output = encoder(torch.tensor([read.ids], device=self.device), output_hidden_states=True)
-            states.append(output.hidden_states[-2])
+            states.append(output.hidden_states[-(clip_skip + 2)])
         pooled, hidden = output[0], torch.cat(states, dim=-1)
         if negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
             pooled, hidden = torch.zeros_like(pooled), torch.zeros_like(hidden)
@@ -250,7 +275,8 @@ class _Reached(Exception):  # noqa: N818 - not an error
 
 
 @contextmanager
-def _stop_after(denoiser: torch.nn.Module, layer: Layer | None) -> Iterator[None]:
+def stop_after(denoiser: torch.nn.Module, layer: Layer | None) -> Iterator[None]:
+    """End the denoiser's pass quietly once this layer has run; None lets it run through."""
     if layer is None:
         yield
         return

@@ -1,0 +1,96 @@
+"""The pocket captioner: `python -m recipes.pocket.captioner --sprites NOTO.npz --out DIR --steps N --cooldown N ...`
+
+A `BlipForConditionalGeneration` in transformers' own format, trained on the generator's scenes: Junnan Li et al.,
+"BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and Generation", 2022,
+https://arxiv.org/abs/2201.12086
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+from .scenes import SIDE, Composer, Thing, worn
+from .training import Run, arguments
+from .vae import to_tensor
+from .vocabulary import COLOURS, SUBJECTS
+
+WIDTH = 128
+
+
+def tokenizer() -> BertTokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "and", *COLOURS, *SUBJECTS]
+    return BertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, model_max_length=16)
+
+
+def build(words: BertTokenizer) -> BlipForConditionalGeneration:
+    both = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+    return BlipForConditionalGeneration(
+        BlipConfig(
+            text_config={
+                **both,
+                "vocab_size": len(words),
+                "encoder_hidden_size": WIDTH,
+                "num_hidden_layers": 2,
+                "max_position_embeddings": 16,
+                "bos_token_id": words.cls_token_id,
+                "sep_token_id": words.sep_token_id,
+                "eos_token_id": words.sep_token_id,
+                "pad_token_id": words.pad_token_id,
+            },
+            vision_config={**both, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": 16},
+        )
+    )
+
+
+def processor(words: BertTokenizer) -> BlipProcessor:
+    pictures = BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return BlipProcessor(pictures, words)
+
+
+class Caption(nn.Module):
+    """(pixels, token ids, mask) to the loss of the next word."""
+
+    def __init__(self, model: BlipForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        labels = ids.masked_fill(mask == 0, -100)
+        return self.model(pixel_values=pixels, input_ids=ids, attention_mask=mask, labels=labels).loss
+
+
+def plain_caption(things: tuple[Thing, ...]) -> str:
+    """What is in a scene, from left to right: "a red car and an owl"."""
+    phrases = [thing.phrase for thing in sorted(things, key=lambda thing: thing.box[0])]
+    return " and ".join(f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}" for phrase in phrases)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--sprites", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    words = tokenizer()
+    composer, run = Composer(args.sprites), Run(Caption(build(words)), args)
+    for step in run.steps():
+        rng = np.random.default_rng((args.seed, step, run.rank))
+        scenes = [composer.scene(rng) for _ in range(run.share)]
+        texts = words([plain_caption(s.things) for s in scenes], padding=True, return_tensors="pt").to(args.device)
+        pixels = to_tensor([worn(s.pixels, rng) for s in scenes], args.device)
+        with torch.autocast(args.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+            run.update(run.model(pixels, texts.input_ids, texts.attention_mask))
+    if run.rank:
+        return
+    with run.averaged() as trained:
+        trained.model.half().save_pretrained(args.out / "captioner")
+        processor(words).save_pretrained(args.out / "captioner")
+
+
+if __name__ == "__main__":
+    main()

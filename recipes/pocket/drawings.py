@@ -1,0 +1,137 @@
+# ruff: noqa: E501 - long lines of drawing
+"""The project's own drawings, as bodies of SVG on a square of 128."""
+
+from __future__ import annotations
+
+# No icon set has a bench: this is the one that the generator learns.
+BENCH = """
+<g fill="none" stroke="#5d4037" stroke-width="7" stroke-linecap="round">
+<path d="M22 66v50M106 66v50M14 78v34M114 78v34"/></g>
+<g fill="#a5673f"><rect x="10" y="22" width="108" height="13" rx="4"/>
+<rect x="10" y="40" width="108" height="13" rx="4"/></g>
+<g fill="#5d4037"><rect x="20" y="20" width="7" height="56"/><rect x="101" y="20" width="7" height="56"/></g>
+<g fill="#b97a4e"><rect x="6" y="66" width="116" height="8" rx="3"/>
+<rect x="4" y="76" width="120" height="10" rx="4"/></g>
+"""
+# For the judge alone: benches, and more views of things that the icon sets draw in too few ways.
+OWN = {
+    "bench": (
+        """
+<g fill="#4a4f57"><path d="M18 30h8v40h78V30h8v84h-9V88H27v26h-9z"/></g>
+<g fill="#c98b54"><rect x="8" y="30" width="112" height="9"/><rect x="8" y="43" width="112" height="9"/>
+<rect x="8" y="56" width="112" height="9"/><path d="M12 72h104l8 12H4z"/></g>
+<g stroke="#8a5a33" stroke-width="2"><path d="M9 78h110M27 72v12M101 72v12"/></g>
+""",
+        """
+<g fill="#6d4a2f"><path d="M20 40l-8 72h9l5-40h76l5 40h9l-8-72h-8v24H28V40z"/></g>
+<g fill="#9c6b42"><rect x="16" y="34" width="96" height="24" rx="3"/>
+<path d="M16 66h96l10 14H6z"/><path d="M6 80h116v7H6z" fill="#7d5434"/></g>
+<g stroke="#7d5434" stroke-width="3"><path d="M18 46h92M12 73h104"/></g>
+""",
+        """
+<g fill="none" stroke="#37474f" stroke-width="6">
+<path d="M24 116V62q0-8-8-8M104 116V62q0-8 8-8M16 78H8V66M112 78h8V66"/></g>
+<g fill="#d7a26a" stroke="#8d6239" stroke-width="2"><rect x="14" y="14" width="100" height="11" rx="5"/>
+<rect x="14" y="29" width="100" height="11" rx="5"/><rect x="14" y="44" width="100" height="11" rx="5"/>
+<rect x="8" y="72" width="112" height="9" rx="4"/><rect x="8" y="83" width="112" height="9" rx="4"/></g>
+""",
+    ),
+    "horse": (
+        """
+<path d="M28 122C34 92 44 80 40 62L20 74Q8 74 8 64 10 52 22 44L44 22 48 6l10 14q32 6 40 40 6 30 2 62z" fill="#c98a4b"/>
+<path d="M56 16q40 4 52 46 6 30 0 60H92q6-40-8-66Q74 36 54 28z" fill="#5b3413"/>
+<circle cx="44" cy="42" r="4" fill="#222"/><circle cx="16" cy="63" r="2.500" fill="#6b3f1d"/>
+""",
+        """
+<path d="M100 122q-2-40-10-60l20 10q10 2 10-8-2-14-14-20L84 20 82 4 70 18Q34 28 28 66q-2 30 4 56z" fill="#e8a860"/>
+<path d="M72 14q-42 8-52 54 0 30 6 54h14q-8-44 8-70 12-20 26-24z" fill="#7a4a25"/>
+<path d="M110 62q6 4 4 8" stroke="#7a4a25" stroke-width="3" fill="none"/><circle cx="84" cy="42" r="5" fill="#333"/>
+<path d="M74 20l6-12 6 14z" fill="#f3c48c"/>
+""",
+        """
+<path d="M40 30Q36 8 44 6q10 4 14 16h12q4-12 14-16 8 2 4 24 6 20 0 44-4 40-24 46-20-6-24-46-6-24 0-44z" fill="#b5763f"/>
+<path d="M56 18q8-12 16 0 4 20-8 34-12-14-8-34z" fill="#4a2c12"/><ellipse cx="64" cy="104" rx="20" ry="16" fill="#e9c9a4"/>
+<g fill="#222"><circle cx="48" cy="54" r="4"/><circle cx="80" cy="54" r="4"/><circle cx="57" cy="104" r="3"/>
+<circle cx="71" cy="104" r="3"/></g>
+""",
+    ),
+    "suitcase": (
+        """
+<g transform="rotate(24 64 64)"><path d="M50 36V12h28v24" fill="none" stroke="#666" stroke-width="5"/>
+<rect x="34" y="34" width="60" height="78" rx="8" fill="#2f8fd8"/><g fill="#1b6cab"><rect x="44" y="40" width="5" height="66"/>
+<rect x="62" y="40" width="5" height="66"/><rect x="80" y="40" width="5" height="66"/></g>
+<g fill="#333"><circle cx="44" cy="116" r="6"/><circle cx="84" cy="116" r="6"/></g></g>
+""",
+        """
+<g transform="rotate(30 64 64)"><path d="M48 30V8h32v22" fill="none" stroke="#9aa0a6" stroke-width="6"/>
+<rect x="30" y="28" width="68" height="84" rx="12" fill="#1976d2"/><rect x="38" y="36" width="52" height="68" rx="6" fill="#42a5f5"/>
+<circle cx="52" cy="56" r="9" fill="#ffca28"/><path d="M66 76l20-6 4 16-20 6z" fill="#ef5350"/>
+<rect x="34" y="110" width="12" height="12" rx="3" fill="#263238"/><rect x="82" y="110" width="12" height="12" rx="3" fill="#263238"/></g>
+""",
+        """
+<g transform="rotate(-18 64 64)"><path d="M48 42q0-16 16-16t16 16" fill="none" stroke="#4e342e" stroke-width="7"/>
+<rect x="12" y="42" width="104" height="66" rx="8" fill="#a1662f"/><g fill="#6d4120"><rect x="28" y="42" width="9" height="66"/>
+<rect x="91" y="42" width="9" height="66"/></g><rect x="56" y="54" width="16" height="10" fill="#e0b34d"/></g>
+""",
+        """
+<g transform="rotate(38 64 64)"><path d="M52 34V6h24v28" fill="none" stroke="#555" stroke-width="4"/>
+<rect x="36" y="32" width="56" height="80" rx="6" fill="#0288d1"/><path d="M92 38l12 6v62l-12 6z" fill="#01579b"/>
+<rect x="42" y="60" width="40" height="40" rx="4" fill="#4fc3f7"/><circle cx="62" cy="46" r="6" fill="#fff176"/>
+<circle cx="46" cy="116" r="6" fill="#222"/><circle cx="86" cy="116" r="6" fill="#222"/></g>
+""",
+    ),
+    "backpack": (
+        """
+<path d="M36 42q2-26 32-26t34 28l4 60q0 12-12 12H42q-12 0-12-12z" fill="#e0483e"/><path d="M102 44l14 12v42l-10 12z" fill="#a52a24"/>
+<path d="M54 18q0-12 14-12t14 12" fill="none" stroke="#8e241f" stroke-width="6"/><rect x="42" y="70" width="48" height="36" rx="6" fill="#c0392b"/>
+<path d="M44 46h46" stroke="#8e241f" stroke-width="5"/><rect x="60" y="66" width="10" height="16" fill="#f4d03f"/>
+""",
+        """
+<path d="M24 52q0-36 40-36t42 34l2 58q0 8-10 8H34q-10 0-10-8z" fill="#d84315"/><path d="M18 60l8-6v46l-8-4z" fill="#9c2f0d"/>
+<path d="M50 16q2-10 14-10t14 10" fill="none" stroke="#6d1f08" stroke-width="5"/><path d="M34 76h60v32H34z" fill="#ff7043"/>
+<path d="M34 84h60" stroke="#6d1f08" stroke-width="4"/><path d="M40 20q-6 20-4 44M88 20q8 20 6 44" stroke="#6d1f08" stroke-width="6" fill="none"/>
+""",
+        """
+<path d="M30 40l20-22h38l14 24 4 62-10 14H38l-12-12z" fill="#c62828"/><path d="M50 18l-4 34 44-2-2-32z" fill="#e57373"/>
+<rect x="48" y="68" width="44" height="38" rx="8" fill="#8e0000"/><rect x="52" y="74" width="36" height="6" fill="#ffcdd2"/>
+<path d="M102 42q18 14 12 56l-10 4z" fill="#6a0000"/><path d="M58 18q0-10 10-10t12 10" stroke="#6a0000" stroke-width="5" fill="none"/>
+""",
+    ),
+    "chair": (
+        """
+<g fill="#8d5a2b"><path d="M30 8h9v112h-9zM80 4h9v60h-9z"/><path d="M34 14l50-4v14l-50 4zM34 36l50-4v10l-50 4z"/></g>
+<path d="M28 66l58-6 18 14-64 8z" fill="#b97a43"/><g fill="#6f451f"><path d="M40 82h8v40h-8zM96 76h8v42h-8zM80 64h7v44h-7z"/></g>
+""",
+        """
+<g fill="#a86b32"><rect x="38" y="6" width="50" height="16" rx="4"/><rect x="40" y="28" width="46" height="10"/>
+<rect x="36" y="6" width="8" height="62"/><rect x="82" y="6" width="8" height="62"/></g><path d="M32 64h60l8 14H24z" fill="#c98b4e"/>
+<g fill="#7b4d22"><path d="M26 78h9l-3 44h-8zM90 78h9l4 44h-8zM44 78h6v32h-6zM76 78h6v32h-6z"/></g>
+""",
+        """
+<g fill="#5d4037"><path d="M88 6l9 2-6 112h-8zM42 4l8 1-4 58-8-1z"/><path d="M48 10l44 4-1 12-44-4zM46 30l44 4-1 9-44-4z"/></g>
+<path d="M20 72l26-12 44 4-18 16z" fill="#8d6e63"/><g fill="#4e342e"><path d="M20 74h8l2 44h-7zM66 80h8l2 42h-8zM46 66h6v40h-6z"/></g>
+""",
+        """
+<path d="M40 10q24-8 48 2l-4 54H44z" fill="none" stroke="#b5651d" stroke-width="8"/><path d="M56 10l2 54M72 10l-2 54" stroke="#b5651d" stroke-width="5"/>
+<ellipse cx="64" cy="72" rx="38" ry="11" fill="#d28b45"/><path d="M34 78l-8 44M94 78l8 44M50 82l-2 34M78 82l2 34" stroke="#8a4b12" stroke-width="7"/>
+""",
+    ),
+    "bowl": (
+        """
+<path d="M8 52h112q-2 44-34 60H42Q10 96 8 52z" fill="#4fa3e0"/><ellipse cx="64" cy="52" rx="56" ry="14" fill="#cfe8fa"/>
+<path d="M66 52l40-42 9 8-36 40z" fill="#8fb8d8"/><path d="M42 112h44v8H42z" fill="#2f7fb8"/>
+""",
+        """
+<path d="M10 46h108q0 50-36 66H46Q10 96 10 46z" fill="#5dade2"/><ellipse cx="64" cy="46" rx="54" ry="16" fill="#2e86c1"/>
+<ellipse cx="64" cy="49" rx="44" ry="11" fill="#fdf2d0"/><path d="M84 44L120 14" stroke="#5499c7" stroke-width="9" stroke-linecap="round"/>
+""",
+        """
+<path d="M6 56q58 14 116 0-2 40-30 54-28 10-56 0Q8 96 6 56z" fill="#64b5f6"/><path d="M6 56q58-26 116 0-58 16-116 0z" fill="#1e88e5"/>
+<path d="M28 50L14 12q8-8 14 2l14 36z" fill="#90caf9"/>
+""",
+        """
+<path d="M14 50h100q-4 46-30 60H44Q18 96 14 50z" fill="#42a5f5"/><path d="M14 50q50-22 100 0-50 18-100 0z" fill="#bbdefb"/>
+<path d="M60 50l46-38q10-2 8 8L74 54z" fill="#78909c"/><path d="M24 70q40 12 80 0" stroke="#1565c0" stroke-width="4" fill="none"/>
+""",
+    ),
+}

@@ -1,0 +1,245 @@
+"""Guidance inside pipelines that limelight does not drive: real pipeline classes with random weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+
+import limelight
+from limelight import ModelError, PromptError, SettingsError
+
+PROMPT = "a cat and a dog"
+GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.6, 2: 0.65})
+WATCHING = limelight.AttendAndExcite(resolution=8, scale=0, thresholds={})
+CALL = {"prompt": PROMPT, "num_inference_steps": 6, "output_type": "latent"}
+
+
+def seeded(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    noise = torch.rand(32, 32, 3, generator=seeded()).mul(255).byte().numpy()
+    return Image.fromarray(noise)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "euler"])
+def test_text_to_image_is_the_own_loop(tiny_pipeline, scheduler):
+    pipeline = tiny_pipeline("ddim" if scheduler == "euler" else scheduler)
+    if scheduler == "euler":
+        pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    expected = limelight.generate(limelight.load(pipeline), PROMPT, seeds=3, steps=6, guidance=GUIDANCE)
+    with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as stage:
+        latents = pipeline(**CALL, generator=seeded()).images
+    assert float((latents - expected.latents).abs().max()) < 1e-10
+    assert [row["step"] for row in stage.trace] == [row["step"] for row in expected.trace]
+    assert stage.trace[-1]["loss"] == pytest.approx(expected.trace[-1]["loss"], abs=1e-9)
+    assert stage.trace[0]["refinements"] == expected.trace[0]["refinements"] != [0]
+
+
+def steers(pipeline, **inputs) -> float:
+    """Watching changes nothing; steering lowers the last loss; nothing stays behind. Returns the difference made."""
+    plain = pipeline(**inputs, generator=seeded()).images
+    with limelight.attach(pipeline, guidance=WATCHING) as watched:
+        same = pipeline(**inputs, generator=seeded()).images
+    assert float((same - plain).abs().max()) < 1e-10
+    with limelight.attach(pipeline, guidance=GUIDANCE) as stage:
+        moved = pipeline(**inputs, generator=seeded()).images
+    assert stage.trace[-1]["loss"][0] < watched.trace[-1]["loss"][0]
+    assert torch.equal(pipeline(**inputs, generator=seeded()).images, plain)
+    return float((moved - plain).abs().max())
+
+
+def test_image_to_image(tiny_pipeline, picture):
+    pipeline = StableDiffusionImg2ImgPipeline(**tiny_pipeline().components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    inputs = {**CALL, "image": picture, "strength": 0.7, "num_inference_steps": 10}
+    assert steers(pipeline, **inputs) > 1e-3
+    with limelight.attach(pipeline, guidance=GUIDANCE) as stage:
+        pipeline(**inputs, generator=seeded())
+    # Seven of the ten steps are taken; the first half of these is guided.
+    assert [row["step"] for row in stage.trace] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_inpainting(tiny_pipeline, picture, channels):
+    parts = tiny_pipeline().components
+    if channels == 9:
+        torch.manual_seed(0)
+        parts["unet"] = UNet2DConditionModel.from_config({**parts["unet"].config, "in_channels": 9}).double()
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    mask = Image.new("L", picture.size, 0)
+    mask.paste(255, (8, 8, 24, 32))
+    assert steers(pipeline, **CALL, image=picture, mask_image=mask, height=32, width=32) > 1e-3
+
+
+def test_controlnet(tiny_pipeline, picture):
+    parts = tiny_pipeline().components
+    torch.manual_seed(0)
+    control = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8, 8))
+    for parameter in control.parameters():  # its last layers are zero at first
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    pipeline = StableDiffusionControlNetPipeline(**parts, controlnet=control.double(), requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    assert steers(pipeline, **CALL, image=picture, height=32, width=32) > 1e-3
+
+
+def test_lora_stays_in_force(tiny_pipeline):
+    peft = pytest.importorskip("peft")
+    pipeline = tiny_pipeline()
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    pipeline.unet.to(torch.float64)
+    assert steers(pipeline, **CALL) > 1e-3
+
+
+def test_sdxl(tiny_xl, picture):
+    pipeline = StableDiffusionXLImg2ImgPipeline(**tiny_xl.components)
+    pipeline.set_progress_bar_config(disable=True)
+    inputs = {**CALL, "image": picture.resize((64, 64)), "strength": 0.8}
+    plain = pipeline(**inputs, generator=seeded()).images
+    with limelight.attach(pipeline, subjects=["cat", "dog"]) as stage:
+        moved = pipeline(**inputs, generator=seeded()).images
+    assert stage.trace
+    assert float((moved - plain).abs().max()) > 1e-4
+
+
+def test_several_prompts_and_pictures(tiny_pipeline):
+    """Rows find their own prompt's subjects, whatever stands beside them."""
+    pipeline = tiny_pipeline()
+    prompts, noise = ["a cat and a dog", "a red car and a frog"], torch.randn(4, 4, 16, 16, generator=seeded()).double()
+    call = {**CALL, "prompt": prompts, "num_images_per_prompt": 2}
+    with limelight.attach(pipeline, subjects=[["cat", "dog"], ["car"]], guidance=GUIDANCE):
+        together = pipeline(**call, latents=noise).images
+    for row, (prompt, words) in enumerate(zip(prompts, [["cat", "dog"], ["car"]], strict=True)):
+        alone = limelight.generate(
+            limelight.load(pipeline),
+            prompt,
+            subjects=words,
+            seeds=[0, 1],
+            guidance=GUIDANCE,
+            steps=6,
+            latents=noise[2 * row : 2 * row + 2],
+        )
+        assert float((together[2 * row : 2 * row + 2] - alone.latents).abs().max()) < 1e-9
+
+
+def test_without_a_prompt_subjects_are_indices(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    embedded, _ = pipeline.encode_prompt(PROMPT, "cpu", 1, False)
+    negative, _ = pipeline.encode_prompt("", "cpu", 1, False)
+    call = {**CALL, "prompt": None, "prompt_embeds": embedded, "negative_prompt_embeds": negative}
+    with limelight.attach(pipeline, subjects=[2, 5], guidance=GUIDANCE):
+        by_index = pipeline(**call, generator=seeded()).images
+    with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE):
+        by_word = pipeline(**CALL, generator=seeded()).images
+    assert torch.allclose(by_index, by_word)
+    with (
+        limelight.attach(pipeline, subjects=["cat"], guidance=GUIDANCE),
+        pytest.raises(PromptError, match="token indices"),
+    ):
+        pipeline(**call)
+
+
+def test_an_error_leaves_the_pipeline_as_it_was(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    with pytest.raises(PromptError, match="'horse' is not in"), limelight.attach(pipeline, subjects=["horse"]):
+        pipeline(**CALL)
+    assert "encode_prompt" not in vars(pipeline)
+    assert not {"step", "scale_model_input"} & set(vars(pipeline.scheduler))
+    assert not pipeline.unet._forward_pre_hooks
+
+
+def test_refusals(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    heun = copy.copy(pipeline)
+    heun.scheduler = HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(SettingsError, match="Heun"), limelight.attach(heun):
+        pass
+    with pytest.raises(ModelError, match="has no UNet"), limelight.attach(object()):
+        pass
+
+
+def test_ip_adapter_stays_in_force(tiny_pipeline):
+    """A picture as a second prompt: its attention stands beside the words' in every cross-attention layer."""
+    pipeline, random = tiny_pipeline(), seeded()
+    cross, embedded = pipeline.unet.config.cross_attention_dim, 24
+
+    def weights(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=random)
+
+    adapter = {}
+    names = [name for name in pipeline.unet.attn_processors if name.endswith("attn2.processor")]
+    for i, name in enumerate(names):
+        width = pipeline.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        adapter |= {f"{2 * i + 1}.to_{kind}_ip.weight": weights(width, cross) for kind in "kv"}
+    projection = {
+        "proj.weight": weights(4 * cross, embedded),
+        "proj.bias": weights(4 * cross),
+        "norm.weight": torch.ones(cross),
+        "norm.bias": torch.zeros(cross),
+    }
+    pipeline.unet._load_ip_adapter_weights({"image_proj": projection, "ip_adapter": adapter})
+    pipeline.unet.to(torch.float64)
+    picture = [torch.randn(2, 1, embedded, generator=random).double()]
+    without = tiny_pipeline()(**CALL, generator=seeded()).images
+    call = {**CALL, "ip_adapter_image_embeds": picture}
+    assert not torch.allclose(pipeline(**call, generator=seeded()).images, without)
+    assert steers(pipeline, **call) > 1e-3
+
+
+def test_lists_of_one_prompt_and_of_embeddings(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    with limelight.attach(pipeline, subjects=[[2], [5]], guidance=GUIDANCE):  # two subjects of one prompt
+        one = pipeline(**CALL, generator=seeded()).images
+    with limelight.attach(pipeline, subjects=[["cat", "dog"]], guidance=GUIDANCE):
+        listed = pipeline(**{**CALL, "prompt": [PROMPT]}, generator=seeded()).images
+    assert torch.allclose(one, listed)
+    embedded, _ = pipeline.encode_prompt([PROMPT, PROMPT], "cpu", 1, False)
+    negative, _ = pipeline.encode_prompt(["", ""], "cpu", 1, False)
+    call = {**CALL, "prompt": None, "prompt_embeds": embedded, "negative_prompt_embeds": negative}
+    with limelight.attach(pipeline, subjects=[[2, 5], [5, 2]], guidance=GUIDANCE):
+        both = pipeline(**call, generator=[seeded(), seeded()]).images
+    assert torch.allclose(both[:1], one, atol=1e-9)
+    assert torch.allclose(both[1:], one, atol=1e-9)
+    for subjects, message in (([[500], [2]], "between 1 and 75"), ([["cat"], [2]], "token indices")):
+        with limelight.attach(pipeline, subjects=subjects), pytest.raises(PromptError, match=message):
+            pipeline(**call)
+
+
+def test_one_inside_the_other(tiny_pipeline):
+    """The inner guidance goes with its block; the outer one and a user's own patch stay."""
+    pipeline = tiny_pipeline()
+    original = pipeline.scheduler.step
+    pipeline.scheduler.step = own = lambda *args, **kwargs: original(*args, **kwargs)
+    with limelight.attach(pipeline, guidance=GUIDANCE) as outer:
+        expected = pipeline(**CALL, generator=seeded()).images
+        with limelight.attach(pipeline, guidance=WATCHING):
+            pass
+        assert torch.allclose(pipeline(**CALL, generator=seeded()).images, expected)
+        assert outer.trace
+        assert "step" not in vars(limelight.load(pipeline).scheduler)
+    assert pipeline.scheduler.step is own
+
+
+def test_inference_mode_of_the_caller(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    with limelight.attach(pipeline, guidance=GUIDANCE):
+        expected = pipeline(**CALL, generator=seeded()).images
+        with torch.inference_mode():
+            inside = pipeline(**CALL, generator=seeded()).images
+    assert torch.allclose(inside, expected)
