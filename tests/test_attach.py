@@ -45,9 +45,9 @@ def test_text_to_image_is_the_own_loop(tiny_pipeline, scheduler):
     expected = limelight.generate(limelight.load(pipeline), PROMPT, seeds=3, steps=6, guidance=GUIDANCE)
     with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as stage:
         latents = pipeline(**CALL, generator=seeded()).images
-    assert float((latents - expected.latents).abs().max()) < 1e-10
+    assert float((latents - expected.latents).abs().max()) < 1e-8
     assert [row["step"] for row in stage.trace] == [row["step"] for row in expected.trace]
-    assert stage.trace[-1]["loss"] == pytest.approx(expected.trace[-1]["loss"], abs=1e-9)
+    assert stage.trace[-1]["loss"] == pytest.approx(expected.trace[-1]["loss"], abs=1e-7)
     assert stage.trace[0]["refinements"] == expected.trace[0]["refinements"] != [0]
 
 
@@ -56,7 +56,7 @@ def steers(pipeline, **inputs) -> float:
     plain = pipeline(**inputs, generator=seeded()).images
     with limelight.attach(pipeline, guidance=WATCHING) as watched:
         same = pipeline(**inputs, generator=seeded()).images
-    assert float((same - plain).abs().max()) < 1e-10
+    assert float((same - plain).abs().max()) < 1e-8
     with limelight.attach(pipeline, guidance=GUIDANCE) as stage:
         moved = pipeline(**inputs, generator=seeded()).images
     assert stage.trace[-1]["loss"][0] < watched.trace[-1]["loss"][0]
@@ -135,7 +135,7 @@ def test_several_prompts_and_pictures(tiny_pipeline):
             steps=6,
             latents=noise[2 * row : 2 * row + 2],
         )
-        assert float((together[2 * row : 2 * row + 2] - alone.latents).abs().max()) < 1e-9
+        assert float((together[2 * row : 2 * row + 2] - alone.latents).abs().max()) < 1e-7
 
 
 def test_without_a_prompt_subjects_are_indices(tiny_pipeline):
@@ -214,8 +214,8 @@ def test_lists_of_one_prompt_and_of_embeddings(tiny_pipeline):
     call = {**CALL, "prompt": None, "prompt_embeds": embedded, "negative_prompt_embeds": negative}
     with limelight.attach(pipeline, subjects=[[2, 5], [5, 2]], guidance=GUIDANCE):
         both = pipeline(**call, generator=[seeded(), seeded()]).images
-    assert torch.allclose(both[:1], one, atol=1e-9)
-    assert torch.allclose(both[1:], one, atol=1e-9)
+    assert torch.allclose(both[:1], one, atol=1e-7)
+    assert torch.allclose(both[1:], one, atol=1e-7)
     for subjects, message in (([[500], [2]], "between 1 and 75"), ([["cat"], [2]], "token indices")):
         with limelight.attach(pipeline, subjects=subjects), pytest.raises(PromptError, match=message):
             pipeline(**call)

@@ -65,9 +65,9 @@ def test_verbose(limelight, tmp_path):
     for heading in ("step", "seconds", "picture", "loss", "cat", "dog", "tries"):
         assert heading in out
     rows = [line.split("│")[1:-1] for line in out.splitlines() if line.count("│") == 8]
-    # Two of four steps are guided and the third is refined, each with a line for both pictures.
-    assert [row[0].strip() for row in rows] == ["1/4", "", "2/4", "", "3/4", "", "4/4"]
-    assert all(0 <= float(row[3]) <= 1 for row in rows[:6])
+    # Two of four steps are guided, each with a line for both pictures.
+    assert [row[0].strip() for row in rows] == ["1/4", "", "2/4", "", "3/4", "4/4"]
+    assert all(0 <= float(row[3]) <= 1 for row in rows[:4])
     with Image.open(tmp_path / "a-cat-and-a-dog-guided-1.png") as image:
         assert json.loads(image.text["limelight"])["scheduler"] == "EulerDiscreteScheduler"
 

@@ -21,13 +21,13 @@ def test_several_prompts_equal_single_calls(tiny, batch):
     assert [result.subjects for result in together] == [("cat", "dog"), ("car", "frog", "bear")]
     for prompt, result in zip(PROMPTS, together, strict=True):
         alone = limelight.generate(tiny, prompt, seeds=[1, 2], guidance=GUIDANCE, steps=4)
-        assert float((result.latents - alone.latents).abs().max()) < 1e-9
+        assert float((result.latents - alone.latents).abs().max()) < 1e-7
         assert result.settings == alone.settings
         assert list(result.maps) == list(alone.maps)
-        assert torch.allclose(result.maps["a"], alone.maps["a"], atol=1e-9)
+        assert torch.allclose(result.maps["a"], alone.maps["a"], atol=1e-7)
         for row, expected in zip(result.trace, alone.trace, strict=True):
             assert row["refinements"] == expected["refinements"]
-            assert torch.allclose(torch.tensor(row["presence"]), torch.tensor(expected["presence"]), atol=1e-9)
+            assert torch.allclose(torch.tensor(row["presence"]), torch.tensor(expected["presence"]), atol=1e-7)
 
 
 def test_subjects_of_several_prompts(tiny):
@@ -52,7 +52,7 @@ def test_passes_shrink_where_memory_is_short(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny), "predict", short)
     result = limelight.generate(tiny, PROMPTS[0], seeds=range(5), steps=1)
     assert passes == [5, 3, 2, 2, 1]
-    assert float((result.latents - expected.latents).abs().max()) < 1e-9
+    assert float((result.latents - expected.latents).abs().max()) < 1e-7
 
     def never(self, *args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
