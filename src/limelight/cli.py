@@ -206,7 +206,10 @@ def _with_table(label: str, *args: Any, **options: Any) -> Result:
                 numbers = [f"{value:.3f}" for value in (loss, *presence)]
                 table.add_row(*(head if i == 0 else ["", ""]), str(i + 1), *numbers, str(tries))
 
-        return generate(*args, on_step=show, **options)
+        result = generate(*args, on_step=show, **options)
+    if not console.is_terminal:  # there the table ends its line by itself
+        console.print()
+    return result
 
 
 def _subjects(text: str) -> Any:
