@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ModelError, PromptError, SettingsError
-from .guidance import AttendAndExcite, Guidance, Move, Steering
+from .errors import ModelError, PromptError
+from .guidance import AttendAndExcite, Guidance, Move, Steering, check_order
 from .models.base import Conditioning, Layer
 from .models.unet import UNet, stop_after
 from .prompt import Prompt
-from .subjects import Stage, resolve
+from .subjects import Stage, per_prompt, resolve
 
 
 @contextmanager
@@ -43,8 +43,8 @@ def attach(
         guidance: by default `AttendAndExcite()`.
 
     Raises:
-        ModelError: the pipeline has no UNet, or runs it in a way that cannot be steered.
-        SettingsError: its scheduler is of second order, or a feature cache skips parts of the denoiser.
+        ModelError: the pipeline has no UNet, or runs it in a way that cannot be steered (a feature cache, say).
+        SettingsError: its scheduler is of second order.
         PromptError: a subject is not in the prompt.
     """
     attached = Attached(pipeline, subjects, guidance or AttendAndExcite())
@@ -173,11 +173,8 @@ class Attached:
     def _begin(self, latents: Tensor, timestep: Tensor, tokens: int) -> Steering:
         scheduler, prompts = self.model.scheduler, self._prompts
         # One list of subjects for one prompt, a list of lists for a list of prompts.
-        asked: Any = self.subjects
-        if asked == "auto" or (len(prompts) == 1 and not (self._listed and _nested(asked))):
-            asked = [asked] * len(prompts)
-        if len(asked) != len(prompts):
-            raise PromptError(f"{len(prompts)} prompts need {len(prompts)} lists of subjects, not {len(asked)}.")
+        listed = len(prompts) > 1 or (self._listed and _nested(self.subjects))
+        asked = per_prompt(self.subjects, len(prompts), listed)
         if self._named:
             spans = [resolve(prompt, stage)[1] for prompt, stage in zip(prompts, asked, strict=True)]
         else:
@@ -212,11 +209,7 @@ class _Foreign(UNet):
             )
         super().__init__(pipeline, name)
         self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
-        if self.scheduler.order > 1:
-            raise SettingsError(
-                f"The scheduler {type(self.scheduler).__name__} evaluates the denoiser twice a step and discards what "
-                "guidance moves in between; use one of first order, for example DDIM or Euler."
-            )
+        check_order(self.scheduler)
 
     def expanded(self, text: str) -> Prompt:
         """The prompt as the pipeline reads it: learned words of several vectors are as many tokens."""

@@ -114,8 +114,9 @@ def generate_command(
         "batch": batch,
     }
     results: list[Result] = []
+    shown = _with_table if verbose else _with_progress
     for name, chosen in runs.items():
-        results.append(_with_progress(name, verbose, drawn_by, prompt, guidance=chosen, **options))
+        results.append(shown(name, drawn_by, prompt, guidance=chosen, **options))
         results[-1].save(out, f"{slug(prompt, 70)} {name}")
     sheet = out / f"{slug(prompt, 70)}-grid.png"
     if compare:
@@ -177,9 +178,7 @@ def _open(model: str, device: str | None, scheduler: str | None = None) -> Model
     return load(model, device=device, scheduler=scheduler)
 
 
-def _with_progress(label: str, verbose: bool, *args: Any, **options: Any) -> Result:
-    if verbose:
-        return _with_table(label, *args, **options)
+def _with_progress(label: str, *args: Any, **options: Any) -> Result:
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label[:40], total=None)

@@ -23,7 +23,7 @@ from .objectives import Subjects
 from .probe import Edit, Probe
 from .prompt import Prompt
 from .result import Result
-from .subjects import Stage, resolve
+from .subjects import Stage, per_prompt, resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,26 +175,24 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         raise SettingsError(f"seeds={list(seeds)} must be whole numbers from 0 to 2**63 - 1.")
     if not texts:
         raise PromptError("The list of prompts is empty.")
-    asked = [subjects] * len(texts) if isinstance(prompt, str) or subjects == "auto" else list(subjects)
-    if len(asked) != len(texts):
-        raise PromptError(f"{len(texts)} prompts need {len(texts)} lists of subjects, not {len(asked)}.")
+    asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str))
     parsed = [model.prompt(text) for text in texts]
-    staged = [resolve(p, s, needed=guidance is not None) for p, s in zip(parsed, asked, strict=True)]  # type: ignore[arg-type]
+    staged = [resolve(p, s, needed=guidance is not None) for p, s in zip(parsed, asked, strict=True)]
     _warn_of_unknown(model, parsed)
     size = (
         model.default_size[0] if height is None else height,
         model.default_size[1] if width is None else width,
     )
     images = [(which, seed) for which in range(len(texts)) for seed in seeds]
-    if latents is not None or conditioning is not None:
+    if latents is not None:
         shape = (len(images), *model.noise([torch.Generator()], *size).shape[1:])
-        if latents is not None and latents.shape != shape:
+        if latents.shape != shape:
             raise SettingsError(
                 f"latents of shape {list(latents.shape)} do not fit {len(images)} images at {size[0]}x{size[1]}: "
                 f"the shape must be {list(shape)}."
             )
-        if conditioning is not None and len(conditioning.prompts) != len(images):
-            raise SettingsError(f"conditioning has {len(conditioning.prompts)} rows for {len(images)} images.")
+    if conditioning is not None and len(conditioning.prompts) != len(images):
+        raise SettingsError(f"conditioning has {len(conditioning.prompts)} rows for {len(images)} images.")
 
     def draw(rows: range) -> _Drawn:
         generators = [torch.Generator().manual_seed(images[i][1]) for i in rows]
@@ -312,7 +310,7 @@ def _in_passes(draw: Callable[[range], _Drawn], count: int, limit: int, size: st
             done.append(draw(rows))
             start = rows.stop
             continue
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 raise
         # Only here, where the error and with it the tensors of the failed pass are gone, is there room again.

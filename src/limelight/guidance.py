@@ -129,6 +129,19 @@ def layers_to_read(
     return found
 
 
+def check_order(scheduler: Any) -> None:
+    """Refuse schedulers of second order.
+
+    Raises:
+        SettingsError: guidance cannot work with this scheduler.
+    """
+    if scheduler.order > 1:
+        raise SettingsError(
+            f"The scheduler {type(scheduler).__name__} evaluates the denoiser twice a step and discards what "
+            "guidance moves in between; use one of first order, for example DDIM or Euler."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Move:
     """What guidance did before one denoising step.
@@ -173,11 +186,7 @@ class Steering:
     ) -> None:
         if len(subjects) != len(conditioning.prompts) or not all(subjects):
             raise SettingsError("Guidance needs the subjects of every image.")
-        if model.scheduler.order > 1:
-            raise SettingsError(
-                f"The scheduler {type(model.scheduler).__name__} evaluates the denoiser twice a step and discards what "
-                "guidance moves in between; use one of first order, for example DDIM or Euler."
-            )
+        check_order(model.scheduler)
         self.guidance, self.model, self.conditioning, self.subjects = guidance, model, conditioning, subjects
         self.layers = layers_to_read(model, latent_size, guidance.resolution)
         self.until = _steps(guidance.until, steps)

@@ -28,6 +28,21 @@ _BREAKS = frozenset(
 _MEDIA = frozenset("photo photograph picture image painting drawing sketch illustration portrait render".split())
 
 
+def per_prompt(subjects: Stage | Sequence[Stage], prompts: int, listed: bool) -> list[Any]:
+    """The subjects of each prompt.
+
+    Args:
+        subjects: those of one prompt; where they are `listed`, one entry per prompt. "auto" serves any number.
+
+    Raises:
+        PromptError: there are more or fewer entries than prompts.
+    """
+    asked = list(subjects) if listed and subjects != "auto" else [subjects] * prompts
+    if len(asked) != prompts:
+        raise PromptError(f"{prompts} prompts need {prompts} lists of subjects, not {len(asked)}.")
+    return asked
+
+
 def resolve(
     prompt: Prompt, subjects: Sequence[Subject] | Literal["auto"], *, needed: bool = True
 ) -> tuple[tuple[Subject, ...], tuple[tuple[int, ...], ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -55,11 +55,7 @@ class Conditioning:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
         """On a device, in a dtype."""
-        branches = [
-            None if branch is None else {name: value.to(device, dtype) for name, value in branch.items()}
-            for branch in (self.conditional, self.unconditional)
-        ]
-        return Conditioning(self.prompts, branches[0] or {}, branches[1])
+        return self._changed(self.prompts, lambda value: value.to(device, dtype))
 
     def only_conditional(self) -> Conditioning:
         """All images, conditional branch only."""
@@ -67,11 +63,14 @@ class Conditioning:
 
     def rows(self, index: Sequence[int]) -> Conditioning:
         """Some of the images, in the given order."""
-        branches = [
-            None if branch is None else {name: value[list(index)] for name, value in branch.items()}
-            for branch in (self.conditional, self.unconditional)
-        ]
-        return Conditioning(tuple(self.prompts[i] for i in index), branches[0] or {}, branches[1])
+        return self._changed(tuple(self.prompts[i] for i in index), lambda value: value[list(index)])
+
+    def _changed(self, prompts: tuple[Prompt, ...], change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same change made to every tensor of both branches."""
+        conditional = {name: change(value) for name, value in self.conditional.items()}
+        if self.unconditional is None:
+            return Conditioning(prompts, conditional)
+        return Conditioning(prompts, conditional, {name: change(value) for name, value in self.unconditional.items()})
 
     @cached_property
     def joined(self) -> Mapping[str, Tensor]:
