@@ -55,7 +55,7 @@ class Pool:
         words = [w for s in states for w in s["words"]]
         parsed = {text: model.prompt(text) for text in set(captions)}
         self.ids = torch.tensor([parsed[text].ids for text in captions])
-        self.positions = torch.zeros(len(captions), 4, dtype=torch.int64)
+        self.positions = torch.zeros(self.masks.shape[:2], dtype=torch.int64)
         for i, (text, named) in enumerate(zip(captions, words, strict=True)):
             seen: dict[str, int] = {}
             for j, word in enumerate(named):

@@ -54,6 +54,22 @@ OWN = {
 <g fill="#222"><circle cx="48" cy="54" r="4"/><circle cx="80" cy="54" r="4"/><circle cx="57" cy="104" r="3"/>
 <circle cx="71" cy="104" r="3"/></g>
 """,
+        """
+<path d="M24 118q18-18 22-44L26 80Q12 82 8 72q-2-10 8-18l24-26 4-16 10 12q36 2 50 38 10 30 6 56z" fill="#f0a04b"/>
+<g fill="#8a4f2a"><path d="M54 20l20-8 2 12 16-2-2 14 16 4-6 12 14 10-10 10 10 14-12 6 6 16-16-2q4-36-14-58-10-12-24-16z"/></g>
+<circle cx="42" cy="46" r="5" fill="#2b1a10"/><path d="M8 70q8 6 18 2" stroke="#b56a2a" stroke-width="3" fill="none"/>
+""",
+        """
+<path d="M104 120Q92 96 86 70l14 10q14 6 20-4 2-10-8-20L92 30 88 10 76 22Q40 24 26 62q-10 30-6 58z" fill="#d98b45"/>
+<path d="M76 20q-8-12-22-10Q20 20 12 60q-4 30 2 60h16q-8-40 12-66 14-20 34-26z" fill="#6e3b1c"/>
+<path d="M96 60q12 4 18 14" stroke="#f7d7ae" stroke-width="9" fill="none" stroke-linecap="round"/>
+<circle cx="82" cy="44" r="5" fill="#1c120b"/><circle cx="110" cy="70" r="2.500" fill="#5a3010"/>
+""",
+        """
+<path d="M20 116q14-20 24-50-14 12-26 12-12-2-12-14Q20 44 40 26L46 8l12 14q44 6 56 60 4 20 2 34z" fill="#ffb766"/>
+<path d="M58 20Q96 18 112 60q8 28 6 56-14-2-22-12 6-12 0-24-8-2-12-12 2-14-8-22-10-2-14-12-4-8-6-14z" fill="#a0623a"/>
+<ellipse cx="40" cy="46" rx="5" ry="7" fill="#333"/><path d="M6 64q4-8 14-12l4 20q-14 8-18-8z" fill="#ffd9a6"/>
+""",
     ),
     "suitcase": (
         """
@@ -132,6 +148,83 @@ OWN = {
         """
 <path d="M14 50h100q-4 46-30 60H44Q18 96 14 50z" fill="#42a5f5"/><path d="M14 50q50-22 100 0-50 18-100 0z" fill="#bbdefb"/>
 <path d="M60 50l46-38q10-2 8 8L74 54z" fill="#78909c"/><path d="M24 70q40 12 80 0" stroke="#1565c0" stroke-width="4" fill="none"/>
+""",
+    ),
+    "fish": (
+        """
+<path d="M8 66Q34 34 78 46l34-20q-6 22-4 38 0 16 6 34L80 84Q36 100 8 66z" fill="#3f8fd0"/><path d="M8 66q34 22 72 6 20-4 28-6 0 16 6 32L80 84Q36 100 8 66z" fill="#a9d6f2"/>
+<path d="M46 44q16-22 32-14l4 18zM50 88q8 18 22 16l4-16z" fill="#1d5f9e"/><circle cx="26" cy="60" r="5" fill="#111"/>
+""",
+        """
+<path d="M4 60q30-40 84-6l30-26q6 30 0 60L88 68Q44 98 4 60z" fill="#2f7fc4"/><path d="M8 64q36 28 80 4" stroke="#bfe3f7" stroke-width="12" fill="none"/>
+<circle cx="24" cy="54" r="7" fill="#fff"/><circle cx="23" cy="54" r="4" fill="#111"/><path d="M40 46q8 12 0 26" stroke="#17507f" stroke-width="3" fill="none"/>
+""",
+    ),
+    "gift": (
+        """
+<path d="M10 52l54 16v54L16 106z" fill="#f5a623"/><path d="M118 52L64 68v54l48-16z" fill="#d88912"/><path d="M6 44l58-16 58 16-58 18z" fill="#ffc14d"/>
+<path d="M30 58l12 4v52l-12-4zM98 58l-12 4v52l12-4z" fill="#d32f2f"/><path d="M64 40q-40 4-36-18 16-12 36 18zM64 40q40 4 36-18-16-12-36 18z" fill="#e53935"/>
+""",
+        """
+<path d="M18 54h50v66l-50-8z" fill="#ffb300"/><path d="M68 54h44v58l-44 8z" fill="#e08e00"/><path d="M10 40l58 4v16l-56-4zM68 44l52-4-2 16-50 4z" fill="#ffca28"/>
+<path d="M36 56h12v61l-12-2zM84 56h10v60l-10 2z" fill="#c62828"/><path d="M66 42Q24 38 34 16q18-6 32 26zM66 42q42-4 32-26-18-6-32 26z" fill="none" stroke="#e53935" stroke-width="9"/>
+""",
+    ),
+    "pear": (
+        """
+<path d="M64 22q20 2 22 28 2 18 14 30 12 38-36 42-48-4-36-42 12-12 14-30 2-26 22-28z" fill="#b4c926"/><path d="M62 26q-2-14 4-22l6 2q-6 10-4 20z" fill="#7a4b1e"/>
+<path d="M46 70q-10 16-4 30" stroke="#dbe86b" stroke-width="7" fill="none" stroke-linecap="round"/>
+""",
+        """
+<path d="M60 24q22-4 26 22 2 20 16 34 12 40-38 42-52-2-38-44 14-12 14-28 2-22 20-26z" fill="#9cc11d"/><path d="M64 26q0-14 8-20" stroke="#5b3a1a" stroke-width="6" fill="none"/>
+<path d="M90 84q6 18-10 28" stroke="#7fa313" stroke-width="6" fill="none"/>
+""",
+    ),
+    "robot": (
+        """
+<rect x="22" y="34" width="84" height="80" rx="8" fill="#90a4ae"/><path d="M60 34V14h8v20z" fill="#78909c"/><circle cx="64" cy="12" r="9" fill="#e53935"/>
+<path d="M6 56h14v34H6zM108 56h14v34h-14z" fill="#c62828"/><circle cx="46" cy="60" r="11" fill="#fff"/><circle cx="82" cy="60" r="11" fill="#fff"/>
+<path d="M64 70l7 12H57z" fill="#e53935"/><rect x="38" y="90" width="52" height="12" fill="#fff"/><path d="M50 90v12M62 90v12M74 90v12" stroke="#546e7a" stroke-width="3"/>
+""",
+        """
+<path d="M26 40q0-12 14-12h48q14 0 14 12l4 70q0 10-12 10H34q-12 0-12-10z" fill="#b0bec5"/><path d="M64 28V6" stroke="#607d8b" stroke-width="6"/><circle cx="64" cy="8" r="7" fill="#f44336"/>
+<rect x="8" y="60" width="14" height="26" rx="4" fill="#ef5350"/><rect x="106" y="60" width="14" height="26" rx="4" fill="#ef5350"/>
+<g fill="#fff" stroke="#455a64" stroke-width="4"><circle cx="46" cy="58" r="10"/><circle cx="82" cy="58" r="10"/><rect x="36" y="92" width="56" height="14" rx="4"/></g>
+<path d="M58 82l6-12 6 12z" fill="#d32f2f"/>
+""",
+    ),
+    "penguin": (
+        """
+<path d="M60 8q28 0 30 30 18 24 14 56-4 22-40 22T24 94q-4-32 8-54Q34 8 60 8z" fill="#37424a"/><path d="M60 50q30 4 28 42-2 20-24 20t-24-20q0-38 20-42z" fill="#fff"/>
+<ellipse cx="52" cy="34" rx="16" ry="14" fill="#fff"/><circle cx="50" cy="32" r="4" fill="#111"/><path d="M40 38l-18 6 16 6z" fill="#ffa000"/>
+<path d="M40 114h20v8H36zM70 114h20l4 8H70z" fill="#ffa000"/><path d="M96 50q18 20 14 40l-10-8z" fill="#263238"/>
+""",
+        """
+<path d="M66 6q24 2 26 34 14 30 8 60-6 20-36 18-34 2-36-24 0-30 12-52Q42 6 66 6z" fill="#455a64"/><path d="M58 44q26 10 24 48-4 22-22 20-22 0-22-24 2-34 20-44z" fill="#eceff1"/>
+<circle cx="60" cy="26" r="5" fill="#fff"/><circle cx="59" cy="26" r="3" fill="#111"/><path d="M46 28L22 36l22 6z" fill="#ffb300"/>
+<path d="M30 58Q12 78 16 98l14-10z" fill="#37474f"/><path d="M44 114l-12 8h26zM76 114l-6 8h24z" fill="#ff8f00"/>
+""",
+    ),
+    "teddy": (
+        """
+<g fill="#a9713f"><circle cx="38" cy="20" r="14"/><circle cx="90" cy="20" r="14"/><circle cx="64" cy="38" r="32"/><ellipse cx="64" cy="90" rx="32" ry="30"/>
+<ellipse cx="24" cy="78" rx="13" ry="20"/><ellipse cx="104" cy="78" rx="13" ry="20"/></g><g fill="#d7a873"><circle cx="30" cy="112" r="15"/><circle cx="98" cy="112" r="15"/>
+<ellipse cx="64" cy="48" rx="14" ry="11"/><ellipse cx="64" cy="92" rx="18" ry="17"/></g><g fill="#2b1a10"><circle cx="52" cy="34" r="4"/><circle cx="76" cy="34" r="4"/><ellipse cx="64" cy="44" rx="6" ry="4"/></g>
+""",
+        """
+<g fill="#c58c52"><circle cx="36" cy="24" r="12"/><circle cx="92" cy="24" r="12"/><ellipse cx="64" cy="42" rx="36" ry="28"/><path d="M36 66h56q14 20 10 48H26q-4-28 10-48z"/></g>
+<path d="M34 72L12 92l12 12 16-14zM94 72l22 20-12 12-16-14z" fill="#a66f3a"/><g fill="#efd0a2"><ellipse cx="40" cy="114" rx="16" ry="11"/><ellipse cx="88" cy="114" rx="16" ry="11"/>
+<ellipse cx="64" cy="52" rx="15" ry="11"/></g><g fill="#222"><circle cx="50" cy="36" r="4"/><circle cx="78" cy="36" r="4"/><circle cx="64" cy="48" r="5"/></g>
+""",
+    ),
+    "chicken": (
+        """
+<path d="M40 34q28-16 50 8 14 20 26 70l-12-8-10 12-12-10-14 12-12-12-14 8 2-40q-20-12-4-40z" fill="#e6e6ea"/><path d="M40 32q-8-22 8-22 2-12 14-6 14-4 14 8 14 0 10 16z" fill="#e53935"/>
+<path d="M36 44L8 58l26 10z" fill="#ffa000"/><path d="M32 68q-12 16 2 24 12-4 8-22z" fill="#d32f2f"/><circle cx="52" cy="48" r="5" fill="#111"/>
+""",
+        """
+<path d="M30 40Q44 22 66 26q30 8 34 48l14 44-14-8-12 10-14-10-14 10-12-10-12 6 4-36Q24 66 30 40z" fill="#f5f5f7"/><path d="M38 28Q30 8 48 10q6-10 16-2 14-2 12 18-20-8-38 2z" fill="#f44336"/>
+<path d="M30 48L4 56q10 14 28 10z" fill="#fb8c00"/><circle cx="48" cy="46" r="6" fill="#fff" stroke="#bbb"/><circle cx="47" cy="46" r="4" fill="#222"/><path d="M30 68q-8 14 4 20 8-6 4-20z" fill="#c62828"/>
 """,
     ),
 }

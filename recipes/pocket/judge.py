@@ -68,6 +68,8 @@ class Gallery:
         sprite = self.drawings[name][int(rng.integers(len(self.drawings[name])))]
         image = Image.fromarray(tint(sprite, colour) if colour else sprite)
         image = _restyled(image, rng)
+        if rng.random() < 0.4:
+            image = _bent(image, rng)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if rng.random() < 0.3:
@@ -119,7 +121,7 @@ def _restyled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     alpha = image.getchannel("A")
     if rng.random() < 0.5:
         hue, saturation, value = image.convert("RGB").convert("HSV").split()
-        turn, wash = int(rng.normal(0, 8)), float(rng.uniform(0.5, 1.3))
+        turn, wash = int(rng.normal(0, 8 if rng.random() < 0.8 else 25)), float(rng.uniform(0.5, 1.3))
         hue = hue.point([(v + turn) % 256 for v in range(256)])
         saturation = saturation.point([min(int(v * wash), 255) for v in range(256)])
         image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
@@ -134,6 +136,22 @@ def _restyled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         outlined.alpha_composite(image)
         image = outlined
     return image
+
+
+def _bent(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The same drawing with other proportions: four quarters whose corners were moved."""
+    side = image.width
+    corners = np.stack(np.meshgrid([0, side / 2, side], [0, side / 2, side]), -1) + rng.normal(0, side / 25, (3, 3, 2))
+    halves = [0, side // 2, side]
+    mesh = [
+        (
+            (halves[x], halves[y], halves[x + 1], halves[y + 1]),
+            tuple(np.concatenate([corners[y, x], corners[y + 1, x], corners[y + 1, x + 1], corners[y, x + 1]])),
+        )
+        for y in range(2)
+        for x in range(2)
+    ]
+    return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
 
 def _shuffled(image: Image.Image, rng: np.random.Generator) -> Image.Image:

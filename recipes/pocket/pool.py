@@ -44,7 +44,7 @@ def main() -> None:
                 for w in (thing.subject, thing.colour)
                 if w
             ]
-            padded = np.zeros((4, 8, 8), dtype=np.float16)
+            padded = np.zeros((6, 8, 8), dtype=np.float16)  # three subjects with a colour each
             padded[: len(rows)] = rows
             masks.append(torch.from_numpy(padded))
     args.out.mkdir(parents=True, exist_ok=True)

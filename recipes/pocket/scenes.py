@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,8 @@ class Composer:
         while True:
             groups = rng.choice(3, size=count, p=[0.24, 0.24, 0.52])
             names = [str(rng.choice(_GROUPS[group])) for group in groups]
-            if len(set(names)) == count and frozenset(names) not in HELD_OUT:
+            pairs = {frozenset(pair) for pair in combinations(names, 2)}
+            if len(set(names)) == count and not pairs & HELD_OUT:
                 break
         chance = [0.7 if name in OBJECTS else 0.4 if name in COLOURED else 0.1 for name in names]
         return [
@@ -117,14 +119,20 @@ class Composer:
         ]
 
     def scene(self, rng: np.random.Generator, wanted: Sequence[tuple[str, str | None]] = ()) -> Scene:
-        """One captioned scene: one subject (40 %) or two side by side, those that are wanted or any."""
+        """One captioned scene of those that are wanted, or of any: one (30 %), two side by side, or three (20 %)."""
         canvas = self.background(rng)
-        wanted = wanted or self.choose(rng, 1 if rng.random() < 0.4 else 2)
+        wanted = wanted or self.choose(rng, int(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2])))
         placed = []
         if len(wanted) == 1:
             size = 2 * int(rng.integers(32, 51))
             left, top = (int(rng.integers(0, SIDE - size + 1)) for _ in range(2))
             placed.append(self.paste(canvas, *wanted[0], size, left, top))
+        elif len(wanted) == 3:
+            # One in three of the four quarters each.
+            for (subject, colour), quarter in zip(wanted, rng.permutation(4).tolist(), strict=False):
+                size = 2 * int(rng.integers(21, 31))
+                left, top = (h * (SIDE // 2) + int(rng.integers(0, SIDE // 2 - size + 1)) for h in divmod(quarter, 2))
+                placed.append(self.paste(canvas, subject, colour, size, left, top))
         else:
             slots = [0, 1] if rng.random() < 0.5 else [1, 0]
             for (subject, colour), slot in zip(wanted, slots, strict=True):
@@ -153,7 +161,9 @@ def caption(things: tuple[Thing, ...], rng: np.random.Generator) -> str:
 
     start = f"{rng.choice(_PREFIXES)} " if rng.random() < 0.15 else ""
     phrases = [thing.phrase if rng.random() < 0.05 else article(thing.phrase) for thing in things]
-    joiner = str(rng.choice(_JOINERS)) if rng.random() < 0.2 else "and"
+    if len(phrases) > 2 and rng.random() < 0.3:
+        return start + ", ".join(phrases[:-1]) + f" and {phrases[-1]}"
+    joiner = str(rng.choice(_JOINERS)) if rng.random() < 0.2 and len(phrases) < 3 else "and"
     return start + f" {joiner} ".join(phrases)
 
 
