@@ -1,8 +1,8 @@
 """How well the embedded model draws, plainly and guided, as its judge sees it.
 
-`python -m bench.pocket --out pocket.jsonl` draws single subjects, coloured objects and the 276 prompts of the
-Attend-and-Excite benchmark, appends a line per picture to the file and prints Markdown tables. Run again, it draws only
-what the file lacks.
+`python -m bench.pocket --out pocket.jsonl` draws single subjects, coloured objects, the 276 prompts of the
+Attend-and-Excite benchmark and prompts of three subjects, appends a line per picture to the file and prints Markdown
+tables. Run again, it draws only what the file lacks.
 """
 
 from __future__ import annotations
@@ -25,13 +25,21 @@ from limelight.suites import COLOURS, Case, Wanted, attend_excite
 
 ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
 OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
-SEEDS = {"single": range(8), "more": range(4), "colour": range(2), "benchmark": range(4)}
+SEEDS = {"single": range(8), "more": range(4), "colour": range(2), "benchmark": range(4), "three": range(4)}
 Row = dict[str, Any]
 
 
 def cases(part: str) -> list[Case]:
     if part == "benchmark":
         return list(attend_excite())
+    if part == "three":
+        words = ANIMALS + OBJECTS
+        trios = [(words[i % 24], words[(i * 5 + 7) % 24], words[(i * 11 + i // 24 + 14) % 24]) for i in range(72)]
+        return [
+            Case(" and ".join(f"a {w}" for w in trio), part, tuple(Wanted(w) for w in trio))
+            for trio in trios
+            if len(set(trio)) == 3
+        ]
     if part == "single":
         return [Case(f"a {w}", part, (Wanted(w),)) for w in ANIMALS + OBJECTS]
     if part == "colour":
