@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, overload
 
@@ -153,8 +153,8 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             subjects. See `Model.encode`.
         clip_skip: how many of the text encoder's last layers are left out.
         eta: share of fresh noise in DDIM's steps, 0..1.
-        batch: most pictures in one pass; by default 8 on a CPU, 64 elsewhere. Where memory runs out, passes become
-            smaller by themselves.
+        batch: most pictures in one pass; by default 8 on a CPU, 64 elsewhere. Where memory runs out, the text encoder
+            leaves the device, passes become smaller, and guidance recomputes (`Guidance.checkpoint`), by themselves.
         memory: most gibibytes that the process may take on a CUDA device while drawing.
         record: keep the mean attention maps of the run as `Result.maps`.
         edits: attention edits, see `limelight.probe.Edit`.
@@ -194,7 +194,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     if conditioning is not None and len(conditioning.prompts) != len(images):
         raise SettingsError(f"conditioning has {len(conditioning.prompts)} rows for {len(images)} images.")
 
-    def draw(rows: range) -> _Drawn:
+    def draw(rows: range, lean: bool) -> _Drawn:
         generators = [torch.Generator().manual_seed(images[i][1]) for i in rows]
         own = model.noise(generators, *size)  # drawn in any case: later noise must not repeat it
         noise = own if latents is None else latents[rows.start : rows.stop]
@@ -211,7 +211,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             noise.to(model.device, model.dtype),
             steps=steps,
             guidance_scale=guidance_scale,
-            guidance=guidance,
+            guidance=replace(guidance, checkpoint=guidance.checkpoint or lean) if guidance else None,
             subjects=[staged[images[i][0]][1] for i in rows],
             edits=edits,
             record=record,
@@ -229,7 +229,12 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
 
     limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     with _limited(model.device, memory):
-        drawn = _join(_in_passes(draw, len(images), limit, f"{size[0]}x{size[1]}"))
+        try:
+            # A plain run is as lean as it can be.
+            parts = _in_passes(draw, len(images), limit, f"{size[0]}x{size[1]}", model.stow, lean=guidance is None)
+        finally:
+            model.stow(away=False)
+    drawn = _join(parts)
     settings = {
         "negative": None if conditioning else negative,
         "steps": steps,
@@ -298,8 +303,13 @@ def _join(parts: list[_Drawn]) -> _Drawn:
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
-def _in_passes(draw: Callable[[range], _Drawn], count: int, limit: int, size: str) -> list[_Drawn]:
-    """Draw `count` images in passes of at most `limit`; where memory runs out, in smaller ones."""
+def _in_passes(
+    draw: Callable[[range, bool], _Drawn], count: int, limit: int, size: str, stow: Callable[[], bool], lean: bool
+) -> list[_Drawn]:
+    """Draw `count` images in passes of at most `limit`.
+
+    Where memory runs out: first `stow` makes room, then passes become smaller, last `draw` is told to be lean.
+    """
     if limit < 1:
         raise SettingsError(f"batch={limit} must be at least 1.")
     done: list[_Drawn] = []
@@ -307,20 +317,25 @@ def _in_passes(draw: Callable[[range], _Drawn], count: int, limit: int, size: st
     while start < count:
         rows = range(start, min(start + limit, count))
         try:
-            done.append(draw(rows))
+            done.append(draw(rows, lean))
             start = rows.stop
             continue
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 raise
         # Only here, where the error and with it the tensors of the failed pass are gone, is there room again.
-        if len(rows) == 1:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if stow():
+            continue
+        if len(rows) > 1:
+            limit = (len(rows) + 1) // 2
+        elif not lean:
+            lean = True
+        else:
             raise SettingsError(
                 f"A picture of {size} does not fit into memory; draw a smaller one, or load the model as float16."
             )
-        limit = (len(rows) + 1) // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
     return done
 
 

@@ -8,7 +8,7 @@ force, and all other layers keep their fused kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,8 +63,12 @@ class Probe:
         self._seen: dict[Layer, Tensor | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entered: dict[Layer, _Intercept] = {}
+        self._eager = ExitStack()
 
     def __enter__(self) -> Probe:
+        if self._watched:
+            # Compiled code does not notice hooks, and a compiled gradient pass was wrong on CPU (torch 2.13).
+            self._eager.enter_context(torch.compiler.set_stance("force_eager"))
         for layer in self._watched:
             module = self.model.denoiser.get_submodule(layer.name)
             self._handles += self._watch(module, layer)
@@ -77,6 +81,7 @@ class Probe:
         while self._entered:  # an interrupt (not an Exception) skips the layers' own forward hooks
             self._entered.popitem()[1].__exit__(None, None, None)
         self._seen.clear()
+        self._eager.close()
 
     def _watch(self, module: nn.Module, layer: Layer) -> list[torch.utils.hooks.RemovableHandle]:
         def enter(_module: nn.Module, _inputs: Any) -> None:
@@ -95,7 +100,9 @@ class Probe:
         """Record and edit one layer's probabilities [batch, heads, pixels, tokens]; called while the layer runs."""
         images = self.images or probabilities.shape[0]
         conditional = probabilities[-images:]
-        self._seen[layer] = conditional if layer in self.layers else None
+        # A checkpointed layer runs again within the backward pass; its maps are the ones that were seen already.
+        if torch._C._current_graph_task_id() == -1:
+            self._seen[layer] = conditional if layer in self.layers else None
         if layer not in self._edited:
             return probabilities
         for edit in self.edits:

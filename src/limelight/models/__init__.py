@@ -79,7 +79,7 @@ def load(
         pipeline = _move(_open(source, name, dtype), where)
     model = FAMILIES[type(pipeline).__name__](pipeline, name)
     if not isinstance(source, DiffusionPipeline):
-        model.about = _about(Path(source).expanduser() / "limelight.json")
+        model.about = _about(Path(source).expanduser() / "limelight.json") or model.about
     if scheduler is not None:
         import diffusers
 
@@ -87,9 +87,9 @@ def load(
     return model
 
 
-def _about(path: Path) -> About:
+def _about(path: Path) -> About | None:
     if not path.is_file():
-        return About()
+        return None
     try:
         facts = json.loads(path.read_text())
         words, settings = facts.get("words"), {**facts.get("attend_and_excite", {})}

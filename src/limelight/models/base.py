@@ -82,7 +82,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class About:
-    """What a model folder says about itself in its file `limelight.json`, if it has one.
+    """What is known about a model: by its family, or by the file `limelight.json` of its folder, which comes first.
 
     Attributes:
         words: every word that it was trained with, in lower case; None if nobody knows.
@@ -103,7 +103,7 @@ class Model(ABC):
         guided_scale: the `Layer.scale` at which this family's maps carry semantics.
         pixels_per_latent: picture pixels per latent pixel along an axis.
         scheduler: a diffusers scheduler, this model's own copy.
-        about: what its folder says about it.
+        about: what its family or its folder says about it.
     """
 
     name: str
@@ -153,6 +153,12 @@ class Model(ABC):
             size: height and width of the pictures in pixels, which some families are told; by default `default_size`.
             clip_skip: how many of the text encoder's last layers are left out.
         """
+
+    def stow(self, away: bool = True) -> bool:
+        """Take off the device what only `encode` needs, which then brings it there for as long as it runs; or bring it
+        back for good. Returns whether that made room.
+        """
+        return False
 
     @abstractmethod
     def timesteps(self, steps: int) -> Tensor:

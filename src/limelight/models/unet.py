@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ModelError, SettingsError
 from ..prompt import Prompt, parse
-from .base import Conditioning, Layer, Model
+from .base import About, Conditioning, Layer, Model
 
 
 class UNet(Model):
@@ -41,6 +41,7 @@ class UNet(Model):
         if known < trained:
             raise ModelError(f"The tokenizer of '{name}' knows {known} of {trained} tokens; its files are incomplete.")
         self.guided_scale = _guided_scale(self.layers, min(_pair(pipeline.unet.config.sample_size)))
+        self._stowed: list[Any] = []
 
     @property
     def device(self) -> torch.device:
@@ -89,10 +90,30 @@ class UNet(Model):
             names = next(iter(states.values()))
             return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
 
-        conditional = rows(prompts, False)
-        if negative is None:
-            return Conditioning(tuple(prompts), conditional)
-        return Conditioning(tuple(prompts), conditional, rows([self.prompt(negative)] * len(prompts), True))
+        for encoder in self._stowed:
+            encoder.to(self.device)
+        try:
+            conditional = rows(prompts, False)
+            unconditional = None if negative is None else rows([self.prompt(negative)] * len(prompts), True)
+        finally:
+            for encoder in self._stowed:
+                encoder.to("cpu")
+        return Conditioning(tuple(prompts), conditional, unconditional)
+
+    def stow(self, away: bool = True) -> bool:
+        if not away:
+            while self._stowed:
+                self._stowed.pop().to(self.device)
+            return False
+        encoders = [getattr(self.pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+        # Where diffusers itself offloads, its hooks know best.
+        found = [x for x in encoders if x is not None and getattr(x, "_hf_hook", None) is None]
+        if self._stowed or not found or self.device.type == "cpu":
+            return False
+        self._stowed = found
+        for encoder in found:
+            encoder.to("cpu")
+        return True
 
     def timesteps(self, steps: int) -> Tensor:
         try:
@@ -204,6 +225,10 @@ class StableDiffusionXL(UNet):
 
     An empty negative prompt is the zero embedding where the checkpoint asks for it, as in diffusers without one.
     """
+
+    # Maps are latent/4 here as well (32 x 32 at 1024 pixels, `guided_scale`), but the mean of 60 layers, not of 5, and
+    # flatter: public ports of Attend-and-Excite to XL take larger steps and otherwise the paper's values.
+    about = About(attend_and_excite={"scale": 30.0})
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         pipeline, states = self.pipeline, []
