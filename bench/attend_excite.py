@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bench.count import Flops
 from limelight.compat import StableDiffusionAttendAndExcitePipeline
 from limelight.models import POCKET
 
@@ -32,20 +31,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "sd14": {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768},
 }
 SIDES = ("ours", "diffusers", "diffusers, plain pipeline")
-
-
-class Flops(TorchDispatchMode):
-    """Counts floating-point operations. (torch's own counter follows modules, which diffusers' gradient breaks.)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def build(size: str, side: str, dtype: torch.dtype, device: str) -> Any:

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 import limelight
+from bench.count import Bare, Peak, peak, saved, work
 from limelight import AttendAndExcite, Guidance, SettingsError
 from limelight.guidance import Steering, layers_to_read
-from limelight.models import Conditioning
 from limelight.objectives import Score
 
 PROMPT = "a cat and a dog"
@@ -48,11 +47,129 @@ def test_a_guidance_without_subjects(tiny):
         next(limelight.denoise(tiny, conditioning, noise, guidance=AttendAndExcite()))
 
 
-def test_gradient_checkpointing_does_not_change_a_guided_run(tiny):
-    plain = run(tiny, AttendAndExcite(resolution=8), steps=3)
-    tiny.denoiser.enable_gradient_checkpointing()
-    tiny.denoiser.train()
-    assert torch.allclose(plain.latents, run(tiny, AttendAndExcite(resolution=8), steps=3).latents, atol=1e-10)
+@pytest.fixture
+def passes(tiny):
+    """Rows of every denoiser pass: (how many, whether with a gradient)."""
+    seen = []
+    handle = tiny.denoiser.conv_in.register_forward_hook(lambda m, i, o: seen.append((len(o), torch.is_grad_enabled())))
+    yield seen
+    handle.remove()
+
+
+def test_checkpointing_does_not_change_a_guided_run(tiny):
+    guidance = {"resolution": 8, "thresholds": {0: 0.6}}
+    plain, lean = (run(tiny, AttendAndExcite(**guidance, checkpoint=c), steps=3) for c in (False, True))
+    assert plain.trace[0]["refinements"] != [0]
+    assert torch.allclose(plain.latents, lean.latents, atol=1e-10)
+    assert not tiny.denoiser.is_gradient_checkpointing
+    tiny.denoiser.enable_gradient_checkpointing()  # diffusers' own switch, which a user may have turned
+    own = run(tiny, AttendAndExcite(**guidance), steps=3)
+    again = run(tiny, AttendAndExcite(**guidance, checkpoint=True), steps=3)
+    assert torch.allclose(plain.latents, own.latents, atol=1e-10)
+    assert torch.allclose(plain.latents, again.latents, atol=1e-10)
+    assert tiny.denoiser.is_gradient_checkpointing
+
+
+def steering(model, latents, **changes):
+    conditioning = model.encode([model.prompt(PROMPT)] * len(latents))
+    subjects = [[(2,), (5,)]] * len(latents)
+    guidance = AttendAndExcite(resolution=8, thresholds={}, **changes)
+    return Steering(guidance, model, conditioning, subjects, 50, model.timesteps(50), tuple(latents.shape[-2:]))
+
+
+def test_checkpointing_gives_the_same_gradient_in_less_memory(tiny):
+    latents = tiny.noise([torch.Generator().manual_seed(s) for s in (0, 1)], 64, 64)
+    moved, most = [], []
+    for checkpoint in (False, True):
+        steered = steering(tiny, latents, checkpoint=checkpoint)
+        with Peak() as counted:
+            moved.append(steered.update(1, torch.tensor(600), latents).latents)
+        most.append(counted.most)
+    assert float((moved[0] - latents).abs().max()) > 1e-4
+    assert torch.allclose(*moved, atol=1e-13, rtol=0)
+    assert most[1] < 0.6 * most[0]
+
+
+def test_every_second_step(tiny):
+    guided = run(tiny, AttendAndExcite(resolution=8, until=0.6, every=2, thresholds={1: 0.9}, max_refinements=2))
+    # Refinement is where its threshold says, whether or not that step is guided.
+    assert [(row["step"], row["refinements"]) for row in guided.trace] == [(0, [0]), (1, [2]), (2, [0]), (4, [0])]
+
+
+def test_enough_is_enough(tiny, passes):
+    """Each image is left alone once its weakest subject has the presence asked for; the trace keeps what it last had."""
+    options = {"seeds": range(4), "steps": 6}
+    watched = run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={}, scale=0), **options)
+    losses = torch.tensor([row["loss"] for row in watched.trace])
+    floor = float(losses.min(dim=0).values.sort().values[1:3].mean())  # two images come below it, two do not
+    done = [[i for i, loss in enumerate(row) if loss <= floor] for row in losses.tolist()]
+    left = [4 - len(set().union(*done[:step])) for step in range(6)]
+    passes.clear()
+    result = run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={}, scale=0, enough=1 - floor), **options)
+    assert [rows for rows, gradient in passes if gradient] == left
+    assert left[-1] == 2
+    assert torch.equal(result.latents, watched.latents)
+    for image in range(4):
+        first = next((step for step in range(6) if image in done[step]), 5)
+        assert result.trace[-1]["loss"][image] == pytest.approx(float(losses[first, image]))
+
+
+def test_an_image_with_enough_is_not_moved(tiny):
+    still = run(tiny, AttendAndExcite(resolution=8, enough=0.0, thresholds={}, scale=20))
+    assert torch.equal(still.latents, run(tiny, None).latents)
+    assert [row["step"] for row in still.trace] == [0], "looked at once"
+
+
+def test_refinement_of_the_image_with_fewer_subjects(tiny):
+    """Beside an image of three subjects, one of two is refined alone."""
+    prompts, options = [PROMPT, "a cat and a dog and a car"], {"steps": 1, "seeds": 0}
+    watched = limelight.generate(tiny, prompts, guidance=AttendAndExcite(resolution=8, scale=0), **options)
+    presence = [1 - result.trace[0]["loss"][0] for result in watched]
+    subjects = [["cat", "dog"], ["cat", "dog", "car"]]
+    if presence[0] > presence[1]:
+        prompts, subjects = prompts[::-1], [["cat"], ["cat", "dog"]]
+    guidance = AttendAndExcite(resolution=8, thresholds={0: sum(presence) / 2}, max_refinements=1)
+    results = limelight.generate(tiny, prompts, subjects=subjects, guidance=guidance, **options)
+    assert all(len(r.trace[0]["presence"][0]) == len(s) for r, s in zip(results, subjects, strict=True))
+
+
+@pytest.mark.parametrize("tries", [0, 10, 30, 60])
+def test_the_passes_of_a_whole_run(tiny, passes, tries):
+    """50 steps, 25 of them guided: a gradient pass for each and for each try, no other; 100 rows of ordinary passes."""
+    events = {0: {}, 10: {0: 1.0}, 30: {0: 1.0, 0.2: 1.0, 0.4: 1.0}, 60: {0: 1.0, 0.2: 1.0, 0.4: 1.0}}[tries]
+    each = tries // max(len(events), 1)
+    run(tiny, AttendAndExcite(resolution=8, thresholds=events, max_refinements=each), steps=50, record=False)
+    assert sum(rows for rows, gradient in passes if gradient) == 25 + tries
+    assert sum(rows for rows, gradient in passes if not gradient) == 100
+
+
+def test_fast_takes_at_most_nine_gradient_steps(tiny, passes):
+    fast = AttendAndExcite.fast(resolution=8)
+    assert fast == AttendAndExcite.fast(tiny, resolution=8)
+    assert AttendAndExcite.fast(scale=3).scale == 3
+    run(tiny, fast, steps=50, record=False)
+    assert 1 <= sum(rows for rows, gradient in passes if gradient) <= 9
+
+
+def test_a_compiled_denoiser_is_steered_uncompiled(tiny):
+    """Compiled code does not see hooks, and its gradient would have to be checked."""
+    expected = run(tiny, AttendAndExcite(resolution=8), steps=2)
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    for module in tiny.denoiser.modules():
+        if type(module).__name__ == "ResnetBlock2D":
+            module.compile(backend=backend)
+    result = run(tiny, AttendAndExcite(resolution=8), steps=2)
+    assert not compiled, "maps are recorded in every pass"
+    again = run(tiny, AttendAndExcite(resolution=8), steps=2, record=False)
+    assert compiled, "ordinary passes are as their owner wants them"
+    assert torch.allclose(result.latents, expected.latents, atol=1e-10)
+    assert torch.allclose(again.latents, expected.latents, atol=1e-10)
 
 
 def test_fractions_and_step_numbers_agree(tiny):
@@ -113,24 +230,16 @@ def test_the_guidance_pass_stops_early(tiny):
     assert counts[1] < 0.7 * counts[0]
 
 
-def test_the_cost_of_one_gradient_step_of_stable_diffusion(tiny_pipeline):
+def test_the_cost_of_one_gradient_step_of_stable_diffusion():
     """Counted on the real configuration without data: 1.05 forward passes, where diffusers' pipeline takes 1.55."""
-    pipeline = tiny_pipeline()
-    with torch.device("meta"):
-        pipeline.unet = UNet2DConditionModel(
-            sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
-        )
-        latents, states = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 768)
-        timestep = torch.tensor(500)
-    model = limelight.load(pipeline)
-    conditioning = Conditioning((model.prompt(PROMPT),), {"encoder_hidden_states": states})
-    steering = Steering(AttendAndExcite(), model, conditioning, [[(2,), (5,)]], 50, torch.arange(50), (64, 64))
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        model.predict(latents, timestep, conditioning)
-    with FlopCounterMode(display=False) as step:
-        steering.update(1, timestep, latents)
-    assert forward.get_total_flops() / 1e9 == pytest.approx(803, rel=0.01)
-    assert step.get_total_flops() / forward.get_total_flops() < 1.055
+    model = Bare("Stable Diffusion 1.4, 512 px")
+    unit = work(model.forward)
+    assert unit / 1e9 == pytest.approx(803, rel=0.01)
+    assert work(model.gradient) / unit < 1.055
+    assert saved(model.denoiser, model.gradient) / 2**30 < 0.7
+    assert peak(model.gradient) / 2**30 < 0.7
+    model.denoiser.requires_grad_(False)
+    assert peak(lambda: model.gradient(checkpoint=True)) / 2**30 < 0.25
 
 
 @pytest.mark.parametrize(
@@ -142,6 +251,8 @@ def test_the_cost_of_one_gradient_step_of_stable_diffusion(tiny_pipeline):
         (lambda: AttendAndExcite(until=25.0), "25.0 is no fraction of the schedule"),
         (lambda: AttendAndExcite(thresholds={0: 1.5}), r"\{0: 1.5\} must map a step to a presence between 0 and 1"),
         (lambda: AttendAndExcite(until=-0.5), "until=-0.5"),
+        (lambda: AttendAndExcite(every=0), "every=0 must be a whole number of steps, at least 1"),
+        (lambda: AttendAndExcite(enough=1.5), "enough=1.5 must be a presence between 0 and 1"),
     ],
 )
 def test_bad_settings(make, message):

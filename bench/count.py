@@ -1,0 +1,222 @@
+"""Work and memory of guidance on the real configurations, counted on the meta device: no weights, no machine's noise.
+
+`python -m bench.count` prints the tables of docs/performance.md. F is the work of one denoiser pass for one picture.
+Memory is of tensors, in float32: what is kept for the gradient, and the most that there is at once above the weights.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models import attention_processor
+from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
+    pipeline_stable_diffusion_attend_and_excite as deprecated,
+)
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from limelight.guidance import AttendAndExcite, Steering
+from limelight.models import Conditioning
+from limelight.models.unet import UNet, _guided_scale, unet_layers
+from limelight.prompt import Prompt
+
+SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "Stable Diffusion 1.4, 512 px": {"sample_size": 64, **SD},
+    "Stable Diffusion 1.4, 768 px": {"sample_size": 96, **SD},
+    "Stable Diffusion 2.1 base, 512 px": {
+        **SD,
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "Stable Diffusion XL, 1024 px": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+TRIES = (0, 10, 30, 60)
+
+
+class Flops(TorchDispatchMode):
+    """Counts floating-point operations. (torch's own counter follows modules, which diffusers' gradient breaks.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors that were made while it was on and were there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for made in tree_leaves(out):
+            storage = made.untyped_storage() if isinstance(made, Tensor) else None
+            if storage is None or storage._cdata in given or storage._cdata in self._known:
+                continue
+            self._known.add(storage._cdata)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def fused() -> Any:
+    """Attention as on a device: in one operation that keeps no probabilities. (The meta device has none of its own.)"""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        if torch._C._len_torch_function_stack():  # a probe answers
+            return F.scaled_dot_product_attention(query, key, value, **options)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+
+    changed = SimpleNamespace(**{**vars(F), "scaled_dot_product_attention": attend})
+    return mock.patch.object(attention_processor, "F", changed)
+
+
+def saved(denoiser: Any, run: Callable[[], Any]) -> int:
+    """Bytes that are kept for the gradient while something runs, without the weights."""
+    weights = {p.untyped_storage()._cdata for p in denoiser.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with fused(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+class Bare(UNet):
+    """A denoiser alone, of a real configuration and without weights."""
+
+    def __init__(self, name: str) -> None:
+        with torch.device("meta"):
+            self.denoiser = UNet2DConditionModel(**CONFIGURATIONS[name])
+        config = self.denoiser.config
+        self.name, self.layers, self.scheduler = name, unet_layers(self.denoiser), DDIMScheduler()
+        self.guided_scale = _guided_scale(self.layers, config.sample_size)
+        self.size = (config.sample_size, config.sample_size)
+        self.latents = torch.empty(1, 4, *self.size, device="meta")
+        states = {"encoder_hidden_states": torch.empty(1, 77, config.cross_attention_dim, device="meta")}
+        if config.addition_embed_type:
+            states |= {"text_embeds": torch.empty(1, 1280, device="meta"), "time_ids": torch.empty(1, 6, device="meta")}
+        blank = Prompt("a cat and a dog", tuple(range(77)), ("",) * 77, 6, ())
+        self.conditioning = Conditioning((blank,), states, states)
+
+    def _states(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+    def forward(self, branches: int = 1) -> None:
+        """One ordinary pass, of one or of both branches of classifier-free guidance."""
+        both = self.conditioning if branches == 2 else self.conditioning.only_conditional()
+        with torch.no_grad():
+            self.predict(self.latents, torch.tensor(500, device="meta"), both)
+
+    def gradient(self, **changes: Any) -> None:
+        """One gradient step."""
+        guidance = AttendAndExcite(thresholds={}, **changes)
+        steering = Steering(guidance, self, self.conditioning, [[(2,), (5,)]], 50, torch.arange(50), self.size)
+        steering.update(1, torch.tensor(500, device="meta"), self.latents)
+
+    def theirs(self) -> None:
+        """One gradient step as diffusers' pipeline takes it, but for the loss, whose value nobody knows here."""
+        guided = next(layer for layer in self.layers if layer.scale == self.guided_scale)
+        store = deprecated.AttentionStore(guided.size(self.size))
+        processors = {
+            name: deprecated.AttendExciteAttnProcessor(store, name.partition("_")[0])
+            for name in self.denoiser.attn_processors
+        }
+        before = dict(self.denoiser.attn_processors)
+        store.num_att_layers = len(processors)
+        self.denoiser.set_attn_processor(processors)
+        try:
+            variable = self.latents.clone().requires_grad_()
+            added = {k: v for k, v in self.conditioning.conditional.items() if k != "encoder_hidden_states"}
+            states = self.conditioning.conditional["encoder_hidden_states"]
+            self.denoiser(variable, torch.tensor(500, device="meta"), states, added_cond_kwargs=added or None)
+            maps = [x for part in store.attention_store.values() for x in part]
+            torch.autograd.grad(sum(x.sum() for x in maps), variable)
+        finally:
+            self.denoiser.set_attn_processor(before)
+
+
+def work(run: Callable[[], Any]) -> int:
+    with Flops() as counted, sdpa_kernel([SDPBackend.MATH]):
+        run()
+    return counted.total
+
+
+def peak(run: Callable[[], Any]) -> int:
+    with fused(), Peak() as counted:
+        run()
+    return counted.most
+
+
+def main() -> None:
+    print(
+        "| | F in GFLOP | a gradient step in F: ours | diffusers | kept for the gradient in GiB: ours | diffusers ",
+        end="",
+    )
+    print("| most at once in GiB: a plain pass of two | a gradient step: ours | ours, checkpointed | diffusers |")
+    print("|---" * 10 + "|")
+    costs = {}
+    for name in CONFIGURATIONS:
+        model = Bare(name)
+        unit = work(model.forward)
+        costs[name] = work(model.gradient) / unit
+        sizes = [saved(model.denoiser, model.gradient), saved(model.denoiser, model.theirs)]
+        passes = (partial(model.forward, 2), model.gradient, partial(model.gradient, checkpoint=True), model.theirs)
+        sizes += [peak(run) for run in passes]
+        cells = [f"{unit / 1e9:.0f}", f"{costs[name]:.2f}", f"{work(model.theirs) / unit:.2f}"]
+        cells += [f"{size / 2**30:.2f}" for size in sizes]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print("\n| 50 steps, 25 guided, tries of refinement | " + " | ".join(map(str, TRIES)) + " |\n" + "|---" * 5 + "|")
+    for name, cost in costs.items():
+        print(f"| {name} | " + " | ".join(f"{100 + (25 + tries) * cost:.1f} F" for tries in TRIES) + " |")
+
+
+if __name__ == "__main__":
+    main()
