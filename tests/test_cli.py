@@ -125,6 +125,7 @@ def test_info(limelight):
         (["--height", "8", "--width", "8"], "error: The picture is too small"),
         (["--scale", "nan"], "error: scale=nan must be a number"),
         (["--compare", "--no-guidance"], "error: --compare draws guided pictures beside plain ones"),
+        (["--fast", "--no-guidance"], "error: --fast is about guidance"),
         (["--subjects", "cat,\u00b2"], "error: '\u00b2' is not in the prompt"),
         (["--model", "~nosuchuser/m"], "error: '~nosuchuser/m' is neither a folder nor a hub id"),
         (["--model", "m" * 300], "is neither a folder nor a hub id"),

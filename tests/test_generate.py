@@ -9,7 +9,9 @@ import torch
 
 import limelight
 from limelight import PromptError, SettingsError
+from limelight.generate import _in_passes
 from limelight.models import About
+from limelight.models.unet import UNet
 
 PROMPTS = ["a cat and a dog", "a red car and a frog and a bear"]
 GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.6})
@@ -60,6 +62,65 @@ def test_passes_shrink_where_memory_is_short(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny), "predict", never)
     with pytest.raises(SettingsError, match="A picture of 32x32 does not fit into memory"):
         limelight.generate(tiny, PROMPTS[0], steps=1)
+
+
+def test_the_last_picture_is_drawn_leanly(tiny, monkeypatch):
+    """Where even one picture does not fit, guidance recomputes; where that does not help either, it is said."""
+    predict, lean = type(tiny).predict, []
+
+    def short(self, *args, until=None, **kwargs):
+        lean.append(self.denoiser.is_gradient_checkpointing)
+        if until is not None and not lean[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, *args, until=until, **kwargs)
+
+    expected = limelight.generate(tiny, PROMPTS[0], seeds=[1, 2], guidance=GUIDANCE, steps=2)
+    monkeypatch.setattr(type(tiny), "predict", short)
+    result = limelight.generate(tiny, PROMPTS[0], seeds=[1, 2], guidance=GUIDANCE, steps=2)
+    assert lean[:3] == [False, False, True], "two at once, one, one leanly"
+    assert float((result.latents - expected.latents).abs().max()) < 1e-7
+    assert result.settings == expected.settings
+
+
+class _Elsewhere(torch.nn.Module):
+    """Stands for a text encoder on a device that this machine does not have: notes where it is told to go."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.config, self.where, self.ran = encoder.config, ["meta"], []
+
+    def to(self, device):
+        self.where.append(str(device))
+        return self
+
+    def forward(self, ids, **options):
+        self.ran.append(self.where[-1])
+        return [torch.zeros(*ids.shape, 32, dtype=torch.float64)]
+
+
+def test_the_text_encoder_leaves_the_device_where_memory_is_short(tiny, monkeypatch):
+    tiny.pipeline.text_encoder = encoder = _Elsewhere(tiny.pipeline.text_encoder)
+    monkeypatch.setattr(UNet, "device", property(lambda self: torch.device("meta")))
+    prompts, tried = [tiny.prompt("a cat")], []
+
+    def draw(rows, lean):
+        tiny.encode(prompts, "")
+        tried.append(encoder.where[-1])
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    assert _in_passes(draw, 2, 2, "8x8", tiny.stow, lean=True) == [range(2)], "no smaller pass was needed"
+    assert tried == ["meta", "cpu"], "gone while the pass runs"
+    assert set(encoder.ran) == {"meta"}, "there while it encodes"
+    assert not tiny.stow(), "nothing more to gain"
+    tiny.stow(away=False)
+    assert encoder.where[-1] == "meta"
+    encoder._hf_hook = object()  # offloaded by diffusers, whose hooks move it
+    assert not tiny.stow()
+    del encoder._hf_hook
+    monkeypatch.setattr(UNet, "device", property(lambda self: torch.device("cpu")))
+    assert not tiny.stow(), "there is nowhere else"
 
 
 def test_memory_and_batch_are_checked(tiny):

@@ -24,6 +24,7 @@ from diffusers import (
 
 import limelight
 from limelight import ModelError, SettingsError
+from limelight.models import SCHEDULERS
 from limelight.models.unet import _guided_scale, unet_layers
 
 STABLE_DIFFUSION_1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -60,6 +61,24 @@ def test_the_layers_of_the_real_xl():
     assert len(cross) == 70
     guided = [layer for layer in cross if layer.scale == _guided_scale(layers, 128)]
     assert {layer.size((128, 128)) for layer in guided} == {(32, 32)}
+
+
+def test_settings_of_xl(tiny_xl):
+    """The family has settings of its own, and maps of 32 x 32 at 1024 pixels; other families have the paper's."""
+    model = limelight.load(tiny_xl)
+    assert limelight.AttendAndExcite.suited(model) == limelight.AttendAndExcite(scale=30.0)
+    assert limelight.AttendAndExcite.suited(model, scale=5.0) == limelight.AttendAndExcite(scale=5.0)
+    fast = limelight.AttendAndExcite.fast(model)
+    assert fast == limelight.AttendAndExcite.fast(scale=30.0)
+    result = limelight.generate(model, "a cat and a dog", guidance=fast, steps=5)
+    assert [row["step"] for row in result.trace] == [0]
+
+
+def test_settings_of_a_folder_come_before_the_familys(tiny_xl, tmp_path):
+    tiny_xl.to(torch.float32).save_pretrained(tmp_path / "model")
+    assert limelight.AttendAndExcite.suited(limelight.load(tmp_path / "model", device="cpu")).scale == 30.0
+    (tmp_path / "model" / "limelight.json").write_text('{"attend_and_excite": {"scale": 7.0}}')
+    assert limelight.AttendAndExcite.suited(limelight.load(tmp_path / "model", device="cpu")).scale == 7.0
 
 
 def test_guidance_on_xl(tiny_xl):
@@ -108,6 +127,45 @@ def test_schedulers(tiny_pipeline, scheduler):
     )
     result = limelight.generate(limelight.load(pipeline), "a cat", steps=4, seeds=2)
     assert torch.allclose(result.latents, expected.images, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "heun"])
+def test_guidance_with_every_named_scheduler(tiny_pipeline, name):
+    """The guidance pass sees what the ordinary pass of the same step would: latents as the scheduler scales them."""
+    model = limelight.load(tiny_pipeline(), scheduler=name)
+    seen = []
+    handle = model.denoiser.register_forward_pre_hook(lambda m, inputs: seen.append((inputs[0], inputs[1])))
+    options = {"guidance": limelight.AttendAndExcite(resolution=8, scale=0, thresholds={}, until=1.0), "steps": 4}
+    watched = limelight.generate(model, "a cat and a dog", guidance_scale=1.0, **options)
+    handle.remove()
+    pairs = list(zip(seen[::2], seen[1::2], strict=False))
+    assert len(pairs) >= 4
+    for (guided, at), (ordinary, then) in pairs[:4]:
+        assert torch.equal(guided.detach(), ordinary)
+        assert at == then
+    options["guidance"] = dataclasses.replace(options["guidance"], scale=2.0)
+    steered = limelight.generate(model, "a cat and a dog", guidance_scale=1.0, **options)
+    assert steered.trace[-1]["loss"][0] < watched.trace[-1]["loss"][0]
+
+
+@pytest.mark.parametrize("switch", ["slicing", "tiling"])
+def test_the_autoencoder_may_be_sliced_or_tiled(tiny_pipeline, switch):
+    pipeline = tiny_pipeline()
+    model = limelight.load(pipeline)
+    whole = limelight.generate(model, "a cat", seeds=[0, 1], steps=1).images
+    getattr(pipeline.vae, f"enable_{switch}")()
+    parts = limelight.generate(model, "a cat", seeds=[0, 1], steps=1).images
+    for a, b in zip(whole, parts, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+@pytest.mark.gpu
+def test_offloaded_to_the_cpu(tiny_pipeline):
+    expected, pipeline = limelight.load(tiny_pipeline(), device="cuda"), tiny_pipeline()
+    pipeline.enable_model_cpu_offload()
+    options = {"guidance": limelight.AttendAndExcite(resolution=8), "steps": 3}
+    results = [limelight.generate(m, "a cat and a dog", **options) for m in (expected, limelight.load(pipeline))]
+    assert torch.allclose(results[0].latents, results[1].latents, atol=1e-8)
 
 
 def test_velocity_prediction(tiny_pipeline):
