@@ -25,6 +25,9 @@ bench: $(STAMP)  ## the tables of docs/results.md
 	$(BIN)/python -m bench.guidance
 	$(BIN)/python -m bench.pocket --out out/pocket.jsonl
 	$(BIN)/python -m bench.attend_excite
+	$(BIN)/python -m bench.step --size pocket
+	$(BIN)/python -m bench.count
+	$(BIN)/python -m bench.fast --out out/fast.jsonl
 
 clean:
 	rm -rf $(VENV) out
