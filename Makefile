@@ -21,7 +21,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP)  ## the tables of docs/results.md
+bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.guidance
 	$(BIN)/python -m bench.pocket --out out/pocket.jsonl
 	$(BIN)/python -m bench.attend_excite
