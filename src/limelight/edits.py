@@ -1,7 +1,7 @@
 """Attention edits by head: gains on a word's columns, after the softmax, in the conditional branch alone.
 
-Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align with
-Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
 
     limelight.generate(model, "a rose-colored vase", edits=[adjust("rose-colored", "Color", "Plants")])
 

@@ -85,8 +85,8 @@ class AttendAndExcite(Guidance):
     Attributes:
         smooth: blur the maps before taking their maximum.
         own_tokens: take the softmax over the prompt's own tokens alone; None lets the model choose, see `excite`.
-        concepts: of each subject, by a word of it, e.g. {"cat": "Animals"}, or one for all: then the maps are weighted by
-            head, see `limelight.objectives.excite_by_heads`, and `resolution` is their shorter side, by default 8.
+        concepts: of each subject, by a word of it, e.g. {"cat": "Animals"}, or one for all: then the maps are weighted
+            by head, see `limelight.objectives.excite_by_heads`, and `resolution` is their shorter side, by default 8.
         heads: the head relevance vectors or their file; None takes those that are shipped for the model.
     """
 

@@ -111,7 +111,7 @@ def _from_lines(lines: Iterable[str], source: str) -> dict[str, tuple[str, ...]]
     return {name: tuple(words) for name, words in found.items()}
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.SafeLoader):  # type: ignore[misc]
     """YAML that refuses a name given twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -1,7 +1,7 @@
 """Computing head relevance vectors: while a model draws, every head says in every step which concept it likes best.
 
-Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align with
-Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
 
 The drawing itself is untouched and keeps its fused attention: only the queries of its cross-attention layers are read.
 They are held against the keys of one random word of every concept, and the concept that gets the most attention gets a
@@ -36,9 +36,9 @@ from .relevance import Relevance, vectors_of
 class Counting:
     """What is counted. Together with a model it fixes every count.
 
-    Noise and drawn words depend on the seed, the prompt's text (and how often it stood in the list before), the step and
-    the layer alone. The list is always cut into the same passes, whoever draws them: the last digits of a pass depend on
-    how many pictures are in it.
+    Noise and drawn words depend on the seed, the prompt's text (and how often it stood in the list before), the step
+    and the layer alone. The list is always cut into the same passes, whoever draws them: the last digits of a pass
+    depend on how many pictures are in it.
 
     Attributes:
         concepts: the concepts and their words.
@@ -243,7 +243,7 @@ def _tables(model: Model, concepts: Concepts, layers: Sequence[Layer]) -> tuple[
             raise SettingsError(f"The word '{prompt.text}' has no tokens that this model reads; choose another.")
         if any(not word.positions for word in prompt.words):
             raise SettingsError(
-                f"The word '{prompt.text}' is longer than the {len(prompt.ids)} tokens that this model reads; shorten it."
+                f"The word '{prompt.text}' is longer than the {len(prompt.ids)} tokens this model reads; shorten it."
             )
     unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
     if unknown:

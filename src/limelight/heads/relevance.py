@@ -142,8 +142,8 @@ class Relevance:
         pictures; they clamp, and leave open what would be better.
 
         Args:
-            norm: every row's "mean" is 1 (the authors' scale), or its root mean square, "rms", is: rows that rest on few
-                heads then get no larger gains than others.
+            norm: every row's "mean" is 1 (the authors' scale), or its root mean square, "rms", is: rows that rest on
+                few heads then get no larger gains than others.
             power: exponent of the elements before the scaling; 0.5 narrows the range, 1 is the authors'.
             clamp: upper limit after the scaling; the authors show 9 for Stable Diffusion XL. Rows then sum to less.
         """
