@@ -123,9 +123,9 @@ class Relevance:
         if tuple((layer.place, layer.heads) for layer in cross) != self.layers:
             made_for = self.facts.get("model", "another model")
             raise SettingsError(
-                f"The head relevance vectors of '{made_for}' ({len(self.layers)} layers, {len(self.heads)} heads) do not "
-                f"fit '{model.name}' ({len(cross)} layers, {sum(x.heads for x in cross)} heads); compute its own with "
-                "limelight heads compute."
+                f"The head relevance vectors of '{made_for}' ({len(self.layers)} layers, {len(self.heads)} heads) do "
+                f"not fit '{model.name}' ({len(cross)} layers, {sum(x.heads for x in cross)} heads); compute its own "
+                "with limelight heads compute."
             )
         return _slices(cross)
 
