@@ -25,6 +25,10 @@ bench: $(STAMP)  ## the tables of docs/results.md
 	$(BIN)/python -m bench.guidance
 	$(BIN)/python -m bench.pocket --out out/pocket.jsonl
 	$(BIN)/python -m bench.attend_excite
+	$(BIN)/python -m bench.heads cost
+	$(BIN)/python -m bench.heads prompts
+	$(BIN)/python -m bench.heads weakening --out out/weakening
+	$(BIN)/python -m bench.heads edits --out out/edits.jsonl
 
 clean:
 	rm -rf $(VENV) out

@@ -41,20 +41,20 @@ def build(size: str) -> limelight.Model:
 
 
 def pass_of(model: limelight.Model, counting: Counting, counted: bool) -> float:
-    """Seconds of one pass of prompts, counted or only drawn (neither is decoded)."""
+    """Processor seconds of one pass of prompts, counted or only drawn (neither is decoded)."""
     job = range(counting.batch)
     if counted:
         counter = Counter(model, counting)  # keys are computed once a run
-        start = time.perf_counter()
+        start = time.process_time()
         counter(job)
-        return time.perf_counter() - start
-    start = time.perf_counter()
+        return time.process_time() - start
+    start = time.process_time()
     prompts = [model.prompt(counting.prompts[i]) for i in job]
     conditioning = model.encode(prompts, "")
     noise = model.noise([counting.generator(i, "noise") for i in job], *model.default_size)
     for _ in limelight.denoise(model, conditioning, noise, steps=counting.steps):
         pass
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def cost(size: str, repeat: int, steps: int, batch: int) -> None:
@@ -80,7 +80,8 @@ def one_side(size: str, side: str, steps: int, batch: int) -> None:
     torch.set_num_threads(1)
     model = build(size)
     concepts = Concepts.read("pocket")
-    counting = Counting(concepts, tuple(case.prompt for case in attend_excite()[:batch]), steps=steps, batch=batch)
+    prompts = tuple(case.prompt for case in attend_excite()[:batch])
+    counting = Counting(concepts, prompts, steps=steps, batch=batch)
     if size == "pocket":
         pass_of(model, replace(counting, steps=2), side == "counted")  # warm
     seconds = min(pass_of(model, counting, side == "counted") for _ in range(2 if size == "pocket" else 1))
@@ -105,9 +106,8 @@ def prompts(vectors: str) -> None:
 
 def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, counts: list[int] | None) -> None:
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
-    print(
-        "| concept | prompts | area MoRHF | random | LeRHF | area between | 95 % interval |\n|---|---|---|---|---|---|---|"
-    )
+    print("| concept | prompts | area MoRHF | random | LeRHF | area between | 95 % interval |")
+    print("|---|---|---|---|---|---|---|")
     for name in ("pocket-animals", "pocket-colours"):
         experiment = Experiment.of(name)
         experiment = replace(experiment, prompts=experiment.prompts[::every])
@@ -162,9 +162,8 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
                     rows.append(row)
                     file.write(json.dumps(row) + "\n")
                 file.flush()
-    print(
-        "| colour word | pictures | thing there | thing there in its colour | anything in that colour |\n|---|---|---|---|---|"
-    )
+    print("| method | pictures | thing there | thing there in its colour | anything in that colour |")
+    print("|---|---|---|---|---|")
     for method in methods:
         own = [row for row in rows if row["method"] == method]
         shares = " | ".join(f"{sum(row[k] for row in own) / len(own):.1%}" for k in ("there", "coloured", "any"))
@@ -188,7 +187,7 @@ def main() -> None:
     if args.side:
         one_side(args.size, args.side, args.steps, args.batch)
     elif args.what == "cost":
-        print("| model | batch | steps | seconds a prompt: plain | counted | ratio | GiB: plain | counted | ratio |")
+        print("| model | batch | steps | CPU seconds a prompt: plain | counted | ratio | GiB: plain | counted | ratio |")
         print("|---|---|---|---|---|---|---|---|---|")
         cost(args.size, args.repeat, args.steps, args.batch)
     elif args.what == "prompts":

@@ -2,7 +2,7 @@
 
 `python -m recipes.heads import --authors FOLDER` converts the authors' (sd_v1_4_vectors.npy, sd_v1_4_head_index.npy,
 sdxl_vectors.npy, sdxl_head_index.npy). `python -m recipes.heads pocket` counts the embedded model's own; stopped, it
-goes on where it was.
+goes on where it was (after a new training, remove the old file first).
 """
 
 from __future__ import annotations

@@ -175,6 +175,17 @@ class Counter:
             self.facts,
         )
 
+    @cached_property
+    def weights(self) -> str:
+        """A hash of what makes queries and keys: models of one name may have been trained further."""
+        digest = hashlib.blake2b(digest_size=8)
+        for layer in self.layers:
+            module = self.model.denoiser.get_submodule(layer.name)
+            for part in (module.to_q, module.to_k):
+                for parameter in part.parameters():
+                    digest.update(parameter.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def facts(self) -> dict[str, Any]:
         """What the counts depend on, and the versions that made them."""
@@ -182,6 +193,7 @@ class Counter:
         versions = {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")}
         return {
             "model": model.name,
+            "weights": self.weights,
             "scheduler": type(model.scheduler).__name__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "words": {name: list(words) for name, words in counting.concepts.words.items()},
