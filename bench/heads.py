@@ -187,7 +187,7 @@ def main() -> None:
     if args.side:
         one_side(args.size, args.side, args.steps, args.batch)
     elif args.what == "cost":
-        print("| model | batch | steps | CPU seconds a prompt: plain | counted | ratio | GiB: plain | counted | ratio |")
+        print("| model | batch | steps | CPU seconds each: plain | counted | ratio | GiB: plain | counted | ratio |")
         print("|---|---|---|---|---|---|---|---|---|")
         cost(args.size, args.repeat, args.steps, args.batch)
     elif args.what == "prompts":
