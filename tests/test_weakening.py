@@ -120,7 +120,7 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
         "v-steps.png",
     ]
     code, text, _ = limelight("heads", "show", "sdxl", "--concepts", "Color")
-    assert "up 14/6 66.1" in text
+    assert "up\u00a014/6\u00a066.15" in text
     code, text, _ = limelight(
         *("heads", "weaken", "pocket-animals", "--every", "5", "--seeds", "0", "--counts", "30", "--steps", "2"),
         *("--out", str(tmp_path / "w"), "--vectors", str(out)),

@@ -7,6 +7,7 @@ An objective takes the maps and, for each image, its subjects as token positions
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import SettingsError
+from .errors import PromptError, SettingsError
 from .heads.relevance import Relevance
 from .maps import AttentionMaps
 from .prompt import Prompt
@@ -140,8 +141,9 @@ def _concept(prompt: Prompt, span: tuple[int, ...], concepts: Mapping[str, str] 
         return concepts
     words = [word.text for word in prompt.words if set(word.positions) & set(span)]
     for word, concept in concepts.items():
-        if word in prompt.text and set(prompt.find(word)) <= set(span):
-            return concept
+        with suppress(PromptError):  # a word of another prompt
+            if set(prompt.find(word)) <= set(span):
+                return concept
     name = " ".join(words)
     raise SettingsError(f"The subject '{name}' has no concept; give for example concepts={{'{name}': 'Animals'}}.")
 

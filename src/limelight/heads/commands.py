@@ -126,8 +126,9 @@ def show(
     drawn = {"heatmaps": pictures.heatmaps(relevance, names), "concepts": pictures.similarities(relevance)}
     if relevance.counts is not None and len(relevance.counts) > 1:
         drawn["steps"] = pictures.steps(relevance)
+    stem = source if source in SHIPPED else Path(source).stem
     for name, picture in drawn.items():
-        write(out / f"{slug(Path(source).stem)}-{name}.png", png({"source": source}, picture))
+        write(out / f"{slug(stem)}-{name}.png", png({"source": source}, picture))
     console.print(f"{', '.join(drawn)} in {escape(str(out))}")
 
 
@@ -136,7 +137,10 @@ def weaken(
     experiment: Annotated[
         str, typer.Argument(help="e.g. pocket-animals, pocket-colours, or one of the paper's: color, animals, style...")
     ] = "pocket-animals",
-    out: Annotated[Path, typer.Option(help="Folder; a stopped run goes on where it was.")] = Path("out/weakening"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder; a stopped run goes on where it was. By default out/weakening/EXPERIMENT."),
+    ] = None,
     model: ModelName = "pocket",
     vectors: Annotated[str | None, typer.Option(help="By default those shipped for the model.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of every prompt, e.g. 10,20,30.")] = "10,20,30",
@@ -161,6 +165,7 @@ def weaken(
     from .weakening import Experiment, strip, weakened
 
     chosen = Experiment.of(experiment)
+    out = out or Path("out/weakening") / experiment
     chosen = replace(chosen, prompts=chosen.prompts[::every])
     numbers = [_whole(part, "--counts") for part in counts.split(",")] if counts else None
     drawn_seeds = [_whole(part, "--seeds") for part in seeds.split(",")]
@@ -227,7 +232,7 @@ def _table(relevance: Relevance, names: tuple[str, ...], top: int = 5) -> None:
         cells = []
         for index in relevance.order(name)[:top]:
             head = relevance.heads[index]
-            cells.append(f"{head.place} {head.layer}/{head.head} {float(row[index]):.2f}")
+            cells.append(f"{head.place}\u00a0{head.layer}/{head.head}\u00a0{float(row[index]):.2f}")
         table.add_row(escape(name), "   ".join(cells))
     console.print(table)
 
