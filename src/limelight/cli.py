@@ -22,6 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, generate, load
+from .edits import HeadGain
+from .edits import adjust as adjust_edit
+from .edits import strengthen as strengthen_edit
+from .heads.commands import app as heads_app
+from .heads.commands import parse_adjust, parse_strengthen
+from .heads.relevance import relevance_for
 from .models import SCHEDULERS
 from .prompt import Prompt
 from .result import grid, png, slug, write
@@ -33,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(heads_app, name="heads")
 console = Console(highlight=False)
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
 
@@ -78,6 +85,24 @@ def generate_command(
     resolution: Annotated[
         int | None, typer.Option(help="Side of the attention maps to read; by default the model's.")
     ] = None,
+    strengthen: Annotated[
+        list[str] | None,
+        typer.Option(help="word=Concept: heads see the word as much as its concept needs them.", show_default=False),
+    ] = None,
+    adjust: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="word=Desired-Undesired: read an ambiguous word as one concept and not as the other, "
+            "e.g. rose-colored=Color-Plants.",
+            show_default=False,
+        ),
+    ] = None,
+    clamp: Annotated[
+        float | None, typer.Option(help="Upper limit of the vectors in --adjust; 9 suits Stable Diffusion XL.")
+    ] = None,
+    vectors: Annotated[
+        str | None, typer.Option(help="Head relevance vectors; by default those shipped for the model.")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Most pictures in one pass; smaller where memory is short.", min=1)
     ] = None,
@@ -86,7 +111,7 @@ def generate_command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what guidance does in every step.")] = False,
 ) -> None:
     """Draw a prompt: one PNG per seed with its settings inside, and a grid."""
-    if compare and not guidance:
+    if compare and not (guidance or strengthen or adjust):
         raise SettingsError("--compare draws guided pictures beside plain ones; leave out --no-guidance.")
     if fast and not guidance:
         raise SettingsError("--fast is about guidance; leave out --no-guidance.")
@@ -96,18 +121,20 @@ def generate_command(
     changes = {"scale": scale, "until": until, "resolution": resolution}
     preset = AttendAndExcite.fast if fast else AttendAndExcite.suited
     wanted = preset(drawn_by, **{name: value for name, value in changes.items() if value is not None})
-    runs: dict[str, Guidance | None] = {"plain": None, "guided": wanted}
-    if not compare:
-        runs.pop("plain" if guidance else "guided")
     parsed = drawn_by.prompt(prompt)
+    edits = _edits(drawn_by, parsed, strengthen or [], adjust or [], clamp, vectors)
+    own = "guided" if guidance else "edited" if edits else "plain"
+    runs: dict[str, tuple[Guidance | None, list[HeadGain]]] = {own: (wanted if guidance else None, edits)}
+    if compare:
+        runs = {"plain": (None, []), **runs}
     if subjects == "ask":
         subjects = _ask(parsed)
-    names, _ = resolve(parsed, _subjects(subjects), needed=compare or guidance)
+    names, _ = resolve(parsed, _subjects(subjects), needed=guidance)
     unknown = drawn_by.unknown(parsed)
     if unknown:
         listed = ", ".join(f"'{word}'" for word in unknown)
         console.print(f"warning: '{drawn_by.name}' has never seen {escape(listed)}; try words of `limelight info`.")
-    if subjects == "auto" and (compare or guidance):
+    if subjects == "auto" and guidance:
         console.print(f"subjects: {escape(', '.join(map(str, names)))}")
     options: dict[str, Any] = {
         "subjects": names,
@@ -121,8 +148,8 @@ def generate_command(
     }
     results: list[Result] = []
     shown = _with_table if verbose else _with_progress
-    for name, chosen in runs.items():
-        results.append(shown(name, drawn_by, prompt, guidance=chosen, **options))
+    for name, (chosen, edited) in runs.items():
+        results.append(shown(name, drawn_by, prompt, guidance=chosen, edits=edited, **options))
         results[-1].save(out, f"{slug(prompt, 70)} {name}")
     sheet = out / f"{slug(prompt, 70)}-grid.png"
     if compare:
@@ -165,6 +192,26 @@ def info(model: ModelName = "pocket", device: Device = None) -> None:
         table.add_row(package, version(package))
     table.add_row("python", platform.python_version())
     console.print(table)
+
+
+def _edits(
+    model: Model, parsed: Prompt, strengthen: list[str], adjust: list[str], clamp: float | None, vectors: str | None
+) -> list[HeadGain]:
+    """The edits of --strengthen and --adjust; what is wrong with them is found out before the drawing."""
+    if not strengthen and not adjust:
+        if clamp is not None or vectors is not None:
+            raise SettingsError("--clamp and --vectors belong to --strengthen or --adjust; name a word there.")
+        return []
+    relevance = relevance_for(model, vectors)
+    edits = []
+    for word, concept in map(parse_strengthen, strengthen):
+        relevance.index(concept)
+        edits.append(strengthen_edit(word, concept, relevance=relevance))
+    for word, desired, undesired in (parse_adjust(text, relevance) for text in adjust):
+        edits.append(adjust_edit(word, desired, undesired, clamp=clamp, relevance=relevance))
+    for edit in edits:
+        parsed.find(edit.about["word"])
+    return edits
 
 
 def _ask(parsed: Prompt) -> str:

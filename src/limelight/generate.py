@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .edits import HeadGain, bound, described
 from .errors import PromptError, SettingsError
 from .guidance import Guidance, Move, Steering, layers_to_read
 from .maps import AttentionMaps, RunningMean, join
@@ -60,7 +61,7 @@ def denoise(
     guidance_scale: float = 7.5,
     guidance: Guidance | None = None,
     subjects: Subjects = (),
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit | HeadGain] = (),
     record: bool = False,
     generators: Sequence[torch.Generator] = (),
     eta: float = 0.0,
@@ -75,7 +76,7 @@ def denoise(
         guidance_scale: strength of classifier-free guidance; unused without an unconditional branch.
         guidance: moves the latents before each step; None is the plain model.
         subjects: for each image, for each subject, its token positions. Needed with `guidance`.
-        edits: attention edits in the conditional branch of every pass that predicts.
+        edits: attention edits in the conditional branch of every pass that predicts, see `limelight.edits`.
         record: give every step its attention maps, at the resolution that guidance reads.
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
@@ -83,12 +84,15 @@ def denoise(
     timesteps = model.timesteps(steps)
     size = (noise.shape[-2], noise.shape[-1])
     steering = Steering(guidance, model, conditioning, subjects, steps, timesteps, size) if guidance else None
-    recorded = layers_to_read(model, size, guidance.resolution if guidance else None) if record else ()
+    # Maps weighted by head have a size that no layer need have; what is recorded is then the model's own choice.
+    own_size = guidance.resolution if guidance and not getattr(guidance, "concepts", None) else None
+    recorded = layers_to_read(model, size, own_size) if record else ()
+    acting = bound(edits, model, conditioning.prompts, len(timesteps))
     latents, before = model.start(noise), perf_counter()
     for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
         move = steering.update(index, timestep, latents) if steering else None
         latents = move.latents if move else latents
-        with Probe(model, recorded, edits=edits, images=len(latents), step=index) as probe:
+        with Probe(model, recorded, edits=acting, images=len(latents), step=index) as probe:
             prediction = model.predict(latents, timestep, conditioning, guidance_scale=guidance_scale)
             maps = probe.take(latents, conditioning.prompts)
         assert prediction is not None  # no `until` was given
@@ -130,7 +134,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     batch: int | None = None,
     memory: float | None = None,
     record: bool = True,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit | HeadGain] = (),
     on_step: Callable[[Step], None] | None = None,
 ) -> Result | list[Result]:
     """Draw one picture per prompt and seed, as many at a time as fit.
@@ -157,7 +161,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             leaves the device, passes become smaller, and guidance recomputes (`Guidance.checkpoint`), by themselves.
         memory: most gibibytes that the process may take on a CUDA device while drawing.
         record: keep the mean attention maps of the run as `Result.maps`.
-        edits: attention edits, see `limelight.probe.Edit`.
+        edits: attention edits, see `limelight.edits` and `limelight.probe.Edit`.
         on_step: called after every step of every pass, e.g. for a progress bar.
 
     Raises:
@@ -246,7 +250,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         "clip_skip": None if conditioning else clip_skip,
         "eta": eta,
         "guidance": guidance.settings() if guidance else None,
-        "edits": [getattr(edit, "__name__", type(edit).__name__) for edit in edits],
+        "edits": [described(edit) for edit in edits],
         "model": model.name,
         "scheduler": type(model.scheduler).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from .errors import ModelError, SettingsError
+from .heads.relevance import Relevance, relevance_for
 from .models.base import Conditioning, Layer, Model
-from .objectives import Objective, Score, Subjects, excite
+from .objectives import Objective, Score, Subjects, excite, excite_by_heads
 from .probe import Probe
 
 
@@ -72,6 +74,10 @@ class Guidance:
             if not 0 <= value <= 1 or key < 0:
                 raise SettingsError(f"The threshold {{{key}: {value}}} must map a step to a presence between 0 and 1.")
 
+    def reading(self, model: Model, latent_size: tuple[int, int]) -> tuple[Objective, tuple[Layer, ...]]:
+        """The objective for one model and picture size, and the layers whose maps it reads."""
+        return self.objective, layers_to_read(model, latent_size, self.resolution)
+
     def settings(self) -> dict[str, Any]:
         """The fields as plain values, to be stored with a result."""
         objective = getattr(self.objective, "func", self.objective)
@@ -93,16 +99,48 @@ class AttendAndExcite(Guidance):
     Attributes:
         smooth: blur the maps before taking their maximum.
         own_tokens: take the softmax over the prompt's own tokens alone; None lets the model choose, see `excite`.
+        concepts: of each subject, by a word of it, e.g. {"cat": "Animals"}, or one for all: then the maps are weighted
+            by head, see `limelight.objectives.excite_by_heads`, and `resolution` is their shorter side, by default 8.
+        heads: the head relevance vectors or their file; None takes those that are shipped for the model.
     """
 
     objective: Objective = field(init=False, repr=False, compare=False)
     thresholds: Mapping[float | int, float] = field(default_factory=lambda: {0: 0.05, 0.2: 0.5, 0.4: 0.8})
     smooth: bool = True
     own_tokens: bool | None = None
+    concepts: Mapping[str, str] | str | None = None
+    heads: Relevance | str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "objective", partial(excite, smooth=self.smooth, own_tokens=self.own_tokens))
+        if self.heads is not None and not self.concepts:
+            raise SettingsError("heads needs the concepts of the subjects, for example concepts={'cat': 'Animals'}.")
+        if self.concepts and isinstance(self.resolution, Sequence):
+            raise SettingsError(
+                f"With concepts, resolution={self.resolution} must be one number: the maps' shorter side."
+            )
+
+    def reading(self, model: Model, latent_size: tuple[int, int]) -> tuple[Objective, tuple[Layer, ...]]:
+        if not self.concepts:
+            return super().reading(model, latent_size)
+        relevance = relevance_for(model, self.heads)
+        for concept in [self.concepts] if isinstance(self.concepts, str) else self.concepts.values():
+            relevance.index(concept)
+        assert not isinstance(self.resolution, Sequence)
+        objective = partial(
+            excite_by_heads,
+            relevance=relevance,
+            concepts=self.concepts,
+            side=self.resolution or 8,
+            smooth=self.smooth,
+            own_tokens=self.own_tokens,
+        )
+        return objective, tuple(layer for layer in model.layers if layer.kind == "cross")
+
+    def settings(self) -> dict[str, Any]:
+        heads = self.heads.facts.get("model", "given") if isinstance(self.heads, Relevance) else self.heads
+        return {**super().settings(), "heads": None if heads is None else str(heads)}
 
     @classmethod
     def suited(cls, model: Model, **changes: Any) -> AttendAndExcite:
@@ -217,7 +255,7 @@ class Steering:
             raise SettingsError("Guidance needs the subjects of every image.")
         check_order(model.scheduler)
         self.guidance, self.model, self.conditioning, self.subjects = guidance, model, conditioning, subjects
-        self.layers = layers_to_read(model, latent_size, guidance.resolution)
+        self.objective, self.layers = guidance.reading(model, latent_size)
         self.until = _steps(guidance.until, steps)
         self.thresholds: dict[int, float] = {}
         for key, value in guidance.thresholds.items():
@@ -276,7 +314,7 @@ class Steering:
         with torch.enable_grad(), _frozen(denoiser), recomputing, Probe(self.model, self.layers) as probe:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])
-            score = self.guidance.objective(probe.take(variable, conditioning.prompts), subjects)
+            score = self.objective(probe.take(variable, conditioning.prompts), subjects)
             # One image's latents do not touch another's loss, so the sum's gradient is each one's own.
             (gradient,) = torch.autograd.grad(score.loss.sum(), variable)
         most = max(len(spans) for spans in self.subjects)  # images that are not looked at may have more

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Edit = Callable[["Layer", Tensor, int], Tensor]
 """``edit(layer, probabilities, step)``: probabilities [images, heads, pixels, tokens] to the same shape."""
+Queries = Callable[["Layer", Tensor, float], None]
+"""``queries(layer, queries, scale)``: queries [images, heads, pixels, width], and what their products with keys are
+multiplied by."""
 
 
 class Probe:
@@ -43,6 +46,7 @@ class Probe:
         edits: applied one after the other to the probabilities of every cross-attention layer, after recording.
         images: how many rows of the batch are conditional, counted from its end; by default all.
         step: what the edits are told.
+        queries: told the queries of every cross-attention layer; that alone leaves its attention fused.
     """
 
     def __init__(
@@ -53,13 +57,15 @@ class Probe:
         edits: Sequence[Edit] = (),
         images: int | None = None,
         step: int = 0,
+        queries: Queries | None = None,
     ) -> None:
         cross = tuple(layer for layer in model.layers if layer.kind == "cross")
         self.model = model
         self.layers = cross if layers is None else tuple(layers)
-        self.edits, self.images, self.step = tuple(edits), images, step
+        self.edits, self.images, self.step, self.queries = tuple(edits), images, step, queries
         self._edited = cross if edits else ()
-        self._watched = tuple(dict.fromkeys((*self.layers, *self._edited)))
+        self._explicit = frozenset((*self.layers, *self._edited))
+        self._watched = tuple(dict.fromkeys((*self.layers, *self._edited, *(cross if queries else ()))))
         self._seen: dict[Layer, Tensor | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entered: dict[Layer, _Intercept] = {}
@@ -109,6 +115,14 @@ class Probe:
             conditional = edit(layer, conditional, self.step)
         return torch.cat([probabilities[:-images], conditional])
 
+    def hear(self, layer: Layer, queries: Tensor, scale: float | None) -> bool:
+        """Pass on one layer's queries; whether its probabilities are wanted as well."""
+        if self.queries is not None and layer.kind == "cross":
+            self._seen[layer] = None
+            conditional = queries[-(self.images or queries.shape[0]) :]
+            self.queries(layer, conditional, queries.shape[-1] ** -0.5 if scale is None else scale)
+        return layer in self._explicit
+
     def take(self, latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
         """The maps recorded since the last call, which are then forgotten.
 
@@ -144,6 +158,9 @@ class _Intercept(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or self.answered:
             return func(*args, **kwargs)
         self.answered = True
+        query = args[0] if args else kwargs["query"]
+        if not self.probe.hear(self.layer, query, kwargs.get("scale")):
+            return func(*args, **kwargs)
         return self._attend(*args, **kwargs)
 
     def _attend(

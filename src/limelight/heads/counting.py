@@ -1,0 +1,380 @@
+"""Computing head relevance vectors: while a model draws, every head says in every step which concept it likes best.
+
+Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+
+The drawing itself is untouched and keeps its fused attention: only the queries of its cross-attention layers are read.
+They are held against the keys of one random word of every concept, and the concept that gets the most attention gets a
+count. Nothing is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import SettingsError
+from ..generate import denoise
+from ..models.base import Layer, Model
+from ..probe import Probe
+from .concepts import Concepts
+from .relevance import Relevance, vectors_of
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What is counted. Together with a model it fixes every count.
+
+    Noise and drawn words depend on the seed, the prompt's text (and how often it stood in the list before), the step
+    and the layer alone. The list is always cut into the same passes, whoever draws them: the last digits of a pass
+    depend on how many pictures are in it.
+
+    Attributes:
+        concepts: the concepts and their words.
+        prompts: what is drawn.
+        seed: of noise and words.
+        steps: inference steps (some schedules add a few passes, and those count too).
+        guidance_scale: strength of classifier-free guidance; only the conditional branch is counted.
+        batch: prompts a pass.
+        blocks: how many groups of prompts are also counted apart, for intervals.
+        height, width: in pixels; None is the model's own size.
+    """
+
+    concepts: Concepts
+    prompts: tuple[str, ...]
+    seed: int = 22
+    steps: int = 50
+    guidance_scale: float = 7.5
+    batch: int = 4
+    blocks: int = 50
+    height: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise SettingsError("There are no prompts to draw.")
+        for name in ("steps", "batch", "blocks"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    def jobs(self, share: tuple[int, int] = (1, 1)) -> list[range]:
+        """The passes of one share of the work, as ranges of prompts.
+
+        Args:
+            share: (which, of how many), from 1.
+        """
+        part, parts = share
+        if not 1 <= part <= parts:
+            raise SettingsError(f"The share {part}/{parts} does not exist; write for example 1/4 to 4/4.")
+        starts = range(0, len(self.prompts), self.batch)
+        return [range(s, min(s + self.batch, len(self.prompts))) for s in starts[part - 1 :: parts]]
+
+    @cached_property
+    def occurrences(self) -> tuple[int, ...]:
+        """How often each prompt stood in the list before."""
+        seen: dict[str, int] = {}
+        return tuple(seen.update({p: seen.get(p, -1) + 1}) or seen[p] for p in self.prompts)
+
+    def generator(self, prompt: int, purpose: str) -> torch.Generator:
+        """Random numbers of one prompt of the list, for "noise" or "words"."""
+        key = f"{purpose}/{self.seed}/{self.occurrences[prompt]}/{self.prompts[prompt]}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+    def words(self, prompt: int, passes: int, layers: int) -> Tensor:
+        """The drawn words of one prompt, int64 [passes, layers, concepts] in 0..words per concept - 1."""
+        generator = self.generator(prompt, "words")
+        return torch.randint(self.concepts.each, (passes, layers, len(self.concepts.names)), generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Integer counters, which add.
+
+    Attributes:
+        steps: int64 [steps, heads, concepts].
+        blocks: int64 [blocks, heads, concepts].
+        counted: bool [prompts].
+    """
+
+    steps: Tensor
+    blocks: Tensor
+    counted: Tensor
+
+    def __add__(self, other: Counts) -> Counts:
+        if bool((self.counted & other.counted).any()):
+            raise SettingsError("Some prompts would be counted twice; the shares overlap.")
+        return Counts(self.steps + other.steps, self.blocks + other.blocks, self.counted | other.counted)
+
+
+class Counter:
+    """Counts passes on one model: a function of a job alone, with what all jobs share at hand.
+
+    Args:
+        model: draws; its weights and attention are left as they are.
+        counting: what is counted.
+    """
+
+    def __init__(self, model: Model, counting: Counting) -> None:
+        self.model, self.counting = model, counting
+        self.layers = tuple(layer for layer in model.layers if layer.kind == "cross")
+        if not self.layers:
+            raise SettingsError(f"'{model.name}' has no cross-attention layers to count.")
+        self.keys, self.slots = _tables(model, counting.concepts, self.layers)
+        self.lengths = (self.slots >= 0).sum(dim=-1)  # tokens of each word [concepts, words]
+
+    def __call__(self, job: range) -> Counts:
+        """Draw and count one pass of prompts."""
+        model, counting = self.model, self.counting
+        height, width = counting.height or model.default_size[0], counting.width or model.default_size[1]
+        prompts = [model.prompt(counting.prompts[i]) for i in job]
+        noise = [counting.generator(i, "noise") for i in job]
+        negative = "" if counting.guidance_scale > 1 else None
+        conditioning = model.encode(prompts, negative, (height, width))
+        latents = model.noise(noise, height, width)
+        passes = len(model.timesteps(counting.steps))
+        drawn = torch.stack([counting.words(i, passes, len(self.layers)) for i in job], dim=2)
+        watch = _Watch(self, drawn)
+        with Probe(model, (), images=len(prompts), queries=watch) as probe:
+            for step in denoise(
+                model,
+                conditioning,
+                latents,
+                steps=counting.steps,
+                guidance_scale=counting.guidance_scale,
+                generators=noise,
+            ):
+                probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
+                watch.step = step.index + 1
+        blocks = torch.zeros(counting.blocks, *watch.images.shape[1:], dtype=torch.int64)
+        blocks.index_add_(0, torch.tensor([i % counting.blocks for i in job]), watch.images.cpu())
+        counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
+        counted[list(job)] = True
+        return Counts(watch.steps.cpu(), blocks, counted)
+
+    def relevance(self, counts: Counts) -> Relevance:
+        """What has been counted so far, as vectors."""
+        return Relevance(
+            self.counting.concepts.names,
+            tuple((layer.place, layer.heads) for layer in self.layers),
+            vectors_of(counts.steps.sum(dim=0)),
+            counts.steps,
+            counts.blocks,
+            counts.counted,
+            self.facts,
+        )
+
+    @cached_property
+    def weights(self) -> str:
+        """A hash of what makes queries and keys: models of one name may have been trained further."""
+        digest = hashlib.blake2b(digest_size=8)
+        for layer in self.layers:
+            module = self.model.denoiser.get_submodule(layer.name)
+            for part in (module.to_q, module.to_k):
+                for parameter in part.parameters():
+                    digest.update(parameter.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the counts depend on, and the versions that made them."""
+        model, counting = self.model, self.counting
+        versions = {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")}
+        return {
+            "model": model.name,
+            "weights": self.weights,
+            "scheduler": type(model.scheduler).__name__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "words": {name: list(words) for name, words in counting.concepts.words.items()},
+            "prompts": list(counting.prompts),
+            **{name: getattr(counting, name) for name in ("seed", "steps", "guidance_scale", "batch")},
+            "height": counting.height or model.default_size[0],
+            "width": counting.width or model.default_size[1],
+            "versions": versions,
+        }
+
+
+class _Watch:
+    """The counters of one pass: sees the queries of one layer after another."""
+
+    def __init__(self, counter: Counter, drawn: Tensor) -> None:
+        """Args: drawn: words [steps, layers, images, concepts]."""
+        device = counter.model.device
+        concepts = len(counter.counting.concepts.names)
+        heads = sum(layer.heads for layer in counter.layers)
+        columns = torch.arange(concepts)
+        slots = counter.slots[columns, drawn].flatten(-2)  # [steps, layers, images, concepts * longest]
+        first = torch.zeros_like(slots[..., :1])  # the begin token stands once at the front
+        self.slots = torch.cat([first, slots], dim=-1).to(device)
+        self.lengths = counter.lengths[columns, drawn].to(device)  # [steps, layers, images, concepts]
+        self.places = {layer: i for i, layer in enumerate(counter.layers)}
+        self.keys, self.step, self.concepts = counter.keys, 0, concepts
+        self.starts = [sum(x.heads for x in counter.layers[:i]) for i in range(len(counter.layers))]
+        self.steps = torch.zeros(drawn.shape[0], heads, concepts, dtype=torch.int64, device=device)
+        self.images = torch.zeros(drawn.shape[2], heads, concepts, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def __call__(self, layer: Layer, queries: Tensor, scale: float) -> None:
+        """Count one layer's queries [images, heads, pixels, width]."""
+        i = self.places[layer]
+        slots, lengths = self.slots[self.step, i], self.lengths[self.step, i]
+        keys = self.keys[layer][slots.clamp(min=0)].movedim(1, 2)  # [images, heads, slots, width]
+        logits = (queries.to(keys.dtype) * scale) @ keys.transpose(-1, -2)
+        # One softmax over the tokens of all the drawn words; slots that a short word leaves free take no part.
+        logits = logits.masked_fill_((slots < 0)[:, None, None], float("-inf"))
+        attention = logits.softmax(dim=-1).mean(dim=2)[..., 1:]
+        mean = attention.unflatten(-1, (self.concepts, -1)).sum(dim=-1) / lengths[:, None]
+        chosen = F.one_hot(mean.argmax(dim=-1), self.concepts)  # [images, heads, concepts]
+        heads = slice(self.starts[i], self.starts[i] + layer.heads)
+        self.steps[self.step, heads] += chosen.sum(dim=0)
+        self.images[:, heads] += chosen
+
+
+@torch.no_grad()
+def _tables(model: Model, concepts: Concepts, layers: Sequence[Layer]) -> tuple[dict[Layer, Tensor], Tensor]:
+    """The keys of every token of every word, and where each word has its own.
+
+    Returns:
+        For each layer [1 + tokens, heads, width], the begin token first; and int64 [concepts, words, longest], the rows
+        of each word's tokens, -1 where it has fewer.
+    """
+    prompts = [model.prompt(word) for words in concepts.words.values() for word in words]
+    for prompt in prompts:
+        if prompt.end < 2:
+            raise SettingsError(f"The word '{prompt.text}' has no tokens that this model reads; choose another.")
+        if any(not word.positions for word in prompt.words):
+            raise SettingsError(
+                f"The word '{prompt.text}' is longer than the {len(prompt.ids)} tokens this model reads; shorten it."
+            )
+    unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
+    if unknown:
+        listed = ", ".join(f"'{word}'" for word in unknown)
+        warnings.warn(f"The model '{model.name}' has never seen {listed}; counts of them mean nothing.", stacklevel=4)
+    longest = max(prompt.end - 1 for prompt in prompts)
+    slots = torch.full((len(prompts), longest), -1)
+    parts: list[Tensor] = []
+    taken = 1
+    for start in range(0, len(prompts), 32):
+        some = prompts[start : start + 32]
+        states = model.encode(some).conditional["encoder_hidden_states"]
+        if not parts:
+            parts.append(states[0, :1])
+        for offset, (prompt, state) in enumerate(zip(some, states, strict=True)):
+            parts.append(state[1 : prompt.end])
+            slots[start + offset, : prompt.end - 1] = torch.arange(taken, taken + prompt.end - 1)
+            taken += prompt.end - 1
+    tokens = torch.cat(parts)
+    keys = {}
+    for layer in layers:
+        module = model.denoiser.get_submodule(layer.name)
+        states = module.norm_encoder_hidden_states(tokens[None])[0] if module.norm_cross else tokens
+        key = module.to_k(states).unflatten(-1, (layer.heads, -1))
+        if module.norm_k is not None:
+            key = module.norm_k(key)
+        keys[layer] = key.to(torch.promote_types(key.dtype, torch.float32))
+    return keys, slots.unflatten(0, (len(concepts.names), concepts.each))
+
+
+_OWN = frozenset({"versions"})  # facts that may differ between runs of one count
+
+
+def compute(
+    model: Model,
+    counting: Counting,
+    out: str | Path | None = None,
+    *,
+    share: tuple[int, int] = (1, 1),
+    every: float = 20.0,
+    on_job: Callable[[int, int], None] | None = None,
+) -> Relevance:
+    """Count, and go on where an earlier run with the same file was stopped.
+
+    Args:
+        model: see `limelight.load`.
+        counting: what to count.
+        out: the file, written anew from time to time and at the end; None keeps nothing.
+        share: (which, of how many) parts of the work to do, from 1; `merge` adds the parts' files.
+        every: least seconds between two writings.
+        on_job: called after every pass with the prompts done and the prompts of this share.
+
+    Raises:
+        SettingsError: the file holds other counts, or cannot be written.
+    """
+    counter = Counter(model, counting)
+    jobs = counting.jobs(share)
+    total = _begun(Path(out), counter.facts) if out is not None and Path(out).exists() else None
+    if total is not None:
+        mine = {i for job in jobs for i in job}
+        strangers = [i for i in total.counted.nonzero().flatten().tolist() if i not in mine]
+        if strangers:
+            raise SettingsError(
+                f"'{out}' holds prompts of another share than {share[0]}/{share[1]}; choose another file."
+            )
+        jobs = [job for job in jobs if not bool(total.counted[list(job)].all())]
+    prompts = sum(map(len, counting.jobs(share)))
+    written = time.monotonic()
+    for job in jobs:
+        counts = counter(job)
+        total = counts if total is None else total + counts
+        if out is not None and time.monotonic() - written >= every:
+            counter.relevance(total).save(out)
+            written = time.monotonic()
+        if on_job:
+            on_job(int(total.counted.sum()), prompts)
+    if total is None:
+        raise SettingsError(f"The share {share[0]}/{share[1]} holds no prompts; there are {len(counting.prompts)}.")
+    relevance = counter.relevance(total)
+    if out is not None:
+        relevance.save(out)
+    return relevance
+
+
+def merge(parts: Sequence[Relevance]) -> Relevance:
+    """Add the counts of several shares of one run.
+
+    Raises:
+        SettingsError: they are of different runs, or overlap.
+    """
+    first = parts[0]
+    counts = _counts(first)
+    for part in parts[1:]:
+        _check_same(first.facts, part.facts, "One of the parts")
+        counts = counts + _counts(part)
+    vectors = vectors_of(counts.steps.sum(dim=0))
+    return Relevance(
+        first.concepts, first.layers, vectors, counts.steps, counts.blocks, counts.counted, dict(first.facts)
+    )
+
+
+def _begun(path: Path, facts: Mapping[str, Any]) -> Counts:
+    """What an earlier run left in its file."""
+    relevance = Relevance.load(path)
+    _check_same(relevance.facts, facts, f"'{path}'")
+    return _counts(relevance)
+
+
+def _counts(relevance: Relevance) -> Counts:
+    if relevance.counts is None or relevance.blocks is None or relevance.counted is None:
+        raise SettingsError("Imported vectors cannot be counted on; choose another file.")
+    return Counts(relevance.counts, relevance.blocks, relevance.counted)
+
+
+def _check_same(known: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    for name in (known.keys() | wanted.keys()) - _OWN:
+        if known.get(name) != wanted.get(name):
+            shown = "" if name in ("prompts", "words") else f" ({known.get(name)} and {wanted.get(name)})"
+            raise SettingsError(
+                f"{what} was counted with other {name}{shown}; choose another file, or the settings that it was begun "
+                "with."
+            )

@@ -1,0 +1,363 @@
+"""Head relevance vectors and their file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import SettingsError
+from ..models.base import Layer, Model
+from ..result import write
+
+VERSION = 1
+SHIPPED = ("sd-1.4", "sdxl", "pocket")
+_NAME = re.compile(r"\s*(down|mid|up), layer: (\d+), head: (\d+)\s*")
+
+
+@dataclass(frozen=True, order=True)
+class Head:
+    """One cross-attention head, named as the authors name it: ``up, layer: 8, head: 0``.
+
+    Attributes:
+        index: its place among all heads, in execution order.
+        place: the side of the U.
+        layer: which cross-attention layer of that side, from 0.
+        head: which head of that layer, from 0.
+    """
+
+    index: int
+    place: str
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.place}, layer: {self.layer}, head: {self.head}"
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """How much every cross-attention head attends to every concept.
+
+    Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+    with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+
+    ``relevance["Color"]`` is a concept's vector [heads].
+
+    Attributes:
+        concepts: their names.
+        layers: (place, heads) of every cross-attention layer in execution order.
+        vectors: [concepts, heads], not negative; each row's mean is 1, so that row sums are the number of heads.
+        counts: how often a head chose a concept in a step, int64 [steps, heads, concepts]; None where unknown. Imported
+            vectors have a single "step", the sum of all.
+        blocks: the same for blocks of prompts, over all steps, int64 [blocks, heads, concepts]; None where unknown.
+            Prompt i of the list belongs to block i % blocks.
+        counted: bool [prompts], which prompts of the list have been counted; None where unknown.
+        facts: how they were made: "model", "words" of each concept, "prompts", "seed", "steps" and more.
+    """
+
+    concepts: tuple[str, ...]
+    layers: tuple[tuple[str, int], ...]
+    vectors: Tensor
+    counts: Tensor | None = None
+    blocks: Tensor | None = None
+    counted: Tensor | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, concept: str) -> Tensor:
+        return self.vectors[self.index(concept)]
+
+    def index(self, concept: str) -> int:
+        """The row of a concept; upper and lower case are the same."""
+        names = [name.casefold() for name in self.concepts]
+        if concept.strip().casefold() not in names:
+            raise SettingsError(f"'{concept}' is no concept of these vectors; they have: {', '.join(self.concepts)}.")
+        return names.index(concept.strip().casefold())
+
+    @cached_property
+    def heads(self) -> tuple[Head, ...]:
+        """Every head in execution order."""
+        found: list[Head] = []
+        seen: dict[str, int] = {}
+        for place, heads in self.layers:
+            layer = seen[place] = seen.get(place, -1) + 1
+            found += [Head(len(found) + head, place, layer, head) for head in range(heads)]
+        return tuple(found)
+
+    def find(self, head: int | str) -> int:
+        """The index of a head by its index or its name."""
+        if isinstance(head, str):
+            names = {str(h): h.index for h in self.heads}
+            match = _NAME.fullmatch(head)
+            name = f"{match[1]}, layer: {match[2]}, head: {match[3]}" if match else head
+            if name not in names:
+                raise SettingsError(f"'{head}' is no head; write for example '{self.heads[0]}'.")
+            return names[name]
+        if not 0 <= head < len(self.heads):
+            raise SettingsError(f"The head {head} does not exist; there are 0 to {len(self.heads) - 1}.")
+        return int(head)
+
+    def order(self, concept: str, *, least: bool = False) -> tuple[int, ...]:
+        """All heads, the most relevant to a concept first (or last). Of equals, the earlier in the model is first."""
+        row = self[concept]
+        return tuple(torch.argsort(row, descending=not least, stable=True).tolist())
+
+    def of(self, model: Model) -> dict[Layer, slice]:
+        """Where each cross-attention layer of a model has its heads in the vectors.
+
+        Raises:
+            SettingsError: the vectors are of another kind of model.
+        """
+        cross = [layer for layer in model.layers if layer.kind == "cross"]
+        if tuple((layer.place, layer.heads) for layer in cross) != self.layers:
+            made_for = self.facts.get("model", "another model")
+            raise SettingsError(
+                f"The head relevance vectors of '{made_for}' ({len(self.layers)} layers, {len(self.heads)} heads) do "
+                f"not fit '{model.name}' ({len(cross)} layers, {sum(x.heads for x in cross)} heads); compute its own "
+                "with limelight heads compute."
+            )
+        return _slices(cross)
+
+    def scaled(
+        self,
+        norm: Literal["mean", "rms"] = "mean",
+        *,
+        power: float = 1.0,
+        clamp: float | None = None,
+    ) -> Relevance:
+        """The vectors on another scale.
+
+        With many heads the authors' scale gives single heads gains of 60 and more (Stable Diffusion XL), which spoils
+        pictures; they clamp, and leave open what would be better.
+
+        Args:
+            norm: every row's "mean" is 1 (the authors' scale), or its root mean square, "rms", is: rows that rest on
+                few heads then get no larger gains than others.
+            power: exponent of the elements before the scaling; 0.5 narrows the range, 1 is the authors'.
+            clamp: upper limit after the scaling; the authors show 9 for Stable Diffusion XL. Rows then sum to less.
+        """
+        if power <= 0 or (clamp is not None and clamp <= 0):
+            raise SettingsError(f"power={power} and clamp={clamp} must be positive.")
+        vectors = self.vectors.double() ** power
+        size = vectors.mean(dim=1, keepdim=True) if norm == "mean" else vectors.square().mean(1, keepdim=True).sqrt()
+        vectors = vectors / size.clamp(min=1e-12)
+        return replace(self, vectors=vectors.clamp(max=float("inf") if clamp is None else clamp).float())
+
+    def shares(self) -> Tensor:
+        """Of each head's choices the share of each concept, [concepts, heads], columns sum to 1."""
+        counts = self._known(self.counts, "counts").sum(dim=0).double()
+        return (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).T
+
+    def similarity(self) -> Tensor:
+        """Cosine between the vectors of every two concepts, [concepts, concepts]."""
+        unit = torch.nn.functional.normalize(self.vectors.double(), dim=1)
+        return unit @ unit.T
+
+    def by_step(self) -> Tensor:
+        """The vectors of each step alone, [steps, concepts, heads]; rows without a choice are 0."""
+        return vectors_of(self._known(self.counts, "counts"))
+
+    def step_similarity(self) -> Tensor:
+        """Cosine between the steps' vectors, averaged over concepts as the authors do, [steps, steps]."""
+        unit = torch.nn.functional.normalize(self.by_step().double().mean(dim=1), dim=1)
+        return unit @ unit.T
+
+    def interval(self, confidence: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Lower and upper limit of every element, two tensors [concepts, heads].
+
+        A percentile bootstrap over blocks of prompts (B. Efron, "Bootstrap Methods: Another Look at the Jackknife",
+        1979, https://doi.org/10.1214/aos/1176344552): what other prompts would have given.
+        """
+        if not 0 < confidence < 1:
+            raise SettingsError(f"confidence={confidence} must be between 0 and 1.")
+        blocks = self._filled_blocks().double()
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(blocks), (draws, len(blocks)), generator=generator)
+        weights = torch.nn.functional.one_hot(drawn, len(blocks)).sum(dim=1).double()  # [draws, blocks]
+        lower, upper = [], []
+        tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+        for concept in blocks.unbind(dim=2):  # one at a time: a thousand draws of everything are gigabytes
+            sums = weights @ concept
+            limits = torch.quantile(sums * concept.shape[1] / sums.sum(dim=1, keepdim=True).clamp(min=1), tails, dim=0)
+            lower.append(limits[0])
+            upper.append(limits[1])
+        return torch.stack(lower).float(), torch.stack(upper).float()
+
+    def agreement(self, *, draws: int = 100, seed: int = 0) -> list[tuple[int, Tensor]]:
+        """How many prompts are enough: how well two disjoint samples of the same number of prompts agree.
+
+        Returns:
+            (number of prompts, cosine between the vectors of two such samples [concepts], mean over `draws` random
+            pairs), for growing numbers up to half of the prompts.
+        """
+        blocks = self._filled_blocks().double()
+        each = float(self._known(self.counted, "counted").sum()) / len(blocks)
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [s for s in (1, 2, 3, 5, 8, 12, 18, 25, 50, 100, 250, 500) if 2 * s < len(blocks)] + [len(blocks) // 2]
+        found = []
+        for size in sizes:
+            total = torch.zeros(blocks.shape[2], dtype=torch.float64)
+            for _ in range(draws):
+                chosen = torch.randperm(len(blocks), generator=generator)
+                one, other = (blocks[half].sum(dim=0).T for half in (chosen[:size], chosen[size : 2 * size]))
+                total += torch.nn.functional.cosine_similarity(one, other, dim=1)
+            found.append((round(size * each), (total / draws).float()))
+        return found
+
+    def _filled_blocks(self) -> Tensor:
+        blocks = self._known(self.blocks, "counts by block of prompts")
+        filled = blocks[blocks.sum(dim=(1, 2)) > 0]
+        if len(filled) < 2:
+            raise SettingsError("Fewer than two blocks of prompts were counted; count more prompts.")
+        return filled
+
+    def _known(self, tensor: Tensor | None, what: str) -> Tensor:
+        if tensor is None:
+            raise SettingsError(
+                f"These vectors were imported without {what}; compute them with limelight heads compute."
+            )
+        return tensor
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file: vectors and counts as safetensors, everything else in its metadata."""
+        tensors = {"vectors": self.vectors.float()}
+        for name in ("counts", "blocks"):
+            value = getattr(self, name)
+            if value is not None:
+                # The largest count is that of one head over all prompts and steps; 32 bits hold four million prompts.
+                tensors[name] = value.to(torch.int32)
+        if self.counted is not None:
+            tensors["counted"] = self.counted.to(torch.uint8)
+        about = {"version": VERSION, "concepts": self.concepts, "layers": self.layers, **self.facts}
+        content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"limelight.heads": json.dumps(about)})
+        write(Path(path), content)
+        return Path(path)
+
+    @classmethod
+    def load(cls, source: str | Path) -> Relevance:
+        """Read a file that `save` wrote, or one of the shipped: "sd-1.4", "sdxl", "pocket".
+
+        Raises:
+            SettingsError: there is no such file, or it is something else.
+        """
+        path = files("limelight.heads") / "vectors" / f"{source}.safetensors" if source in SHIPPED else Path(source)
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = json.loads((file.metadata() or {})["limelight.heads"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            version, concepts, layers = about.pop("version"), about.pop("concepts"), about.pop("layers")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise SettingsError(
+                f"'{source}' is no file of head relevance vectors; give {', '.join(SHIPPED)} or a file that limelight "
+                "heads compute or import has written."
+            ) from error
+        if version > VERSION:
+            raise SettingsError(f"'{source}' was written by a newer limelight (version {version}); update limelight.")
+        counts, blocks = (tensors[n].long() if n in tensors else None for n in ("counts", "blocks"))
+        counted = tensors["counted"].bool() if "counted" in tensors else None
+        pairs = tuple((place, int(heads)) for place, heads in layers)
+        return cls(tuple(concepts), pairs, tensors["vectors"], counts, blocks, counted, about)
+
+    @classmethod
+    def read_npy(
+        cls, vectors: str | Path, heads: str | Path, concepts: Mapping[str, Sequence[str]], **facts: Any
+    ) -> Relevance:
+        """Import the authors' two files.
+
+        The counts are recovered where possible: for every head they sum over the concepts to one and the same number,
+        which fixes what each row was divided by.
+
+        Args:
+            vectors: ``category_vectors_....npy`` [concepts, heads].
+            heads: ``head_index_....npy``, the heads' names.
+            concepts: their names and words, in the order of the rows.
+            facts: what else is known, for example model="CompVis/stable-diffusion-v1-4".
+        """
+        try:
+            rows, names = np.load(vectors, allow_pickle=False), np.load(heads, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"'{vectors}' and '{heads}' cannot be read as NumPy arrays ({error}).") from error
+        if rows.ndim != 2 or rows.shape != (len(concepts), len(names)):
+            raise SettingsError(
+                f"'{vectors}' has the shape {list(rows.shape)}; {len(concepts)} concepts and {len(names)} heads need "
+                f"[{len(concepts)}, {len(names)}]."
+            )
+        layers: list[list[Any]] = []
+        for name in names:
+            match = _NAME.fullmatch(str(name))
+            if match is None:
+                raise SettingsError(f"'{heads}' names a head '{name}'; expected for example 'up, layer: 8, head: 0'.")
+            if int(match[3]) == 0:
+                layers.append([match[1], 0])
+            layers[-1][1] += 1
+        pairs = tuple((str(place), int(count)) for place, count in layers)
+        found = cls(tuple(concepts), pairs, torch.from_numpy(rows).float())
+        if [str(head) for head in found.heads] != [str(name).strip() for name in names]:
+            raise SettingsError(f"'{heads}' does not name the heads in execution order.")
+        about = {"words": {name: list(words) for name, words in concepts.items()}, **facts}
+        return replace(found, counts=_recovered(rows, facts.get("choices")), facts=about)
+
+
+def vectors_of(counts: Tensor) -> Tensor:
+    """Counts [..., heads, concepts] to vectors [..., concepts, heads] whose rows have the mean 1, or are all 0."""
+    turned = counts.double().transpose(-1, -2)
+    return (turned.shape[-1] * turned / turned.sum(dim=-1, keepdim=True).clamp(min=1)).float()
+
+
+def _recovered(rows: np.ndarray, choices: int | None) -> Tensor | None:
+    """Counts [1, heads, concepts] of vectors whose heads chose `choices` times each; None where that cannot be."""
+    if not choices:
+        return None
+    per_row, *_ = np.linalg.lstsq(rows.T.astype(np.float64), np.full(rows.shape[1], float(choices)), rcond=None)
+    counts = rows.T * per_row
+    whole = np.rint(counts)
+    if np.abs(counts - whole).max() > 0.1 or (whole.sum(axis=1) != choices).any():
+        return None
+    return torch.from_numpy(whole).long()[None]
+
+
+def _slices(cross: Sequence[Layer]) -> dict[Layer, slice]:
+    found, first = {}, 0
+    for layer in cross:
+        found[layer] = slice(first, first + layer.heads)
+        first += layer.heads
+    return found
+
+
+@lru_cache(maxsize=4)
+def _shipped(name: str) -> Relevance:
+    return Relevance.load(name)
+
+
+def relevance_for(model: Model, given: Relevance | str | Path | None = None) -> Relevance:
+    """The vectors to use with a model: those given, or the shipped ones that fit its layers.
+
+    Raises:
+        SettingsError: none fit.
+    """
+    if given is not None:
+        relevance = given if isinstance(given, Relevance) else Relevance.load(given)
+        relevance.of(model)
+        return relevance
+    for name in SHIPPED:
+        relevance = _shipped(name)
+        try:
+            relevance.of(model)
+        except SettingsError:
+            continue
+        return relevance
+    raise SettingsError(
+        f"No head relevance vectors are shipped for '{model.name}'; compute them with limelight heads compute --model "
+        f"'{model.name}', or give a file."
+    )
