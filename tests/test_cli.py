@@ -164,3 +164,39 @@ def test_the_installed_command():
     assert done.returncode == 0, done.stderr
     assert "cat</w>" in done.stdout
     assert done.stderr == ""
+
+
+def test_edit(limelight, tmp_path):
+    first, second = tmp_path / "one", tmp_path / "two"
+    code, out, _ = limelight(
+        *("edit", "a red car", "a blue car", "a car", "--seeds", "0-1", "--steps", "2"),
+        *("--cross", "0.5", "--cross", "car=1", "--reweight", "car=2", "--local", "car", "--out", str(first)),
+    )
+    assert code == 0
+    assert "6 pictures and a-red-car-to-a-blue-car.png" in out
+    assert len(list(first.glob("*.png"))) == 7
+    with Image.open(first / "a-blue-car-1.png") as image:
+        settings = json.loads(image.text["limelight"])
+    assert (settings["source"], settings["cross_steps"]) == ("a red car", {"*": 0.5, "car": 1.0})
+    given = str(first / "a-red-car-0.png")
+    code, _, _ = limelight(
+        "edit", "a red car", "a blue car", "--image", given, "--steps", "2", "--out", str(second), "--null-text"
+    )
+    assert code == 0
+    assert len(list(second.glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--reweight", "car"], "'car' is not of the form WORD=NUMBER"),
+        (["--image", "nowhere.png"], "'nowhere.png' cannot be read: No such file"),
+        (["--image", __file__], "cannot be read: it is no picture"),
+        (["--mode", "replace"], "has 3 words and 'a big blue car' has 4"),
+    ],
+)
+def test_bad_edits(limelight, tmp_path, arguments, words):
+    code, _, error = limelight("edit", "a red car", "a big blue car", *arguments, "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert words in error
+    assert not (tmp_path / "o").exists()

@@ -20,7 +20,8 @@ def blocks(document: str, language: str) -> str:
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_python_in_the_documents_runs(document, monkeypatch, tmp_path, pocket):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(limelight, "generate", partial(limelight.generate, steps=2))
+    for name in ("generate", "edit"):
+        monkeypatch.setattr(limelight, name, partial(getattr(limelight, name), steps=2))
     names = {"model": pocket}
     exec(compile(blocks(document, "python"), document, "exec"), names)
     if document == "README.md":

@@ -9,7 +9,7 @@ import torch
 
 import limelight
 from limelight import PromptError, SettingsError
-from limelight.generate import _in_passes
+from limelight.generate import in_passes
 from limelight.models import About
 from limelight.models.unet import UNet
 
@@ -110,12 +110,13 @@ def test_the_text_encoder_leaves_the_device_where_memory_is_short(tiny, monkeypa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows
 
-    assert _in_passes(draw, 2, 2, "8x8", tiny.stow, lean=True) == [range(2)], "no smaller pass was needed"
+    assert in_passes(tiny, draw, 2, 2, (8, 8), lean=True) == [range(2)], "no smaller pass was needed"
     assert tried == ["meta", "cpu"], "gone while the pass runs"
     assert set(encoder.ran) == {"meta"}, "there while it encodes"
+    assert encoder.where[-1] == "meta", "back when all passes are done"
+    assert tiny.stow()
     assert not tiny.stow(), "nothing more to gain"
     tiny.stow(away=False)
-    assert encoder.where[-1] == "meta"
     encoder._hf_hook = object()  # offloaded by diffusers, whose hooks move it
     assert not tiny.stow()
     del encoder._hf_hook

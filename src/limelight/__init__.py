@@ -1,9 +1,11 @@
 """limelight: look at, steer and edit the attention of text-to-image diffusion models."""
 
 from .attach import attach
+from .edit import EditResult, edit
 from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError
 from .generate import Step, denoise, generate
 from .guidance import AttendAndExcite, Guidance
+from .inversion import invert
 from .maps import AttentionMaps
 from .models import Model, load
 from .probe import Probe
@@ -13,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttendAndExcite",
     "AttentionMaps",
+    "EditResult",
     "Guidance",
     "LimelightError",
     "Model",
@@ -25,6 +28,8 @@ __all__ = [
     "Step",
     "attach",
     "denoise",
+    "edit",
     "generate",
+    "invert",
     "load",
 ]

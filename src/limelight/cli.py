@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +16,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import typer
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, generate, load
+from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, edit, generate, load
 from .edits import HeadGain
 from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
@@ -149,7 +151,7 @@ def generate_command(
     results: list[Result] = []
     shown = _with_table if verbose else _with_progress
     for name, (chosen, edited) in runs.items():
-        results.append(shown(name, drawn_by, prompt, guidance=chosen, edits=edited, **options))
+        results.append(shown(name, generate, drawn_by, prompt, guidance=chosen, edits=edited, **options))
         results[-1].save(out, f"{slug(prompt, 70)} {name}")
     sheet = out / f"{slug(prompt, 70)}-grid.png"
     if compare:
@@ -158,6 +160,76 @@ def generate_command(
         picture = grid([results[0].images[i : i + 8] for i in range(0, len(seed_list), 8)])
     write(sheet, png({**results[-1].settings, "seeds": seed_list, "rows": list(runs)}, picture))
     console.print(f"{sum(len(r.images) for r in results)} pictures and {escape(sheet.name)} in {escape(str(out))}")
+
+
+@app.command("edit")
+def edit_command(
+    source: Annotated[str, typer.Argument(help="What the picture shows, e.g. 'a red car'.", show_default=False)],
+    targets: Annotated[
+        list[str], typer.Argument(help="What it should show instead, e.g. 'a blue car'.", show_default=False)
+    ],
+    image: Annotated[
+        Path | None, typer.Option(help="A picture of yours to edit; without it, one is drawn.", show_default=False)
+    ] = None,
+    null_text: Annotated[
+        bool, typer.Option("--null-text", help="Reconstruct that picture more exactly; takes ten times as long.")
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")] = "0",
+    mode: Annotated[
+        str, typer.Option(help="'replace' swaps words, 'refine' keeps what the prompts share; 'auto' decides.")
+    ] = "auto",
+    cross: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Share of the steps in which words keep the source's maps; WORD=SHARE for one word; repeat.",
+            show_default="0.8",
+        ),
+    ] = None,
+    self_steps: Annotated[float, typer.Option("--self", help="Share in which shapes keep to the source's.")] = 0.4,
+    local: Annotated[
+        str | None, typer.Option(help="Words outside whose place nothing may change, e.g. car.", show_default=False)
+    ] = None,
+    reweight: Annotated[
+        list[str] | None,
+        typer.Option(help="WORD=FACTOR: show more (above 1) or less of a word; repeat for more.", show_default=False),
+    ] = None,
+    model: ModelName = "pocket",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
+    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+) -> None:
+    """Change a picture by changing its prompt: the source above, each target below it, one column per seed."""
+    seed_list = _seeds(seeds)
+    _check_folder(out)
+    picture = None if image is None else _picture(image)
+    drawn_by = _open(model, device, "ddim" if image else None)
+    shares = {word or "*": share for word, share in _factors(cross or []).items()}
+    result = _with_progress(
+        "edit",
+        edit,
+        drawn_by,
+        source,
+        targets,
+        seeds=seed_list,
+        image=picture,
+        null_text=null_text,
+        mode=mode,
+        cross_steps=shares or 0.8,
+        self_steps=self_steps,
+        local=local.split(",") if local else None,
+        reweight=_factors(reweight or []),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative=negative,
+    )
+    result.save(out)
+    rows = [result.source, *result.targets]
+    sheet = out / f"{slug(f'{source} to {targets[0]}', 70)}.png"
+    settings = {**result.target.settings, "seeds": list(result.source.seeds), "rows": [source, *targets]}
+    write(sheet, png(settings, grid([row.images for row in rows], [source, *targets])))
+    console.print(f"{sum(len(r.images) for r in rows)} pictures and {escape(sheet.name)} in {escape(str(out))}")
 
 
 @app.command()
@@ -209,8 +281,8 @@ def _edits(
         edits.append(strengthen_edit(word, concept, relevance=relevance))
     for word, desired, undesired in (parse_adjust(text, relevance) for text in adjust):
         edits.append(adjust_edit(word, desired, undesired, clamp=clamp, relevance=relevance))
-    for edit in edits:
-        parsed.find(edit.about["word"])
+    for gain in edits:
+        parsed.find(gain.about["word"])
     return edits
 
 
@@ -231,7 +303,7 @@ def _open(model: str, device: str | None, scheduler: str | None = None) -> Model
     return load(model, device=device, scheduler=scheduler)
 
 
-def _with_progress(label: str, *args: Any, **options: Any) -> Result:
+def _with_progress(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label[:40], total=None)
@@ -239,10 +311,10 @@ def _with_progress(label: str, *args: Any, **options: Any) -> Result:
         def show(step: Step) -> None:
             progress.update(task, completed=step.index + 1, total=step.count)
 
-        return generate(*args, on_step=show, **options)
+        return draw(*args, on_step=show, **options)
 
 
-def _with_table(label: str, *args: Any, **options: Any) -> Result:
+def _with_table(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """A line per step; with guidance, the loss, each subject's presence and the refinements of every picture."""
     names = [str(name) for name in options["subjects"]] if options["guidance"] else []
     table = Table("step", "seconds", *(["picture", "loss", *map(escape, names), "tries"] if names else []), title=label)
@@ -258,7 +330,7 @@ def _with_table(label: str, *args: Any, **options: Any) -> Result:
                 numbers = [f"{value:.3f}" for value in (loss, *presence)]
                 table.add_row(*(head if i == 0 else ["", ""]), str(i + 1), *numbers, str(tries))
 
-        result = generate(*args, on_step=show, **options)
+        result = draw(*args, on_step=show, **options)
     if not console.is_terminal:  # there the table ends its line by itself
         console.print()
     return result
@@ -267,6 +339,28 @@ def _with_table(label: str, *args: Any, **options: Any) -> Result:
 def _subjects(text: str) -> Any:
     names = [part.strip() for part in text.strip("[] ").split(",") if part.strip()]
     return "auto" if names == ["auto"] else [int(name) if name.isdecimal() else name for name in names]
+
+
+def _factors(texts: Sequence[str]) -> dict[str, float]:
+    """["red=0.5", "0.8"] to {"red": 0.5, "": 0.8}."""
+    factors: dict[str, float] = {}
+    for text in texts:
+        word, _, number = text.rpartition("=")
+        try:
+            factors[word.strip()] = float(number)
+        except ValueError:
+            raise SettingsError(f"'{text}' is not of the form WORD=NUMBER, for example red=0.5.") from None
+    return factors
+
+
+def _picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, UnidentifiedImageError) as error:
+        reason = getattr(error, "strerror", None) or "it is no picture"
+        raise SettingsError(f"'{path}' cannot be read: {reason}.") from None
 
 
 def _check_folder(folder: Path) -> None:

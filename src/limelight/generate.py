@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -54,7 +54,7 @@ class Step:
 @torch.no_grad()
 def denoise(
     model: Model,
-    conditioning: Conditioning,
+    conditioning: Conditioning | Sequence[Conditioning],
     noise: Tensor,
     *,
     steps: int = 50,
@@ -65,12 +65,14 @@ def denoise(
     record: bool = False,
     generators: Sequence[torch.Generator] = (),
     eta: float = 0.0,
-) -> Iterator[Step]:
+) -> Generator[Step, Tensor | None, None]:
     """Denoise a batch, step by step; the last `Step` holds the finished latents.
+
+    Whoever drives the loop may put other latents in their place: ``loop.send(latents)`` instead of ``next(loop)``.
 
     Args:
         model: see `limelight.load`.
-        conditioning: from `Model.encode`.
+        conditioning: from `Model.encode`; or one for each step.
         noise: unit noise [images, channels, height, width], from `Model.noise`.
         steps: inference steps.
         guidance_scale: strength of classifier-free guidance; unused without an unconditional branch.
@@ -82,23 +84,25 @@ def denoise(
         eta: share of fresh noise in DDIM's steps, 0..1.
     """
     timesteps = model.timesteps(steps)
+    encoded = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)
     size = (noise.shape[-2], noise.shape[-1])
-    steering = Steering(guidance, model, conditioning, subjects, steps, timesteps, size) if guidance else None
+    steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, size) if guidance else None
     # Maps weighted by head have a size that no layer need have; what is recorded is then the model's own choice.
     own_size = guidance.resolution if guidance and not getattr(guidance, "concepts", None) else None
     recorded = layers_to_read(model, size, own_size) if record else ()
-    acting = bound(edits, model, conditioning.prompts, len(timesteps))
+    acting = bound(edits, model, encoded[0].prompts, len(timesteps))
     latents, before = model.start(noise), perf_counter()
     for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
         move = steering.update(index, timestep, latents) if steering else None
         latents = move.latents if move else latents
         with Probe(model, recorded, edits=acting, images=len(latents), step=index) as probe:
-            prediction = model.predict(latents, timestep, conditioning, guidance_scale=guidance_scale)
-            maps = probe.take(latents, conditioning.prompts)
+            prediction = model.predict(latents, timestep, encoded[index], guidance_scale=guidance_scale)
+            maps = probe.take(latents, encoded[index].prompts)
         assert prediction is not None  # no `until` was given
         latents = model.step(prediction, timestep, latents, generators, eta)
         now = perf_counter()
-        yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
+        sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
+        latents = latents if sent is None else sent
         before = now
 
 
@@ -198,7 +202,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     if conditioning is not None and len(conditioning.prompts) != len(images):
         raise SettingsError(f"conditioning has {len(conditioning.prompts)} rows for {len(images)} images.")
 
-    def draw(rows: range, lean: bool) -> _Drawn:
+    def draw(rows: range, lean: bool) -> Drawn:
         generators = [torch.Generator().manual_seed(images[i][1]) for i in rows]
         own = model.noise(generators, *size)  # drawn in any case: later noise must not repeat it
         noise = own if latents is None else latents[rows.start : rows.stop]
@@ -229,16 +233,13 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
                 moves.append((step.index, step.timestep, step.move.forget()))
             if on_step:
                 on_step(step)
-        return _Drawn(model.decode(final), final, mean.result(), moves)
+        return Drawn(model.decode(final), final, mean.result(), moves)
 
     limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     with _limited(model.device, memory):
-        try:
-            # A plain run is as lean as it can be.
-            parts = _in_passes(draw, len(images), limit, f"{size[0]}x{size[1]}", model.stow, lean=guidance is None)
-        finally:
-            model.stow(away=False)
-    drawn = _join(parts)
+        # A plain run is as lean as it can be.
+        parts = in_passes(model, draw, len(images), limit, size, lean=guidance is None)
+    drawn = Drawn.join(parts)
     settings = {
         "negative": None if conditioning else negative,
         "steps": steps,
@@ -251,10 +252,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         "eta": eta,
         "guidance": guidance.settings() if guidance else None,
         "edits": [described(edit) for edit in edits],
-        "model": model.name,
-        "scheduler": type(model.scheduler).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
+        **provenance(model),
     }
     results = []
     for which, (text, (names, _)) in enumerate(zip(texts, staged, strict=True)):
@@ -275,7 +273,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
 
 
 @dataclass(frozen=True, eq=False)
-class _Drawn:
+class Drawn:
     """Some images of a call: pictures, finished latents, mean maps, and (index, timestep, move) of the guided steps."""
 
     images: list[Any]
@@ -283,40 +281,67 @@ class _Drawn:
     maps: AttentionMaps | None
     moves: list[tuple[int, float, Move]]
 
+    @classmethod
+    def join(cls, parts: list[Drawn]) -> Drawn:
+        """Several passes as one."""
+        if len(parts) == 1:
+            return parts[0]
+        subjects = max((move.presence.shape[1] for part in parts for _, _, move in part.moves), default=0)
+        moves = []
+        for same in zip(*(part.moves for part in parts), strict=True):
+            wide = [F.pad(m.presence, (0, subjects - m.presence.shape[1]), value=float("nan")) for _, _, m in same]
+            move = Move(
+                torch.cat([m.latents for _, _, m in same]),
+                torch.cat([m.loss for _, _, m in same]),
+                torch.cat(wide),
+                torch.cat([m.refinements for _, _, m in same]),
+            )
+            moves.append((*same[0][:2], move))
+        maps = [part.maps for part in parts if part.maps is not None]
+        images = [image for part in parts for image in part.images]
+        return cls(images, torch.cat([part.latents for part in parts]), join(maps) if maps else None, moves)
 
-def _join(parts: list[_Drawn]) -> _Drawn:
-    if len(parts) == 1:
-        return parts[0]
-    subjects = max((move.presence.shape[1] for part in parts for _, _, move in part.moves), default=0)
-    moves = []
-    for same in zip(*(part.moves for part in parts), strict=True):
-        wide = [F.pad(m.presence, (0, subjects - m.presence.shape[1]), value=float("nan")) for _, _, m in same]
-        move = Move(
-            torch.cat([m.latents for _, _, m in same]),
-            torch.cat([m.loss for _, _, m in same]),
-            torch.cat(wide),
-            torch.cat([m.refinements for _, _, m in same]),
-        )
-        moves.append((*same[0][:2], move))
-    maps = [part.maps for part in parts if part.maps is not None]
-    images = [image for part in parts for image in part.images]
-    return _Drawn(images, torch.cat([part.latents for part in parts]), join(maps) if maps else None, moves)
+
+def provenance(model: Model) -> dict[str, Any]:
+    """What drew a picture, to be stored with it."""
+    return {
+        "model": model.name,
+        "scheduler": type(model.scheduler).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
+    }
 
 
 # Where the error has no class of its own: CPU, MPS, cuBLAS.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
-def _in_passes(
-    draw: Callable[[range, bool], _Drawn], count: int, limit: int, size: str, stow: Callable[[], bool], lean: bool
-) -> list[_Drawn]:
-    """Draw `count` images in passes of at most `limit`.
+def in_passes(
+    model: Model,
+    draw: Callable[[range, bool], Drawn],
+    count: int,
+    limit: int,
+    size: tuple[int, int],
+    *,
+    lean: bool,
+    rows: int = 1,
+) -> list[Drawn]:
+    """Draw `count` images, or groups of `rows` images, in passes of at most `limit` images.
 
-    Where memory runs out: first `stow` makes room, then passes become smaller, last `draw` is told to be lean.
+    Where memory runs out: first the model makes room, then passes become smaller, last `draw` is told to be lean.
     """
     if limit < 1:
         raise SettingsError(f"batch={limit} must be at least 1.")
-    done: list[_Drawn] = []
+    try:
+        return _in_passes(model, draw, count, max(limit // rows, 1), size, lean)
+    finally:
+        model.stow(away=False)
+
+
+def _in_passes(
+    model: Model, draw: Callable[[range, bool], Drawn], count: int, limit: int, size: tuple[int, int], lean: bool
+) -> list[Drawn]:
+    done: list[Drawn] = []
     start = 0
     while start < count:
         rows = range(start, min(start + limit, count))
@@ -330,7 +355,7 @@ def _in_passes(
         # Only here, where the error and with it the tensors of the failed pass are gone, is there room again.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if stow():
+        if model.stow():
             continue
         if len(rows) > 1:
             limit = (len(rows) + 1) // 2
@@ -338,7 +363,8 @@ def _in_passes(
             lean = True
         else:
             raise SettingsError(
-                f"A picture of {size} does not fit into memory; draw a smaller one, or load the model as float16."
+                f"A picture of {size[0]}x{size[1]} does not fit into memory; draw a smaller one, or load the model as "
+                "float16."
             )
     return done
 

@@ -24,10 +24,20 @@ if TYPE_CHECKING:
     from .prompt import Prompt
 
 Edit = Callable[["Layer", Tensor, int], Tensor]
-"""``edit(layer, probabilities, step)``: probabilities [images, heads, pixels, tokens] to the same shape."""
+"""``edit(layer, probabilities, step)``: probabilities [images, heads, pixels, tokens] to the same shape.
+
+An edit may have a method ``touches(layer, step)`` that says where it acts; without one it acts on every cross-attention
+layer in every step. Layers that nothing touches keep their fused kernels.
+"""
 Queries = Callable[["Layer", Tensor, float], None]
 """``queries(layer, queries, scale)``: queries [images, heads, pixels, width], and what their products with keys are
 multiplied by."""
+
+
+def touches(edit: Edit, layer: Layer, step: int) -> bool:
+    """Whether an edit acts on a layer in a step."""
+    says = getattr(edit, "touches", None)
+    return layer.kind == "cross" if says is None else bool(says(layer, step))
 
 
 class Probe:
@@ -43,7 +53,7 @@ class Probe:
     Args:
         model: the model to watch.
         layers: layers of `model.layers` to record; by default every cross-attention layer, () records none.
-        edits: applied one after the other to the probabilities of every cross-attention layer, after recording.
+        edits: applied one after the other to the probabilities of the layers that they touch, after recording.
         images: how many rows of the batch are conditional, counted from its end; by default all.
         step: what the edits are told.
         queries: told the queries of every cross-attention layer; that alone leaves its attention fused.
@@ -62,10 +72,10 @@ class Probe:
         cross = tuple(layer for layer in model.layers if layer.kind == "cross")
         self.model = model
         self.layers = cross if layers is None else tuple(layers)
-        self.edits, self.images, self.step, self.queries = tuple(edits), images, step, queries
-        self._edited = cross if edits else ()
-        self._explicit = frozenset((*self.layers, *self._edited))
-        self._watched = tuple(dict.fromkeys((*self.layers, *self._edited, *(cross if queries else ()))))
+        self.images, self.step, self.queries = images, step, queries
+        self._edits = {layer: own for layer in model.layers if (own := [e for e in edits if touches(e, layer, step)])}
+        self._explicit = frozenset((*self.layers, *self._edits))
+        self._watched = tuple(dict.fromkeys((*self.layers, *self._edits, *(cross if queries else ()))))
         self._seen: dict[Layer, Tensor | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entered: dict[Layer, _Intercept] = {}
@@ -109,9 +119,9 @@ class Probe:
         # A checkpointed layer runs again within the backward pass; its maps are the ones that were seen already.
         if torch._C._current_graph_task_id() == -1:
             self._seen[layer] = conditional if layer in self.layers else None
-        if layer not in self._edited:
+        if layer not in self._edits:
             return probabilities
-        for edit in self.edits:
+        for edit in self._edits[layer]:
             conditional = edit(layer, conditional, self.step)
         return torch.cat([probabilities[:-images], conditional])
 

@@ -200,6 +200,10 @@ class Model(ABC):
         """One scheduler step; `eta` is DDIM's share of fresh noise."""
 
     @abstractmethod
+    def latents(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures of one size to latents [images, channels, h, w]: the middle of the autoencoder's distribution."""
+
+    @abstractmethod
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Latents to pictures."""
 

@@ -177,11 +177,22 @@ class UNet(Model):
             extra["eta"] = eta
         return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
 
+    @property
+    def _picture_dtype(self) -> torch.dtype:
+        """The SDXL autoencoder overflows in float16 and says so in its configuration."""
+        vae = self.pipeline.vae
+        return torch.float32 if vae.dtype == torch.float16 and vae.config.force_upcast else vae.dtype
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image.Image]) -> Tensor:
+        vae, dtype = self.pipeline.vae, self._picture_dtype
+        pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, dtype)
+        with _cast(vae, dtype):
+            return (vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).to(self.dtype)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        vae = self.pipeline.vae
-        # The SDXL autoencoder overflows in float16 and says so in its configuration.
-        dtype = torch.float32 if vae.dtype == torch.float16 and vae.config.force_upcast else vae.dtype
+        vae, dtype = self.pipeline.vae, self._picture_dtype
         latents = latents.to(dtype) / vae.config.scaling_factor
         with _cast(vae, dtype):
             pixels = vae.decode(latents, return_dict=False)[0]
