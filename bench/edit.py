@@ -32,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "drawn again": {"cross_steps": 0.0, "self_steps": 0.0},
     "prompt-to-prompt": {},
     "prompt-to-prompt, local": {"local": True},
+    "strengthened by heads": {"strengthen": "Colours"},
 }
 Row = dict[str, Any]
 
@@ -60,9 +61,10 @@ def edited(folder: str, method: str, colour: str, thing: str, seeds: list[int], 
     if options.pop("local", False):
         options["local"] = thing
     others = [c for c in COLOURS if c != colour]
+    concept = options.pop("strengthen", None)
     result = limelight.edit(
         model, f"a {colour} {thing}", [f"a {c} {thing}" for c in others], seeds=seeds, steps=steps, batch=33,
-        record=False, **options,
+        record=False, strengthen=concept and dict.fromkeys(others, concept), **options,
     )  # fmt: skip
     rows = []
     sources = judge.detect(result.source.images)

@@ -171,6 +171,7 @@ def test_edit(limelight, tmp_path):
     code, out, _ = limelight(
         *("edit", "a red car", "a blue car", "a car", "--seeds", "0-1", "--steps", "2"),
         *("--cross", "0.5", "--cross", "car=1", "--reweight", "car=2", "--local", "car", "--out", str(first)),
+        *("--strengthen", "blue=Colours"),
     )
     assert code == 0
     assert "6 pictures and a-red-car-to-a-blue-car.png" in out

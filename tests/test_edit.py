@@ -8,6 +8,7 @@ from PIL import Image
 
 import limelight
 from limelight.edit import _cross, _LocalBlend, _SelfAttention, refinement, replacement
+from limelight.heads import Relevance
 
 
 def pairs(matrix: torch.Tensor, tokens: int) -> dict[tuple[int, int], float]:
@@ -87,6 +88,25 @@ def test_the_cross_edit_against_a_loop(prompt):
                     if k == 0 and token in target.find("red") and step < 5:
                         wanted = wanted * 3.0
                     torch.testing.assert_close(out[3 * seed + 1 + k, :, :, token], wanted)
+
+
+def test_a_strengthened_word_keeps_its_own_maps(tiny):
+    cross = [layer for layer in tiny.layers if layer.kind == "cross"]
+    heads = tuple((layer.place, layer.heads) for layer in cross)
+    vectors = Relevance(("Colours", "Other"), heads, torch.rand(2, sum(n for _, n in heads)))
+    source, target = tiny.prompt("a car"), tiny.prompt("a red car")
+    edit = _cross([source, target], 10, "auto", 0.5, {}, False)
+    edit = edit.strengthened(tiny, [target], {"red": "Colours"}, vectors)
+    first = cross[0].heads
+    p = torch.rand(2, cross[1].heads, 5, 77)
+    out = edit(cross[1], p, 0)
+    red, car = target.find("red"), target.find("car")
+    gains = vectors["Colours"][first : first + cross[1].heads]
+    torch.testing.assert_close(out[1, ..., red[0]], p[1, ..., red[0]] * gains[:, None])
+    assert torch.equal(out[1, ..., car[0]], p[0, ..., source.find("car")[0]])
+    assert torch.equal(edit(cross[1], p, 6), p), "after its window the raw maps return"
+    with pytest.raises(limelight.PromptError, match="'blue' is not in the prompt"):
+        edit.strengthened(tiny, [target], {"blue": "Colours"}, vectors)
 
 
 def test_a_full_replacement_copies_the_maps(tiny):

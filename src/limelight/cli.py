@@ -185,7 +185,24 @@ def edit_command(
             show_default="0.8",
         ),
     ] = None,
-    self_steps: Annotated[float, typer.Option("--self", help="Share in which shapes keep to the source's.")] = 0.4,
+    self_steps: Annotated[
+        float | None,
+        typer.Option(
+            "--self",
+            help="Share in which shapes keep to the source's.",
+            show_default="0.4, with --strengthen 0.9",
+        ),
+    ] = None,
+    strengthen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="WORD=CONCEPT: the heads of a concept see more of a target's word; repeat.", show_default=False
+        ),
+    ] = None,
+    vectors: Annotated[
+        str | None,
+        typer.Option(help="Head relevance vectors; by default those shipped for the model.", show_default=False),
+    ] = None,
     local: Annotated[
         str | None, typer.Option(help="Words outside whose place nothing may change, e.g. car.", show_default=False)
     ] = None,
@@ -218,6 +235,8 @@ def edit_command(
         mode=mode,
         cross_steps=shares or 0.8,
         self_steps=self_steps,
+        strengthen=dict(parse_strengthen(text) for text in strengthen or []),
+        relevance=vectors,
         local=local.split(",") if local else None,
         reweight=_factors(reweight or []),
         steps=steps,

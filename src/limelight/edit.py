@@ -4,7 +4,8 @@ Amir Hertz, Ron Mokady, Jay Tenenbaum, Kfir Aberman, Yael Pritch, Daniel Cohen-O
 Cross Attention Control", 2022, https://arxiv.org/abs/2208.01626
 
 Source and targets are drawn in one batch from the same noise. While they are, the targets' words take over the maps of
-the source's words, and the targets' self-attention that of the source.
+the source's words, and the targets' self-attention that of the source. Words may be strengthened by the heads of a
+concept, see `limelight.heads`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from .errors import PromptError, SettingsError
 from .generate import Drawn, Step, denoise, in_passes, provenance
+from .heads.relevance import Relevance, relevance_for
 from .inversion import Inversion, invert
 from .maps import RunningMean
 from .models.base import Conditioning, Layer, Model
@@ -67,7 +70,9 @@ def edit(
     null_text: bool = False,
     mode: Mode = "auto",
     cross_steps: Window | Mapping[str, Window] = 0.8,
-    self_steps: Window = 0.4,
+    self_steps: Window | None = None,
+    strengthen: Mapping[str, str] | None = None,
+    relevance: Relevance | str | Path | None = None,
     local: str | Sequence[str] | None = None,
     reweight: Mapping[str, float] | None = None,
     published: bool = False,
@@ -95,6 +100,11 @@ def edit(
             ``{"*": 0.8, "red": (0.0, 0.4)}``.
         self_steps: how long the self-attention is the source's, in the layers from `Model.guided_scale` inwards, as
             published (16 x 16 and smaller at 512 pixels); longer keeps more of the shape.
+        strengthen: concepts of the target's words, ``{"red": "Colours"}``: such a word keeps its own maps, every head
+            times its relevance to the concept, for as long as `cross_steps` lasts (P2P-HRV of Jungwon Park et al.,
+            "Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in Text-to-Image Generative
+            Models", 2024, https://arxiv.org/abs/2412.02237).
+        relevance: the vectors for that, or their file; None takes those that are shipped for the model.
         local: words outside whose place the picture stays as it is.
         reweight: how much more (above 1) or less (below 1) words of the target should show, for as long as
             `cross_steps` lasts.
@@ -125,8 +135,15 @@ def edit(
         image.check(model, source, steps, size)
         seeds = seeds[:1]
     passes, rows = len(model.timesteps(steps)), len(texts)
-    cross = _cross(prompts, passes, mode, cross_steps, reweight or {}, published).to(model.device)
-    edits: list[Edit] = [cross, _SelfAttention(rows, model.guided_scale, _window(self_steps, "self_steps", passes))]
+    cross = _cross(prompts, passes, mode, cross_steps, reweight or {}, published)
+    if strengthen:
+        cross = cross.strengthened(model, prompts[1:], strengthen, relevance)
+    if self_steps is None:
+        self_steps = 0.9 if strengthen else 0.4
+    edits: list[Edit] = [
+        cross.to(model.device),
+        _SelfAttention(rows, model.guided_scale, _window(self_steps, "self_steps", passes)),
+    ]
     places = _places(prompts, local)
 
     def draw(which: range, _lean: bool) -> Drawn:
@@ -168,6 +185,7 @@ def edit(
         "mode": mode,
         "cross_steps": cross_steps if isinstance(cross_steps, float | int) else dict(_by_word(cross_steps)),
         "self_steps": self_steps,
+        "strengthen": dict(strengthen or {}),
         "local": local,
         "reweight": dict(reweight or {}),
         "published": published,
@@ -261,26 +279,71 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
     return matrix
 
 
+@dataclass(frozen=True, eq=False)
 class _CrossAttention:
-    """The targets' words take over the maps of the source's."""
+    """The targets' words take over the maps of the source's.
 
-    def __init__(self, mapper: Tensor, share: Tensor, weights: Tensor, weighted: range) -> None:
-        """mapper [targets, tokens, tokens]; share of the source's maps [steps, targets, tokens]; weights [targets,
-        tokens], which hold in the steps `weighted`."""
-        self.mapper, self.share, self.weights, self.weighted = mapper, share, weights, weighted
-        self.active = share.flatten(1).any(dim=1).tolist()
-        self.heavy = bool((weights != 1).any())
+    Attributes:
+        mapper: source tokens to target tokens, [targets, tokens, tokens].
+        share: of the source's maps, [steps, targets, tokens].
+        weights: factors of the target's tokens, [targets, tokens].
+        weighted: the steps in which they hold.
+        gains: by layer, factors of the heads for words that keep their own maps, [targets, heads, 1, tokens]; NaN for
+            tokens that take over.
+    """
+
+    mapper: Tensor
+    share: Tensor
+    weights: Tensor
+    weighted: range
+    gains: Mapping[Layer, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> _CrossAttention:
-        return _CrossAttention(self.mapper.to(device), self.share.to(device), self.weights.to(device), self.weighted)
+        gains = {layer: gain.to(device) for layer, gain in self.gains.items()}
+        return _CrossAttention(
+            self.mapper.to(device), self.share.to(device), self.weights.to(device), self.weighted, gains
+        )
+
+    def strengthened(
+        self,
+        model: Model,
+        targets: Sequence[Prompt],
+        concepts: Mapping[str, str],
+        relevance: Relevance | str | Path | None,
+    ) -> _CrossAttention:
+        """The same where words keep their own maps, every head times its relevance to the word's concept."""
+        vectors, gains = relevance_for(model, relevance), {}
+        share, at = self.share.clone(), {}
+        for word, concept in concepts.items():
+            _in_some(word, targets)
+            for i, target in enumerate(targets):
+                at[i, concept] = own = list(_find(word, target))
+                new = [token for token in own if not self.mapper[i, :, token].any()]
+                share[self.weighted.start : self.weighted.stop, i, new] = 1
+        first = 0
+        for layer in model.layers:
+            if layer.kind == "cross":
+                gains[layer] = torch.full((len(targets), layer.heads, 1, share.shape[-1]), torch.nan)
+                for (i, concept), own in at.items():
+                    gains[layer][i, ..., own] = vectors[concept][first : first + layer.heads, None, None].float()
+                first += layer.heads
+        return replace(self, share=share, gains=gains)
+
+    @cached_property
+    def _active(self) -> list[bool]:
+        heavy = bool((self.weights != 1).any())
+        return [bool(share.any()) or (heavy and step in self.weighted) for step, share in enumerate(self.share.cpu())]
 
     def touches(self, layer: Layer, step: int) -> bool:
-        return layer.kind == "cross" and (self.active[step] or (self.heavy and step in self.weighted))
+        return layer.kind == "cross" and self._active[step]
 
     def __call__(self, layer: Layer, probabilities: Tensor, step: int) -> Tensor:
         grouped = probabilities.unflatten(0, (-1, 1 + len(self.mapper)))
         source, own = grouped[:, :1], grouped[:, 1:]
         copied = source @ self.mapper.to(source.dtype)[:, None]
+        if self.gains:
+            gain = self.gains[layer].to(source.dtype)
+            copied = torch.where(gain.isnan(), copied, own * gain)
         share = self.share[step].to(source.dtype)[:, None, None]
         changed = share * copied + (1 - share) * own
         if step in self.weighted:
@@ -364,8 +427,8 @@ def _cross(
         shares.append(share)
         weights.append(weight)
     for word in (*by_word, *reweight):
-        if word != "*" and not any(_find(word, target) for target in targets):
-            targets[0].find(word)  # says what is wrong
+        if word != "*":
+            _in_some(word, targets)
     return _CrossAttention(torch.stack(mappers), torch.stack(shares, 1), torch.stack(weights), everything)
 
 
@@ -389,12 +452,17 @@ def _find(word: str, prompt: Prompt) -> tuple[int, ...]:
         return ()
 
 
+def _in_some(word: str, prompts: Sequence[Prompt]) -> None:
+    """Raises PromptError where no prompt has a word."""
+    if not any(_find(word, prompt) for prompt in prompts):
+        prompts[0].find(word)  # says what is wrong
+
+
 def _places(prompts: Sequence[Prompt], local: str | Sequence[str] | None) -> list[tuple[int, ...]]:
     """Positions of the words of a local edit in every prompt; empty for an edit of the whole picture."""
     if local is None:
         return []
     words = [local] if isinstance(local, str) else list(local)
     for word in words:
-        if not any(_find(word, prompt) for prompt in prompts):
-            prompts[0].find(word)  # says what is wrong
+        _in_some(word, prompts)
     return [tuple(position for word in words for position in _find(word, prompt)) for prompt in prompts]
