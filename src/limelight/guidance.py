@@ -34,6 +34,9 @@ class Guidance:
         thresholds: step -> presence in 0..1 that the weakest subject must reach there; an image below it is refined
             (moved again, at most `max_refinements` times).
         scale: how far: the step is scale * sqrt(decay) times the gradient.
+        relative: the step's length is scale * sqrt(decay) times that of the latents, whatever the gradient's. The
+            sharpening softmax leaves almost no gradient where a subject has almost no attention: a step in proportion
+            to it, as published, then never comes to help.
         decay: `decay` falls linearly from the first to the second of these over the whole schedule.
         resolution: height and width of the maps to read, or one side of square ones; None lets the model choose.
         max_refinements: limit of refinement moves at one threshold.
@@ -48,6 +51,7 @@ class Guidance:
     until: float | int = 0.5
     thresholds: Mapping[float | int, float] = field(default_factory=dict)
     scale: float = 20.0
+    relative: bool = False
     decay: tuple[float, float] = (1.0, 0.5)
     resolution: int | tuple[int, int] | None = None
     max_refinements: int = 20
@@ -287,7 +291,7 @@ class Steering:
         for _ in range(self.guidance.max_refinements):
             if not len(active):
                 break
-            latents = latents.index_add(0, active, self._descent(loss, gradient, size)[active])
+            latents = latents.index_add(0, active, self._descent(latents, loss, gradient, size)[active])
             refinements[active] += 1
             # As published, an image makes one more move after the first loss that satisfies it.
             again = loss[active] > 1 - threshold  # type: ignore[operator]
@@ -296,13 +300,16 @@ class Steering:
                 (loss[moved], presence[moved]), gradient[moved] = self._evaluate(latents, timestep, moved)
             active = active[again]
         if guided:
-            latents = latents + self._descent(loss, gradient, size)
+            latents = latents + self._descent(latents, loss, gradient, size)
         if self.floor:
             self._lacking, self._score = rows[loss[rows] > self.floor], Score(loss, presence)
         return Move(latents, loss, presence, refinements)
 
-    def _descent(self, loss: Tensor, gradient: Tensor, size: float) -> Tensor:
+    def _descent(self, latents: Tensor, loss: Tensor, gradient: Tensor, size: float) -> Tensor:
         """The move against the gradient; none for images that lack nothing."""
+        if self.guidance.relative:
+            gradient = F.normalize(gradient.flatten(1), eps=1e-30).view_as(gradient)
+            size = size * torch.linalg.vector_norm(latents, dim=(1, 2, 3), keepdim=True)
         return -size * gradient * (loss > self.floor)[:, None, None, None]
 
     def _evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Score, Tensor]:
