@@ -64,5 +64,4 @@ def test_maps_of_a_run_are_the_mean_over_its_steps(tiny):
     expected = torch.stack([step.maps["dog"] for step in steps]).mean(0)
     result = limelight.generate(model, "a cat and a dog", steps=3)
     assert torch.allclose(result.maps["dog"], expected)
-    assert limelight.generate(model, "a cat and a dog", steps=1, record=False).maps is None
-    assert limelight.generate(model, "", steps=1).maps is not None
+    assert limelight.generate(model, "", steps=1).maps.layers

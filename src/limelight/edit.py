@@ -24,7 +24,7 @@ from torch import Tensor
 from .errors import PromptError, SettingsError
 from .generate import Drawn, Step, denoise, in_passes, provenance
 from .inversion import Inversion, invert
-from .maps import RunningMean
+from .maps import RunningMean, none
 from .models.base import Conditioning, Layer, Model
 from .probe import Edit
 from .prompt import Prompt
@@ -152,7 +152,8 @@ def edit(
             try:
                 step = loop.send(final)
             except StopIteration:
-                return Drawn(model.decode(final), final, mean.result(), [])
+                maps = mean.result()
+                return Drawn(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
 
     limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     drawn = Drawn.join(in_passes(model, draw, len(seeds), limit, size, lean=True, rows=rows))
@@ -180,7 +181,7 @@ def edit(
             Result(
                 drawn.images[own],
                 drawn.latents[own],
-                None if drawn.maps is None else drawn.maps.images(own),
+                drawn.maps.images(own),
                 (),
                 {"prompt": text, "subjects": [], **settings},
                 seeds,
