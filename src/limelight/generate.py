@@ -19,7 +19,7 @@ from torch import Tensor
 from .edits import HeadGain, bound, described
 from .errors import PromptError, SettingsError
 from .guidance import Guidance, Move, Steering, layers_to_read
-from .maps import AttentionMaps, RunningMean, StepMaps, join, size_of, spilled, without_heads
+from .maps import AttentionMaps, RunningMean, StepMaps, join, none, size_of, spilled, without_heads
 from .models.base import Conditioning, Layer, Model
 from .objectives import Subjects
 from .probe import Edit, Probe
@@ -246,8 +246,14 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
                 moves.append((step.index, step.timestep, step.move.forget()))
             if on_step:
                 on_step(step)
-        maps = mean.result() if read else AttentionMaps({}, grid, encoded.prompts)
-        return Drawn(model.decode(final), final, maps, moves, [single] if single else [])
+        maps = mean.result()
+        return Drawn(
+            model.decode(final),
+            final,
+            none(final, encoded.prompts) if maps is None else maps,
+            moves,
+            [single] if single else [],
+        )
 
     limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     with _limited(model.device, memory):
