@@ -145,18 +145,19 @@ def explain(
     options = {"record": "steps" if over_steps else True, **options}
     runs = {name: draw(model, prompt, guidance=kind, **options) for name, kind in kinds.items()}
     seeds = range(len(runs[next(iter(runs))].seeds))
-    return Explanation(runs, shown, tuple(_figures(runs, shown, index, over_steps) for index in seeds))
+    moving = (shown if words is not None else next(iter(runs.values())).subjects or shown) if over_steps else ()
+    return Explanation(runs, shown, tuple(_figures(runs, shown, moving, index) for index in seeds))
 
 
-def _figures(runs: dict[str, Result], words: Sequence[Any], index: int, over_steps: bool) -> tuple[Figure, ...]:
+def _figures(runs: dict[str, Result], words: Sequence[Any], moving: Sequence[Any], index: int) -> tuple[Figure, ...]:
+    """The pictures of one seed: of `words`, and of the words `moving` over the steps."""
     name, result = list(runs.items())[-1]
-    prompt, listed = result.settings["prompt"], ", ".join(f"\u201c{word}\u201d" for word in words)
-    subjects = result.subjects or words
+    prompt, subjects = result.settings["prompt"], result.subjects or words
     figures = [
         _still(
             "words",
             "Where every word looked",
-            f"The {name} picture of \u201c{prompt}\u201d and, over it in grey, the attention maps of {listed}.",
+            f"The {name} picture of \u201c{prompt}\u201d and, over it in grey, the attention maps of {_listed(words)}.",
             show.strip(result.images[index], result.maps, words, index=index),
             result,
             index,
@@ -167,9 +168,8 @@ def _figures(runs: dict[str, Result], words: Sequence[Any], index: int, over_ste
             _still(
                 "compare",
                 "Before and after guidance",
-                "Plain picture, guided picture and their difference; below, the same for the attention of "
-                + ", ".join(f"\u201c{subject}\u201d" for subject in subjects)
-                + ".",
+                f"Plain picture, guided picture and their difference; below, the same for the attention of "
+                f"{_listed(subjects)}.",
                 show.compare(runs["plain"], result, subjects, index=index),
                 result,
                 index,
@@ -187,15 +187,21 @@ def _figures(runs: dict[str, Result], words: Sequence[Any], index: int, over_ste
                 index,
             )
         )
-    if over_steps:
-        about = f"The attention maps of {listed} at some of the steps, from the first to the last."
-        figures.append(_still("steps", "Step by step", about, show.progress(result, words, index=index), result, index))
-        content = show.animation(result, words, index=index)
-        with Image.open(io.BytesIO(content)) as moving:
-            width, height = moving.size
-        about = f"The attention maps of {listed} at every step, as an endless animation."
+    if moving:
+        about = f"The attention maps of {_listed(moving)} at some of the steps, from the first to the last."
+        figures.append(
+            _still("steps", "Step by step", about, show.progress(result, moving, index=index), result, index)
+        )
+        content = show.animation(result, moving, index=index)
+        with Image.open(io.BytesIO(content)) as frames:
+            width, height = frames.size
+        about = f"The attention maps of {_listed(moving)} at every step, as an endless animation."
         figures.append(Figure("animation", "In motion", about, content, "webp", width, height))
     return tuple(figures)
+
+
+def _listed(words: Sequence[Any]) -> str:
+    return ", ".join(f"\u201c{word}\u201d" for word in words)
 
 
 def _still(name: str, title: str, alt: str, image: Image.Image, result: Result, index: int) -> Figure:

@@ -99,7 +99,7 @@ def strip(
     heats = _heats(image, maps, words, index)
     scale = _attention(max(float(heat.max()) for heat in heats.values()))
     tiles = [_Tile(_sized(image, side), "picture"), *_word_tiles(image, heats, scale, side)]
-    return _sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], [scale])
+    return _sheet(_wrapped(tiles, columns), [scale])
 
 
 def compare(
@@ -186,7 +186,7 @@ def animation(
         raise SettingsError(f"kind='{kind}' must be 'webp' or 'gif'.")
     image, heats, scale = _over_steps(result, words, index)
     frames = [
-        _sheet([_word_tiles(image, heat, scale, side, note=f"step {i + 1} of {len(heats)}")], [scale])
+        _sheet(_wrapped(_word_tiles(image, heat, scale, side, note=f"step {i + 1} of {len(heats)}")), [scale])
         for i, heat in enumerate(heats)
     ]
     pause = max(round(1000 * seconds / len(frames)), 20)
@@ -386,6 +386,10 @@ def _fitted(text: str, size: int, width: int) -> str:
     while word and _font(size).getlength(word + tail) > width:
         word = word[:-1]
     return word + tail
+
+
+def _wrapped(tiles: list[_Tile], columns: int = 6) -> list[list[_Tile]]:
+    return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
 
 
 def _sheet(rows: Sequence[Sequence[_Tile]], scales: Sequence[_Scale]) -> Image.Image:
