@@ -20,7 +20,7 @@ import limelight
 from limelight.judge import Detection, Judge, overlap
 from limelight.suites import Case, attend_excite
 
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+THRESHOLDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SIDE = 128  # masks are compared at the pictures' own size
 Row = dict[str, Any]
 
@@ -109,7 +109,7 @@ def main() -> None:
                     file.write(json.dumps(rows[-1]) + "\n")
     asked = {(case.prompt, seed) for case in cases for seed in args.seeds}
     print(
-        table([row for row in rows if (row["prompt"], row["seed"]) in asked], THRESHOLDS if args.sweep else (0.5,)),
+        table([row for row in rows if (row["prompt"], row["seed"]) in asked], THRESHOLDS if args.sweep else (0.2,)),
     )
 
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +133,13 @@ def _last_step(result):
 def test_trace(tokenizer, subjects):
     plain = replace(drawn(tokenizer, subjects, share=0.3), settings={"prompt": PROMPT, "steps": 8, "guidance": None})
     check(show.trace(drawn(tokenizer, subjects), plain=plain), f"trace-{len(subjects)}")
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "limelight.show")
+    with pytest.raises(SettingsError, match=r"need matplotlib; install it: pip install 'limelight\[plots\]'"):
+        importlib.import_module("limelight.show")
 
 
 def test_words_shown_by_default(tokenizer):

@@ -96,11 +96,12 @@ class AttentionMaps(Mapping[str, Tensor]):
         mean = self.mean(size)
         return torch.stack([row[..., list(p.find(subject))].sum(-1) for row, p in zip(mean, self.prompts, strict=True)])
 
-    def mask(self, subject: str | int, threshold: float = 0.5, size: tuple[int, int] | None = None) -> Tensor:
+    def mask(self, subject: str | int, threshold: float = 0.2, size: tuple[int, int] | None = None) -> Tensor:
         """Where a subject is, cut out of its map: bool [images, height, width].
 
         Args:
-            threshold: share of the way from the map's smallest to its largest value, 0..1.
+            threshold: share of the way from the map's smallest to its largest value, 0..1. The default suits the
+                embedded model; where attention spreads wider than the object, take more.
             size: height and width of the mask, for example the picture's; by default the latents'.
 
         Raises:
@@ -112,7 +113,7 @@ class AttentionMaps(Mapping[str, Tensor]):
         low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
         return (heat >= low + threshold * (high - low)) & (high > low)
 
-    def box(self, subject: str | int, threshold: float = 0.5) -> Tensor:
+    def box(self, subject: str | int, threshold: float = 0.2) -> Tensor:
         """The box around a subject: [images, 4], its left, top, right and bottom as fractions of the picture, 0..1.
 
         It encloses that part of the `mask` which holds the map's largest value: a stray spot elsewhere does not count.
