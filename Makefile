@@ -32,6 +32,8 @@ bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.heads prompts
 	$(BIN)/python -m bench.heads weakening --out out/weakening
 	$(BIN)/python -m bench.heads edits --out out/edits.jsonl
+	$(BIN)/python -m bench.recording
+	$(BIN)/python -m bench.segmentation --out out/segmentation.jsonl
 
 clean:
 	rm -rf $(VENV) out

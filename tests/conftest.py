@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import limelight
 from limelight.models.unet import StableDiffusion
 
 POCKET = Path(limelight.__file__).parent / "pocket"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULERS = {
     "ddim": lambda: DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
@@ -30,8 +32,16 @@ SCHEDULERS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = {"gpu": not torch.cuda.is_available(), "hub": not os.environ.get("LIMELIGHT_HUB")}
-    reasons = {"gpu": "needs a CUDA device", "hub": "downloads gigabytes; set LIMELIGHT_HUB=1"}
+    missing = {
+        "gpu": not torch.cuda.is_available(),
+        "hub": not os.environ.get("LIMELIGHT_HUB"),
+        "browser": not BROWSER,
+    }
+    reasons = {
+        "gpu": "needs a CUDA device",
+        "hub": "downloads gigabytes; set LIMELIGHT_HUB=1",
+        "browser": "needs Chromium or Chrome on the path",
+    }
     for item in items:
         for marker in missing:
             if missing[marker] and item.get_closest_marker(marker):

@@ -92,6 +92,43 @@ def test_words_that_the_model_has_never_seen(limelight, tmp_path):
     assert " elephant " in limelight("info")[1]
 
 
+def test_explain(limelight, tmp_path):
+    arguments = [
+        "explain",
+        "a cat and a dog",
+        "--compare",
+        "--steps",
+        "--html",
+        "--words",
+        "cat,dog",
+        "--num-steps",
+        "2",
+    ]
+    code, out, _ = limelight(*arguments, "--out", str(tmp_path / "o"))
+    assert code == 0
+    names = [f"a-cat-and-a-dog-{name}" for name in ("words-0.png", "compare-0.png", "trace-0.png", "steps-0.png")]
+    names += ["a-cat-and-a-dog-animation-0.webp", "a-cat-and-a-dog-explain.html"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(names)
+    assert all(name in out for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--words", "dig"], "error: 'dig' is not in the prompt; its words are: a, cat, and, a, dog."),
+        (["--no-guidance", "--compare"], "error: There is nothing to compare without guidance"),
+        (["--subjects", "cow"], "error: 'cow' is not in the prompt"),
+        (["--num-steps", "0"], "error: steps=0 does not fit the schedule"),
+        (["--out", "/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_a_bad_explanation_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = limelight("explain", "a cat and a dog", *arguments)
+    assert (code, message in err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_tokens(limelight):
     code, out, _ = limelight("tokens", "a zebra and a dog")
     assert code == 0

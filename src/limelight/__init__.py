@@ -6,7 +6,7 @@ from .errors import LimelightError, ModelError, ProbeError, PromptError, Setting
 from .generate import Step, denoise, generate
 from .guidance import AttendAndExcite, Guidance
 from .inversion import invert
-from .maps import AttentionMaps
+from .maps import AttentionMaps, StepMaps
 from .models import Model, load
 from .probe import Probe
 from .result import Result
@@ -26,6 +26,7 @@ __all__ = [
     "Result",
     "SettingsError",
     "Step",
+    "StepMaps",
     "attach",
     "denoise",
     "edit",

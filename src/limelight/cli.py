@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,10 +133,7 @@ def generate_command(
     if subjects == "ask":
         subjects = _ask(parsed)
     names, _ = resolve(parsed, _subjects(subjects), needed=guidance)
-    unknown = drawn_by.unknown(parsed)
-    if unknown:
-        listed = ", ".join(f"'{word}'" for word in unknown)
-        console.print(f"warning: '{drawn_by.name}' has never seen {escape(listed)}; try words of `limelight info`.")
+    _warn_of_unknown(drawn_by, parsed)
     if subjects == "auto" and guidance:
         console.print(f"subjects: {escape(', '.join(map(str, names)))}")
     options: dict[str, Any] = {
@@ -251,6 +249,62 @@ def edit_command(
     console.print(f"{sum(len(r.images) for r in rows)} pictures and {escape(sheet.name)} in {escape(str(out))}")
 
 
+@app.command("explain")
+def explain_command(
+    prompt: PromptText,
+    words: Annotated[
+        str | None, typer.Option(help="Words to show, e.g. cat,dog; by default every word.", show_default=False)
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw also without guidance, and show the change.")
+    ] = False,
+    over_steps: Annotated[bool, typer.Option("--steps", help="Show also when which word looked where.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Write one page that holds everything.")] = False,
+    subjects: Annotated[
+        str, typer.Option(help="Words or token indices to put on stage; 'auto' takes the nouns.")
+    ] = "auto",
+    seeds: Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")] = "0",
+    guidance: Annotated[bool, typer.Option(help="Steer by Attend-and-Excite, or draw plainly.")] = True,
+    model: ModelName = "pocket",
+    scheduler: Annotated[
+        str | None, typer.Option(help=f"By default the model's own; {', '.join(SCHEDULERS)}.", show_default=False)
+    ] = None,
+    num_steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
+    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    height: Annotated[int | None, typer.Option(help="In pixels; by default the model's own.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels; by default the model's own.")] = None,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+) -> None:
+    """Show where every word of a prompt looked: its attention over the picture, with and without guidance."""
+    from .explain import explain  # matplotlib, which drawing alone does not need
+
+    seed_list = _seeds(seeds)
+    _check_folder(out)
+    drawn_by = _open(model, device, scheduler)
+    parsed = drawn_by.prompt(prompt)
+    _warn_of_unknown(drawn_by, parsed)
+    explanation = explain(
+        drawn_by,
+        prompt,
+        words=None if words is None else _subjects(words),
+        guidance=AttendAndExcite.suited(drawn_by) if guidance else None,
+        compare=compare,
+        over_steps=over_steps,
+        draw=partial(_with_progress, "drawing", generate),
+        subjects=resolve(parsed, _subjects(subjects), needed=guidance)[0],
+        seeds=seed_list,
+        steps=num_steps,
+        guidance_scale=guidance_scale,
+        negative=negative,
+        height=height,
+        width=width,
+    )
+    for path in explanation.save(out, html=html):
+        console.print(escape(str(path)), soft_wrap=True)
+
+
 @app.command()
 def tokens(prompt: PromptText, model: ModelName = "pocket", device: Device = None) -> None:
     """Show how the model reads a prompt: its tokens and the words that they belong to."""
@@ -303,6 +357,13 @@ def _edits(
     for gain in edits:
         parsed.find(gain.about["word"])
     return edits
+
+
+def _warn_of_unknown(model: Model, parsed: Prompt) -> None:
+    unknown = model.unknown(parsed)
+    if unknown:
+        listed = ", ".join(f"'{word}'" for word in unknown)
+        console.print(f"warning: '{model.name}' has never seen {escape(listed)}; try words of `limelight info`.")
 
 
 def _ask(parsed: Prompt) -> str:

@@ -27,7 +27,7 @@ from .errors import PromptError, SettingsError
 from .generate import Drawn, Step, denoise, in_passes, provenance
 from .heads.relevance import Relevance, relevance_for
 from .inversion import Inversion, invert
-from .maps import RunningMean
+from .maps import RunningMean, none
 from .models.base import Conditioning, Layer, Model
 from .probe import Edit
 from .prompt import Prompt
@@ -169,7 +169,8 @@ def edit(
             try:
                 step = loop.send(final)
             except StopIteration:
-                return Drawn(model.decode(final), final, mean.result(), [])
+                maps = mean.result()
+                return Drawn(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
 
     limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     drawn = Drawn.join(in_passes(model, draw, len(seeds), limit, size, lean=True, rows=rows))
@@ -198,7 +199,7 @@ def edit(
             Result(
                 drawn.images[own],
                 drawn.latents[own],
-                None if drawn.maps is None else drawn.maps.images(own),
+                drawn.maps.images(own),
                 (),
                 {"prompt": text, "subjects": [], **settings},
                 seeds,

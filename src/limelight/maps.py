@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +43,42 @@ class AttentionMaps(Mapping[str, Tensor]):
         """Only some of the images."""
         return AttentionMaps({k: v[index] for k, v in self.layers.items()}, self.latent_size, self.prompts[index])
 
+    def head(self, index: int) -> AttentionMaps:
+        """Only one head of every layer, counted from 0. To look at one layer's, `select` it first.
+
+        Raises:
+            ProbeError: heads were averaged while recording.
+            SettingsError: a layer has no such head.
+        """
+        for layer, p in self.layers.items():
+            if p.shape[1] < layer.heads:
+                raise ProbeError("The heads of these maps were averaged; call generate() with record='all'.")
+            if not 0 <= index < layer.heads:
+                raise SettingsError(f"The layer '{layer.name}' has no head {index}; it has 0 to {layer.heads - 1}.")
+        return replace(self, layers={layer: p[:, index : index + 1] for layer, p in self.layers.items()})
+
+    def groups(self) -> dict[str, AttentionMaps]:
+        """The layers by their place and map size, in execution order: "down 8x8", "mid 4x4", "up 8x8"."""
+        names = {layer: "{} {}x{}".format(layer.place, *layer.size(self.latent_size)) for layer in self.layers}
+        return {
+            name: replace(self, layers={k: v for k, v in self.layers.items() if names[k] == name})
+            for name in dict.fromkeys(names.values())
+        }
+
     def mean(self, size: tuple[int, int] | None = None) -> Tensor:
         """Average over layers and heads. Returns [images, height, width, tokens].
 
         Args:
             size: height and width to resize every layer to (bilinear). Without it all layers must have one size.
+
+        Raises:
+            ProbeError: nothing was recorded.
+            SettingsError: the size is none, or is needed.
         """
         if not self.layers:
             raise ProbeError("No attention maps were recorded; call generate() with record=True.")
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise SettingsError(f"The size {size} must be a height and a width of at least 1, for example (64, 64).")
         sizes = {layer.size(self.latent_size) for layer in self.layers}
         if size is None and len(sizes) > 1:
             listed = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
@@ -57,15 +86,49 @@ class AttentionMaps(Mapping[str, Tensor]):
                 f"The maps have several sizes ({listed}); choose one with select() or give mean() a size."
             )
         if size is None:
-            (height, width), stacked = sizes.pop(), torch.cat(list(self.layers.values()), dim=1)
+            (height, width), stacked = sizes.pop(), torch.cat([_single(p) for p in self.layers.values()], dim=1)
             return stacked.mean(dim=1).unflatten(1, (height, width))
-        sums = [_resize(p.sum(dim=1), layer.size(self.latent_size), size) for layer, p in self.layers.items()]
+        sums = [_resize(_single(p).sum(dim=1), layer.size(self.latent_size), size) for layer, p in self.layers.items()]
         return torch.stack(sums).sum(dim=0) / sum(p.shape[1] for p in self.layers.values())
 
     def map(self, subject: str | int, size: tuple[int, int] | None = None) -> Tensor:
         """The map of a word, phrase or token index: [images, height, width], in 0..1. See `Prompt.find`."""
         mean = self.mean(size)
         return torch.stack([row[..., list(p.find(subject))].sum(-1) for row, p in zip(mean, self.prompts, strict=True)])
+
+    def mask(self, subject: str | int, threshold: float = 0.2, size: tuple[int, int] | None = None) -> Tensor:
+        """Where a subject is, cut out of its map: bool [images, height, width].
+
+        Args:
+            threshold: share of the way from the map's smallest to its largest value, 0..1. The default suits the
+                embedded model; where attention spreads wider than the object, take more.
+            size: height and width of the mask, for example the picture's; by default the latents'.
+
+        Raises:
+            SettingsError: the threshold is out of its range.
+        """
+        if not 0 <= threshold <= 1:
+            raise SettingsError(f"threshold={threshold} must lie between 0 and 1.")
+        heat = self.map(subject, size or self.latent_size)
+        low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
+        return (heat >= low + threshold * (high - low)) & (high > low)
+
+    def box(self, subject: str | int, threshold: float = 0.2) -> Tensor:
+        """The box around a subject: [images, 4], its left, top, right and bottom as fractions of the picture, 0..1.
+
+        It encloses that part of the `mask` which holds the map's largest value: a stray spot elsewhere does not count.
+        A map without any contrast has the empty box 0, 0, 0, 0.
+        """
+        mask = self.mask(subject, threshold)
+        heat = self.map(subject, self.latent_size)
+        part = (heat == heat.amax(dim=(1, 2), keepdim=True)) & mask
+        while True:  # the peak spreads over its neighbours inside the mask
+            grown = (F.max_pool2d(part.float(), 3, stride=1, padding=1) > 0) & mask
+            if torch.equal(grown, part):
+                break
+            part = grown
+        (top, bottom), (left, right) = (_extent(part.any(dim=axis)) for axis in (2, 1))
+        return torch.stack([left, top, right, bottom], dim=1)
 
     def __getitem__(self, subject: str | int) -> Tensor:
         return self.map(subject)
@@ -93,10 +156,43 @@ def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     return F.interpolate(picture, size=new, mode="bilinear", antialias=True).movedim(1, -1)
 
 
+def _single(p: Tensor) -> Tensor:
+    """At least float32: single steps are stored in less."""
+    return p.to(torch.promote_types(p.dtype, torch.float32))
+
+
+def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the true cells of each row of [images, cells] begin and end, as fractions of the row."""
+    cells = line.shape[1]
+    number = torch.arange(cells, device=line.device)
+    first = torch.where(line, number, cells).amin(dim=1) * line.any(dim=1)
+    return first / cells, torch.where(line, number + 1, 0).amax(dim=1) / cells
+
+
+def none(latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
+    """Maps of no layer, which say what to do when they are asked for a word."""
+    return AttentionMaps({}, (latents.shape[-2], latents.shape[-1]), tuple(prompts))
+
+
 def join(parts: Sequence[AttentionMaps]) -> AttentionMaps:
     """The maps of several batches as those of one."""
     layers = {layer: torch.cat([part.layers[layer] for part in parts]) for layer in parts[0].layers}
     return AttentionMaps(layers, parts[0].latent_size, tuple(prompt for part in parts for prompt in part.prompts))
+
+
+def add(one: AttentionMaps, other: AttentionMaps) -> AttentionMaps:
+    """The sum of two passes' maps, layer by layer."""
+    return replace(one, layers={layer: p + _single(other.layers[layer]) for layer, p in one.layers.items()})
+
+
+def scaled(maps: AttentionMaps, factor: float) -> AttentionMaps:
+    """Every probability times a factor."""
+    return replace(maps, layers={layer: p * factor for layer, p in maps.layers.items()})
+
+
+def without_heads(maps: AttentionMaps) -> AttentionMaps:
+    """Averaged over heads, which leaves one map per layer."""
+    return replace(maps, layers={layer: p.mean(dim=1, keepdim=True) for layer, p in maps.layers.items()})
 
 
 class RunningMean:
@@ -109,13 +205,57 @@ class RunningMean:
     def add(self, maps: AttentionMaps) -> None:
         self.count += 1
         # Heads are averaged away: a whole run then costs one map per layer.
-        layers = {layer: p.mean(dim=1, keepdim=True) for layer, p in maps.layers.items()}
-        if self.total is not None:
-            layers = {layer: self.total.layers[layer] + p for layer, p in layers.items()}
-        self.total = AttentionMaps(layers, maps.latent_size, maps.prompts)
+        maps = without_heads(maps)
+        self.total = maps if self.total is None else add(self.total, maps)
 
     def result(self) -> AttentionMaps | None:
-        if self.total is None:
-            return None
-        layers = {layer: p / self.count for layer, p in self.total.layers.items()}
-        return AttentionMaps(layers, self.total.latent_size, self.total.prompts)
+        return None if self.total is None else scaled(self.total, 1 / self.count)
+
+
+def spilled(maps: AttentionMaps) -> AttentionMaps:
+    """A copy to be kept for long: in the main memory, as float16."""
+    return replace(maps, layers={layer: p.to("cpu", torch.float16, copy=True) for layer, p in maps.layers.items()})
+
+
+def size_of(layers: Sequence[Layer], latent_size: tuple[int, int], tokens: int, heads: bool) -> int:
+    """Bytes that the `spilled` maps of one image and one step take, with or without their heads."""
+    pixels = [h * w * (layer.heads if heads else 1) for layer in layers for h, w in [layer.size(latent_size)]]
+    return sum(pixels) * tokens * torch.float16.itemsize
+
+
+class StepMaps(Sequence[AttentionMaps]):
+    """The maps of every single step of a run: ``steps[10]["cat"]`` is a tensor [images, height, width].
+
+    Args:
+        parts: for each pass that drew some of the images, its steps.
+        rows: which of all the images these are.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[AttentionMaps]] = (), rows: slice = slice(None)) -> None:
+        self.parts, self.rows = parts, rows
+
+    def __len__(self) -> int:
+        return len(self.parts[0]) if self.parts else 0
+
+    @overload
+    def __getitem__(self, index: int) -> AttentionMaps: ...
+    @overload
+    def __getitem__(self, index: slice) -> StepMaps: ...
+    def __getitem__(self, index: int | slice) -> AttentionMaps | StepMaps:
+        """
+        Raises:
+            ProbeError: no single steps were recorded.
+        """
+        if isinstance(index, slice):
+            return StepMaps([part[index] for part in self.parts], self.rows)
+        if not self.parts:
+            raise ProbeError("The maps of single steps were not recorded; call generate() with record='steps'.")
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There is no step {index}; the run has {len(self)} steps.")
+        return join([part[index] for part in self.parts]).images(self.rows)
+
+    def mean(self) -> AttentionMaps:
+        """The mean over these steps, with all layers and heads that they have; float32 or more."""
+        first = self[0]
+        first = replace(first, layers={layer: _single(p) for layer, p in first.layers.items()})
+        return scaled(reduce(add, (self[i] for i in range(1, len(self))), first), 1 / len(self))

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import SettingsError
-from .maps import AttentionMaps
+from .maps import AttentionMaps, StepMaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,21 +28,23 @@ class Result:
     Attributes:
         images: one per seed.
         latents: the finished latents [images, channels, height, width].
-        maps: mean attention over the run, by word; None with record=False.
+        maps: mean attention over the run, by word; without any layers with record=False.
         trace: one row per step in which guidance acted, with "step", "timestep" and, per image, "loss", "presence" (of
             each subject, 0..1) and "refinements".
         settings: everything that the pictures depend on, but for the seed.
         seeds: one per image.
         subjects: as they were given or guessed.
+        steps: the maps of every single step, with record="steps" or "all".
     """
 
     images: list[Image.Image]
     latents: Tensor
-    maps: AttentionMaps | None
+    maps: AttentionMaps
     trace: tuple[dict[str, Any], ...]
     settings: dict[str, Any]
     seeds: tuple[int, ...]
     subjects: tuple[Any, ...]
+    steps: StepMaps = field(default_factory=StepMaps)
 
     def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
         """Write for each seed a PNG, its latents and maps (safetensors), and its settings and trace (JSON).
@@ -63,8 +65,7 @@ class Result:
             settings = {**self.settings, "seed": seed}
             trace = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in self.trace]
             tensors = {"latents": self.latents[i]}
-            if self.maps is not None:
-                tensors |= {f"maps.{layer.name}": p[i] for layer, p in self.maps.layers.items()}
+            tensors |= {f"maps.{layer.name}": p[i] for layer, p in self.maps.layers.items()}
             path = folder / f"{stem}-{seed}.png"
             write(path, png(settings, image))
             write(path.with_suffix(".safetensors"), save({k: v.contiguous().cpu() for k, v in tensors.items()}))

@@ -1,0 +1,117 @@
+"""How well a word's attention map covers its own object: boxes and masks from maps against the boxes of the judge.
+
+`python -m bench.segmentation --out FILE` draws prompts of the Attend-and-Excite benchmark on the embedded model,
+plainly and guided, appends a line per picture to the file and prints a Markdown table. Run again, it draws only what
+the file lacks. Every line has the overlaps at several thresholds, so that one can be chosen on other prompts than are
+reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import limelight
+from limelight.judge import Detection, Judge, overlap
+from limelight.suites import Case, attend_excite
+
+THRESHOLDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+SIDE = 128  # masks are compared at the pictures' own size
+Row = dict[str, Any]
+
+
+def covered(mask: torch.Tensor, box: Sequence[float]) -> float:
+    """Intersection over union of a mask [height, width] and a box (left, top, right, bottom in 0..1)."""
+    left, top, right, bottom = (round(SIDE * side) for side in box)
+    inside = torch.zeros_like(mask)
+    inside[top:bottom, left:right] = True
+    return float((mask & inside).sum() / (mask | inside).sum().clamp(min=1))
+
+
+def overlaps(maps: limelight.AttentionMaps, index: int, case: Case, found: list[Detection]) -> list[Row | None]:
+    """For each wanted thing, what its map has in common with its box and with the other things'; None if not found."""
+    best: dict[str, Detection] = {}
+    for detection in found:
+        best.setdefault(detection.word, detection)
+    rows: list[Row | None] = []
+    for thing in case.wanted:
+        if thing.word not in best:
+            rows.append(None)
+            continue
+        own, row = best[thing.word].box, {"box": [], "mask": [], "other": []}
+        others = [best[other.word].box for other in case.wanted if other.word != thing.word and other.word in best]
+        for threshold in THRESHOLDS:
+            box = maps.box(thing.word, threshold)[index].tolist()
+            row["box"].append(overlap(box, own))
+            row["mask"].append(covered(maps.mask(thing.word, threshold, (SIDE, SIDE))[index], own))
+            row["other"].append(max((overlap(box, other) for other in others), default=None))
+        rows.append(row)
+    return rows
+
+
+def mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3f}" if values else ""
+
+
+def table(rows: list[Row], thresholds: Sequence[float]) -> str:
+    lines = [
+        "| threshold | method | subjects | found by the judge | IoU of boxes | what is not found as 0 "
+        "| IoU of mask and box | IoU with the other's box |\n|---|---|---|---|---|---|---|---|"
+    ]
+    for threshold in thresholds:
+        i = THRESHOLDS.index(threshold)
+        for method in ("plain", "guided"):
+            things = [thing for row in rows if row["method"] == method for thing in row["things"]]
+            found = [thing for thing in things if thing]
+            cells = [
+                f"{len(found) / len(things):.1%}",
+                mean([thing["box"][i] for thing in found]),
+                mean([thing["box"][i] if thing else 0.0 for thing in things]),
+                mean([thing["mask"][i] for thing in found]),
+                mean([thing["other"][i] for thing in found if thing["other"][i] is not None]),
+            ]
+            lines.append(f"| {threshold} | {method} | {len(things)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--every", type=int, default=6, help="draw only every n-th prompt")
+    parser.add_argument("--first", type=int, default=0, help="the prompt to begin with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--sweep", action="store_true", help="a row for every threshold, and not the default's alone")
+    args = parser.parse_args()
+    model, judge = limelight.load(args.model), Judge.load()
+    cases = attend_excite()[args.first :: args.every]
+    rows: list[Row] = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    there = {(row["method"], row["prompt"], row["seed"]) for row in rows}
+    for case in cases:
+        for method, guidance in {"plain": None, "guided": limelight.AttendAndExcite.suited(model)}.items():
+            seeds = [seed for seed in args.seeds if (method, case.prompt, seed) not in there]
+            if not seeds:
+                continue
+            subjects = [thing.word for thing in case.wanted]
+            result = limelight.generate(
+                model, case.prompt, subjects=subjects, seeds=seeds, guidance=guidance, steps=args.steps
+            )
+            with args.out.open("a") as file:
+                for i, (seed, found) in enumerate(zip(seeds, judge.detect(result.images), strict=True)):
+                    things = overlaps(result.maps, i, case, found)
+                    rows.append({"method": method, "prompt": case.prompt, "seed": seed, "things": things})
+                    file.write(json.dumps(rows[-1]) + "\n")
+    asked = {(case.prompt, seed) for case in cases for seed in args.seeds}
+    print(
+        table([row for row in rows if (row["prompt"], row["seed"]) in asked], THRESHOLDS if args.sweep else (0.2,)),
+    )
+
+
+if __name__ == "__main__":
+    main()
