@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
+import scipy.stats
 from PIL import Image
 from pyarrow import parquet
 
 import limelight.evaluate.runs as module
-from limelight import PromptError, SettingsError
+from limelight import PromptError, Result, SettingsError
 from limelight.evaluate import report, run, score
+from limelight.evaluate.scoring import VALUES
+from limelight.evaluate.statistics import best_of, compare
 from limelight.evaluate.store import Run
 from limelight.suites import attend_excite, load
 
@@ -90,8 +97,20 @@ def in_child(*arguments):
     return child.exitcode
 
 
-def test_killed_anywhere_and_run_again(quick, whole, tmp_path):
+def noise(model, prompt, *, subjects, seeds, guidance, batch, record, **options):
+    """Stands in for `generate`: a picture that depends on its seed, its prompt and its method."""
+    pictures = []
+    for seed in seeds:
+        generator = np.random.default_rng([seed, len(prompt), guidance is None])
+        pictures.append(Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+    return Result(pictures, None, None, (), {"prompt": prompt}, tuple(seeds), subjects)
+
+
+def test_killed_anywhere_and_run_again(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "generate", noise)
     assert in_child(0, tmp_path / "all", quick) == 0
+    whole = tmp_path / "whole"
+    quick(whole)
     total = int((tmp_path / "all" / "calls").read_text())
     assert total > 6 * PICTURES
     for point in random.Random(7).sample(range(1, total + 1), 10):
@@ -121,8 +140,8 @@ def test_changed_settings_are_refused(quick, whole):
         quick(whole, steps=3)
     with pytest.raises(SettingsError, match=r"batch: 2 there, 4 now"):
         quick(whole, batch=4)
-    changed = (CASES[0].__class__(CASES[0].prompt, "mine", CASES[0].wanted),)
-    with pytest.raises(SettingsError, match="with another subset or other subjects"):
+    changed = (replace(CASES[0], subset="mine"),)
+    with pytest.raises(SettingsError, match="with another subset or subjects"):
         run(whole, changed, METHODS, [0], batch=2, workers=1, **SMALL)
     with pytest.raises(SettingsError, match="unexpected keyword argument 'scales'"):
         run(whole, CASES, ["attend-and-excite:scales=3"], [0], workers=1, **SMALL)
@@ -274,19 +293,70 @@ def test_scores_of_the_original_layout(whole, tmp_path):
         score(tmp_path / "empty", pocket, workers=1)
 
 
-def test_a_report(whole, tmp_path):
-    score(whole, workers=1)
-    page = report([whole], tmp_path)
-    html, text = page.read_text(), (tmp_path / "report.md").read_text()
-    assert html.count("data:image/jpeg;base64,") >= 2 * 3
-    assert "http" not in html.replace("http-equiv", "")
-    for expected in ("attend-and-excite", "plain, best of 1.25 (denoiser calls of attend-and-excite)", "95 % interval"):
-        assert expected in html
-        assert expected in text
+def scored(folder, values):
+    """A scored folder, by hand: method -> prompt -> the score of each seed."""
+    rows = []
+    for method, prompts in values.items():
+        for prompt, column in prompts.items():
+            for seed, value in enumerate(column):
+                file = folder / method / prompt / f"{seed}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (200, 100), "red").save(file)
+                row = dict.fromkeys(("source", "caption", *VALUES))
+                row |= {"method": method, "subset": "mine", "prompt": prompt, "seed": str(seed), "full_text": value}
+                calls = {"plain": 100.0, "guided": 150.0}[method]
+                rows.append({**row, "file": str(file.relative_to(folder)), "calls": calls, "seconds": calls / 100})
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
+    used = {"clip": "c", "captioner": "b", "detector": "d", "paper": False}
+    (folder / "scores.json").write_text(json.dumps({"backbones": used}))
+    return folder
+
+
+def test_a_report(tmp_path):
+    values = {"plain": {"<b>": [0.1, 0.3], "c|d": [0.2, 0.4], "e": [0.5, 0.5]}}
+    values["guided"] = {"<b>": [0.2, 0.4], "c|d": [0.1, 0.3], "e": [0.7, 0.7]}
+    folder = scored(tmp_path / "run", values)
+    page = report([folder], tmp_path / "out")
+    html, text = page.read_text(), (tmp_path / "out" / "report.md").read_text()
+    # Two cases of three got better, one worse; of each two pictures of both methods.
+    assert html.count("data:image/jpeg;base64,") == 3 * 2 * 2
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html.replace('<b style="left', "")
+    assert "src=" not in html.replace('src="data:', "")
+    cells = {line.split(" | ")[1]: line.split(" | ") for line in text.splitlines() if line.startswith("| all | ")}
+    means = [line for line in text.splitlines() if line.startswith("| all | ")][:3]
+    assert "| all | plain | 6 | 0.333 | 100.0 | 1.000 |" in means
+    assert "| all | guided | 6 | 0.400 | 150.0 | 1.500 |" in means
+    # Between one picture (0.333) and the better of two (0.4), in the middle.
+    assert "| all | plain, best of 1.50 (denoiser calls of guided) | 6 | 0.367 | 150.0 | 1.500 |" in means
+    assert cells["guided"][2].startswith("+0.067 [-0.100, +0.200], 67%")
     with pytest.raises(SettingsError, match="No picture is by 'magic'"):
-        report([whole], tmp_path, reference="magic")
+        report([folder], tmp_path, reference="magic")
     with pytest.raises(SettingsError, match="has no scores"):
         report([tmp_path], tmp_path)
+    (folder / "scores.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        report([folder], tmp_path)
+
+
+def test_best_of_is_the_mean_over_all_choices():
+    chosen_by, value = [0.3, 0.1, 0.2, 0.9, 0.5], [1.0, 2.0, 4.0, 8.0, 16.0]
+    for n in (1, 2, 4, 5):
+        every = list(itertools.combinations(range(5), n))
+        expected = sum(value[max(own, key=lambda i: chosen_by[i])] for own in every) / len(every)
+        assert best_of(n, chosen_by, {"a": value})["a"] == pytest.approx(expected)
+    one, two = (best_of(n, chosen_by, {"a": value})["a"] for n in (1, 2))
+    assert best_of(1.25, chosen_by, {"a": value})["a"] == pytest.approx(0.75 * one + 0.25 * two)
+
+
+def test_the_bootstrap_against_scipy():
+    random = np.random.default_rng(3)
+    ours, theirs = random.normal(0.3, 1, 80), random.normal(0, 1, 80)
+    found = compare(ours, theirs)
+    other = scipy.stats.bootstrap((ours - theirs,), np.mean, method="percentile", n_resamples=10_000, rng=random)
+    assert (found.low, found.high) == pytest.approx(other.confidence_interval, abs=0.03)
+    assert found.mean == pytest.approx((ours - theirs).mean())
+    assert compare([1, 2, 3, 0], [1, 1, 1, 1]).wins == (0.5 + 2) / 4
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys, pocket):

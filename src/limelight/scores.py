@@ -79,8 +79,8 @@ class Captioner:
         options: dict[str, Any] = {"num_beams": 1}
         inputs = self.processor(images=list(images), return_tensors="pt")
         if paper:
-            texts = [_BEGINNING] * len(images)
-            inputs |= self.processor.tokenizer(texts, add_special_tokens=True, return_tensors="pt")
+            begun = self.processor.tokenizer([_BEGINNING] * len(images), return_tensors="pt")
+            inputs |= {name: begun[name] for name in ("input_ids", "attention_mask")}
             options = {"num_beams": 3, "min_length": 10}
         most = min(30 if paper else 20, self.model.config.text_config.max_position_embeddings - 1)
         ids = self.model.generate(**inputs.to(self.model.device), max_length=most + 1, do_sample=False, **options)

@@ -63,8 +63,8 @@ class Log:
         if damaged:
             self.keep(self.rows)
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows, which are on the disk when this returns; where that fails, none of them is.
+    def add(self, rows: Iterable[Mapping[str, Any]], durable: bool = True) -> None:
+        """Add rows, which are on the disk when this returns (if `durable`); where that fails, none of them is.
 
         Raises:
             SettingsError: the disk is full, say.
@@ -75,7 +75,8 @@ class Log:
         try:
             while content:
                 content = content[os.write(self._file, content) :]
-            os.fsync(self._file)
+            if durable:
+                os.fsync(self._file)
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._file, before)
@@ -151,20 +152,17 @@ class Run:
         if len(self.done) < len(self._manifest.rows):
             self._manifest.keep(list(self.done.values()))
 
-    def expect(self, cases: Iterable[Case], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    def expect(self, cases: Iterable[Case], settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Agree on what is drawn.
 
         Args:
             cases: more than before are welcome.
             settings: for each method's label all that its pictures depend on.
 
-        Returns:
-            The hash of each method's settings.
-
         Raises:
             SettingsError: pictures are there that were drawn with other settings, or for a case that has changed.
         """
-        methods = {label: {"hash": digest(value), "settings": dict(value)} for label, value in settings.items()}
+        methods = {label: dict[str, Any](hash=digest(value), settings=dict(value)) for label, value in settings.items()}
         for label, wanted in methods.items():
             there = self.facts["methods"].get(label)
             if there is not None and there["hash"] != wanted["hash"]:
@@ -181,7 +179,6 @@ class Run:
         self.facts["methods"] |= methods
         self.facts["cases"] |= as_text
         write(self.folder / "run.json", json.dumps(self.facts, indent=1, ensure_ascii=False).encode() + b"\n")
-        return {label: value["hash"] for label, value in methods.items()}
 
     def add(self, method: str, case: str, seed: int, png: bytes, calls: float, seconds: float) -> None:
         """Write a picture, then its row.
@@ -198,7 +195,7 @@ class Run:
         write(self.folder / file, png)
         row = {"method": method, "case": case, "seed": seed, "settings": self.facts["methods"][method]["hash"]}
         row |= {"file": file.as_posix(), "bytes": len(png), "sha256": hashlib.sha256(png).hexdigest(), "calls": calls}
-        self._seconds.add([{"method": method, "case": case, "seed": seed, "seconds": round(seconds, 4)}])
+        self._seconds.add([{"method": method, "case": case, "seed": seed, "seconds": round(seconds, 4)}], durable=False)
         self._manifest.add([row])
         self.done[key(row)] = row
 
