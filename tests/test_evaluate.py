@@ -233,7 +233,9 @@ def kill_a_worker(name):
     return kill, killed
 
 
-@pytest.mark.parametrize(("engine", "name"), [("local", "spawn_main"), ("ray", "ray::_Actor")])
+@pytest.mark.parametrize(
+    ("engine", "name"), [("local", "spawn_main"), pytest.param("ray", "ray::_Actor", marks=pytest.mark.slow)]
+)
 def test_two_workers_of_which_one_is_killed_equal_one(engine, name, whole, tmp_path):
     kill, killed = kill_a_worker(name)
     options = {"batch": 2, "engine": engine, "workers": 2, "on_progress": kill, "device": "cpu", **SMALL}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -149,7 +150,8 @@ _here: list[_Worker] = []  # of a worker process
 
 
 def _begin(start: Start, slots: Any) -> None:
-    quiet()  # bars of several processes would write over each other
+    quiet()  # bars and warnings of several processes would write over each other
+    warnings.simplefilter("ignore")
     _here.append(_Worker(start, slots.get()))
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -191,7 +191,7 @@ class Run:
         Raises:
             SettingsError: it cannot be written; the rows before it stand.
         """
-        file = Path(slug(method), f"{slug(case, 60)}-{hashlib.sha256(case.encode()).hexdigest()[:8]}", f"{seed}.png")
+        file = Path(_folder(method), _folder(case), f"{seed}.png")
         write(self.folder / file, png)
         row = {"method": method, "case": case, "seed": seed, "settings": self.facts["methods"][method]["hash"]}
         row |= {"file": file.as_posix(), "bytes": len(png), "sha256": hashlib.sha256(png).hexdigest(), "calls": calls}
@@ -239,6 +239,12 @@ def key(row: Mapping[str, Any]) -> Key:
 def digest(facts: Any) -> str:
     """Twelve hexadecimal digits that change when the facts do."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _folder(name: str) -> str:
+    """A harmless folder name of its own; the name itself where that is one."""
+    short = slug(name, 60)
+    return short if short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _case_facts(case: Case) -> dict[str, Any]:
