@@ -99,6 +99,7 @@ def table(rows: Sequence[Row], base: str, names: Sequence[str]) -> list[Line]:
     """All methods, and for each that costs more than the reference the best of as many plain pictures, by subset."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     subsets = list(dict.fromkeys(row["subset"] for row in rows))
+    matched = _matched({m: [row for row in rows if row["method"] == m] for m in methods}, base)
     lines = []
     for subset in ["all", *subsets] if len(subsets) > 1 else ["all"]:
         own = [row for row in rows if subset in ("all", row["subset"])]
@@ -106,7 +107,7 @@ def table(rows: Sequence[Row], base: str, names: Sequence[str]) -> list[Line]:
         for method in [base, *(m for m in methods if m != base)]:
             if by[method]:
                 lines.append(_line(method, subset, by[method], by[base], names, is_base=method == base))
-        for method, unit, count in _matched({m: by[m] for m in methods if by[m]}, base):
+        for method, unit, count in matched:
             label = f"{base}, best of {count:.2f} ({unit} of {method})"
             lines.append(_best_line(label, count, subset, by[base], names))
     return lines
