@@ -27,10 +27,10 @@ from . import AttendAndExcite, Guidance, LimelightError, Model, Result, Settings
 from .edits import HeadGain
 from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
+from .evaluate.cli import app as evaluate
 from .heads.commands import app as heads_app
 from .heads.commands import parse_adjust, parse_strengthen
 from .heads.relevance import relevance_for
-from .evaluate.cli import app as evaluate
 from .models import SCHEDULERS, quiet
 from .prompt import Prompt
 from .result import grid, png, slug, write
@@ -119,7 +119,7 @@ def generate_command(
         raise SettingsError("--compare draws guided pictures beside plain ones; leave out --no-guidance.")
     if fast and not guidance:
         raise SettingsError("--fast is about guidance; leave out --no-guidance.")
-    seed_list = parseparse_seeds(seeds)
+    seed_list = parse_seeds(seeds)
     _check_folder(out)
     drawn_by = _open(SD_2_1 if sd_2_1 else model, device, scheduler)
     changes = {"scale": scale, "until": until, "resolution": resolution}
