@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench evaluate clean
 
 demo: $(STAMP)  ## "a cat and a dog" plain and guided, from the embedded model -> out/demo.png
 	$(BIN)/python examples/demo.py out/demo.png
@@ -34,6 +34,11 @@ bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.heads edits --out out/edits.jsonl
 	$(BIN)/python -m bench.recording
 	$(BIN)/python -m bench.segmentation --out out/segmentation.jsonl
+
+evaluate: $(STAMP)  ## the 276 prompts of Attend-and-Excite, 4 seeds, plain and guided -> out/attend-excite/report.html
+	$(BIN)/limelight evaluate run --suite attend-excite --seeds 4 --out out/attend-excite
+	$(BIN)/limelight evaluate score out/attend-excite
+	$(BIN)/limelight evaluate report out/attend-excite
 
 clean:
 	rm -rf $(VENV) out

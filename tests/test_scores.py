@@ -14,7 +14,7 @@ class Bag:
         rows = torch.tensor([[float(word in text.split()) for word in self.words] for text in texts]) + 1e-6
         return rows / rows.norm(dim=-1, keepdim=True)
 
-    def prompt(self, text):
+    def prompt(self, text, paper=False):
         return self.texts([text])[0]
 
 
@@ -26,6 +26,19 @@ def test_templates():
     assert "an elephant and a dog in a video game." in texts
     assert "a photo of many an elephant and a dog." in texts  # as it is: "many" is no article
     assert "a photo of a clean red car." in in_templates("red car")
+
+
+def test_texts_as_the_paper_handled_them():
+    texts = in_templates("a orange bowl", paper=True)
+    assert "a bad photo of a orange bowl." in texts
+    assert "a photo of my a orange bowl." in texts
+    assert "a orange bowl in a video game." in texts
+    # Within words too: "the apple" loses its article, and so does "the a".
+    assert "a photo of apple." in in_templates("apple", paper=True)
+    assert "a photo of the apple." in in_templates("apple")
+    assert parts("a cat and a dog with a bow and a car", paper=True) == ["a cat", "a dog with a bow"]
+    assert parts("a cat with a bow", paper=True) == ["a cat", "a bow"]
+    assert parts("a cat", paper=True) == []
 
 
 def test_similarities_by_hand():

@@ -28,10 +28,11 @@ from . import AttendAndExcite, Guidance, LimelightError, Model, Result, Settings
 from .edits import HeadGain
 from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
+from .evaluate.cli import app as evaluate
 from .heads.commands import app as heads_app
 from .heads.commands import parse_adjust, parse_strengthen
 from .heads.relevance import relevance_for
-from .models import SCHEDULERS
+from .models import SCHEDULERS, quiet
 from .prompt import Prompt
 from .result import grid, png, slug, write
 from .subjects import resolve
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(heads_app, name="heads")
+app.add_typer(evaluate, name="evaluate")
 console = Console(highlight=False)
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
 
@@ -118,7 +120,7 @@ def generate_command(
         raise SettingsError("--compare draws guided pictures beside plain ones; leave out --no-guidance.")
     if fast and not guidance:
         raise SettingsError("--fast is about guidance; leave out --no-guidance.")
-    seed_list = _seeds(seeds)
+    seed_list = parse_seeds(seeds)
     _check_folder(out)
     drawn_by = _open(SD_2_1 if sd_2_1 else model, device, scheduler)
     changes = {"scale": scale, "until": until, "resolution": resolution}
@@ -216,7 +218,7 @@ def edit_command(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
 ) -> None:
     """Change a picture by changing its prompt: the source above, each target below it, one column per seed."""
-    seed_list = _seeds(seeds)
+    seed_list = parse_seeds(seeds)
     _check_folder(out)
     picture = None if image is None else _picture(image)
     drawn_by = _open(model, device, "ddim" if image else None)
@@ -280,7 +282,7 @@ def explain_command(
     """Show where every word of a prompt looked: its attention over the picture, with and without guidance."""
     from .explain import explain  # matplotlib, which drawing alone does not need
 
-    seed_list = _seeds(seeds)
+    seed_list = parse_seeds(seeds)
     _check_folder(out)
     drawn_by = _open(model, device, scheduler)
     parsed = drawn_by.prompt(prompt)
@@ -375,11 +377,7 @@ def _ask(parsed: Prompt) -> str:
 
 
 def _open(model: str, device: str | None, scheduler: str | None = None) -> Model:
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):  # the bars of loading from disk; downloads keep theirs
-        library.utils.logging.disable_progress_bar()
+    quiet()
     return load(model, device=device, scheduler=scheduler)
 
 
@@ -450,7 +448,8 @@ def _check_folder(folder: Path) -> None:
         raise SettingsError(f"'{folder}' cannot be written: '{there}' is no folder that you may write to.")
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as they are typed: "0-3,7"."""
     seeds: list[int] = []
     for part in text.strip("[] ").split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)

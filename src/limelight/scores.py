@@ -37,6 +37,7 @@ class Clip:
         where = POCKET / "clip" if source == "pocket" else source
         self.model = CLIPModel.from_pretrained(where, dtype=torch.float32).to(device).eval()
         self.processor = CLIPProcessor.from_pretrained(where)
+        self._known: dict[tuple[str, bool], Tensor] = {}
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -50,9 +51,11 @@ class Clip:
         inputs = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         return _unit(self.model.get_text_features(**inputs.to(self.model.device)))
 
-    def prompt(self, text: str) -> Tensor:
-        """The mean feature of a text in all of CLIP's templates, unit length [width]."""
-        return _unit(self.texts(in_templates(text)).mean(dim=0))
+    def prompt(self, text: str, paper: bool = False) -> Tensor:
+        """The mean feature of a text in all of CLIP's templates, unit length [width]. For `paper`: `in_templates`."""
+        if (text, paper) not in self._known:
+            self._known[text, paper] = _unit(self.texts(in_templates(text, paper)).mean(dim=0))
+        return self._known[text, paper]
 
 
 class Captioner:
@@ -70,37 +73,65 @@ class Captioner:
         self.processor = BlipProcessor.from_pretrained(where)
 
     @torch.inference_mode()
-    def captions(self, images: Sequence[Image.Image]) -> list[str]:
-        """One caption a picture."""
-        inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
-        most = min(20, self.model.config.text_config.max_position_embeddings - 1)
-        ids = self.model.generate(**inputs, max_new_tokens=most, num_beams=1, do_sample=False)
-        return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+    def captions(self, images: Sequence[Image.Image], paper: bool = False) -> list[str]:
+        """One caption a picture; for `paper`, as the authors' script had them made: three beams, 10 to 30 tokens, and
+        begun with "a picture of", which is cut off again."""
+        options: dict[str, Any] = {"num_beams": 1}
+        inputs = self.processor(images=list(images), return_tensors="pt")
+        if paper:
+            begun = self.processor.tokenizer([_BEGINNING] * len(images), return_tensors="pt")
+            inputs |= {name: begun[name] for name in ("input_ids", "attention_mask")}
+            options = {"num_beams": 3, "min_length": 10}
+        most = min(30 if paper else 20, self.model.config.text_config.max_position_embeddings - 1)
+        ids = self.model.generate(**inputs.to(self.model.device), max_length=most + 1, do_sample=False, **options)
+        found = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        return [text.removeprefix(_BEGINNING).strip() for text in found] if paper else found
 
 
-def in_templates(text: str) -> list[str]:
-    """A text in all of CLIP's templates; where a template and the text both bring an article, one of them stays."""
+_BEGINNING = "a picture of"
+
+
+def in_templates(text: str, paper: bool = False) -> list[str]:
+    """A text in all of CLIP's templates; where a template and the text both bring an article, one of them stays.
+
+    For `paper`, as the authors' script did it: "a a" becomes "a" and then "the a" becomes "a" wherever they stand,
+    within words too. So "my a dog" stays, and "a photo of the apple" becomes "a photo of apple".
+    """
+    if paper:
+        return [template.format(text).replace("a a", "a").replace("the a", "a") for template in TEMPLATES]
     return [re.sub(r"\b(?:a|the) (an? |the )", r"\1", template.format(text)) for template in TEMPLATES]
 
 
-def parts(prompt: str) -> list[str]:
-    """A prompt cut at "and" and "with"."""
-    return re.split(r" and | with ", prompt)
+def parts(prompt: str, paper: bool = False) -> list[str]:
+    """A prompt cut at "and" and "with".
+
+    For `paper`, as the authors' script did it: cut at "and" alone where there is one, else at "with", only the first
+    two parts; a prompt with neither has none, and no similarity at all.
+    """
+    if not paper:
+        return re.split(r" and | with ", prompt)
+    joiner = next((word for word in (" and ", " with ") if word in prompt), None)
+    return prompt.split(joiner)[:2] if joiner else []
 
 
-def image_text(clip: Clip, images: Tensor, prompt: str) -> Tensor:
+def image_text(clip: Clip, images: Tensor, prompt: str, paper: bool = False) -> Tensor:
     """Cosine similarity of pictures (features [images, width]) to a prompt, [images] in -1..1."""
-    return images @ clip.prompt(prompt)
+    return images @ clip.prompt(prompt, paper)
 
 
-def minimum_object(clip: Clip, images: Tensor, prompt: str) -> Tensor:
+def minimum_object(clip: Clip, images: Tensor, prompt: str, paper: bool = False) -> Tensor:
     """Similarity to that part of the prompt which each picture shows least, [images] in -1..1."""
-    return torch.stack([image_text(clip, images, part) for part in parts(prompt)]).amin(dim=0)
+    return torch.stack([image_text(clip, images, part, paper) for part in parts(prompt, paper)]).amin(dim=0)
 
 
-def text_text(clip: Clip, captions: Sequence[str], prompt: str) -> Tensor:
+def text_text(clip: Clip, captions: Sequence[str], prompt: str, paper: bool = False) -> Tensor:
     """Similarity of captions to a prompt, [captions] in -1..1."""
-    return clip.texts(captions) @ clip.prompt(prompt)
+    return clip.texts(captions) @ clip.prompt(prompt, paper)
+
+
+def image_image(images: Tensor, others: Tensor) -> Tensor:
+    """Similarity of pictures to others, one by one (features [images, width] each), [images] in -1..1."""
+    return (images * others).sum(dim=-1)
 
 
 def _unit(features: Any) -> Tensor:

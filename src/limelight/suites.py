@@ -5,7 +5,13 @@ from __future__ import annotations
 import csv
 import importlib.resources
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .errors import SettingsError
 
 DATA = importlib.resources.files("limelight") / "data"
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "black", "white")
@@ -31,12 +37,26 @@ class Case:
     Attributes:
         prompt: as published.
         subset: the part of the suite that it belongs to.
-        wanted: the things that it names, in its order.
+        wanted: the things that it names, in its order; empty where nobody has said.
+        source: of a suite of edits, the prompt of the picture that is to be edited.
     """
 
     prompt: str
     subset: str
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[Wanted, ...] = ()
+    source: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its suite."""
+        return self.prompt if self.source is None else f"{self.source} -> {self.prompt}"
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The wanted words as `limelight.generate` takes them: a second "car" is "car#2"."""
+        words = [thing.word for thing in self.wanted]
+        counts = [words[: i + 1].count(word) for i, word in enumerate(words)]
+        return tuple(word if n == 1 else f"{word}#{n}" for word, n in zip(words, counts, strict=True))
 
 
 def attend_excite() -> tuple[Case, ...]:
@@ -45,18 +65,107 @@ def attend_excite() -> tuple[Case, ...]:
     Hila Chefer, Yuval Alaluf, Yael Vinker, Lior Wolf, Daniel Cohen-Or, "Attend-and-Excite: Attention-Based Semantic
     Guidance for Text-to-Image Diffusion Models", 2023, https://arxiv.org/abs/2301.13826
     """
-    rows = csv.DictReader((DATA / "attend_excite_prompts.csv").read_text().splitlines())
-    return tuple(Case(row["prompt"], row["subset"], wanted(row["prompt"])) for row in rows)
+    return read(DATA / "attend_excite_prompts.csv", "attend-excite")
+
+
+def head_relevance(*names: str) -> tuple[Case, ...]:
+    """Prompts on which head relevance vectors were compared.
+
+    "multi_1" (66 of two animals) and "multi_2" (150 of two coloured animals) of several concepts; "edit_color",
+    "edit_material", "edit_pattern", "edit_style" (50 each) and "edit_weather" (25) of edits, each with its source.
+
+    Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+    with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+    """
+    kinds = {name: "txt" if name.startswith("multi") else "csv" for name in names}
+    return tuple(case for name, kind in kinds.items() for case in read(DATA / "hrv" / f"{name}.{kind}", name))
+
+
+_EDITS = ("edit_color", "edit_material", "edit_pattern", "edit_style", "edit_weather")
+SUITES: dict[str, Callable[[], tuple[Case, ...]]] = {
+    "attend-excite": attend_excite,
+    "hrv-multi": partial(head_relevance, "multi_1", "multi_2"),
+    **{f"hrv-{name.replace('_', '-')}": partial(head_relevance, name) for name in ("multi_1", "multi_2", *_EDITS)},
+    "hrv-edit": partial(head_relevance, *_EDITS),
+}
+
+
+def load(name: str | Path) -> tuple[Case, ...]:
+    """A suite by its name in `SUITES`, or from a file of yours, see `read`.
+
+    Raises:
+        SettingsError: there is no such suite, or the file cannot be read.
+    """
+    if str(name) in SUITES:
+        return SUITES[str(name)]()
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise SettingsError(f"'{name}' is neither a suite ({', '.join(SUITES)}) nor a file of prompts.")
+    return read(path, path.stem)
+
+
+def read(path: Any, subset: str) -> tuple[Case, ...]:
+    """The cases of a file.
+
+    Args:
+        path: a text file with a prompt a line, or a CSV file with the column "prompt" (or "target_prompt") and, if you
+            like, "subset", "subjects" ("red car;dog"), and "source_prompt" for edits. Without subjects, those of
+            prompts such as "a red car and a dog" are read from the prompt; of others guidance takes the nouns, and no
+            detector can say whether all is there.
+        subset: what to call the cases that do not say.
+
+    Raises:
+        SettingsError: it cannot be read, has no prompts, or says one of them twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"'{path}' cannot be read: {error}.") from error
+    if path.name.lower().endswith(".csv"):
+        cases = _from_rows(path, text, subset)
+    else:
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        cases = [Case(prompt, subset, wanted(prompt)) for prompt in prompts]
+    if not cases:
+        raise SettingsError(f"'{path}' has no prompts.")
+    names = [case.name for case in cases]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise SettingsError(f"'{path}' has '{twice}' twice.")
+    return tuple(cases)
+
+
+def _from_rows(path: Any, text: str, subset: str) -> list[Case]:
+    rows = csv.DictReader(text.splitlines())
+    column = next((c for c in ("prompt", "target_prompt") if c in (rows.fieldnames or ())), None)
+    if column is None:
+        raise SettingsError(f"'{path}' has no column 'prompt' or 'target_prompt' in its first line.")
+    cases = []
+    for row in rows:
+        prompt, given = (row[column] or "").strip(), row.get("subjects")
+        if not prompt:
+            raise SettingsError(f"Line {rows.line_num} of '{path}' has no prompt.")
+        source = (row.get("source_prompt") or "").strip() or None
+        if given is None:
+            things = wanted(prompt) if source is None else ()
+        else:
+            things = tuple(_thing(phrase) for phrase in given.split(";") if phrase.strip())
+        cases.append(Case(prompt, row.get("subset") or subset, things, source))
+    return cases
 
 
 def wanted(prompt: str) -> tuple[Wanted, ...]:
     """The things that a prompt of the form "a red car and a dog" names: phrases joined by "and" or "with".
 
     The last word of a phrase is its subject; the word before it counts if it is one of the benchmark's 11 colours.
+    A prompt of another form names nothing.
     """
-    things = []
-    for phrase in re.split(r" and | with ", prompt):
-        words = phrase.split()
-        colour = words[-2] if len(words) > 1 and words[-2] in COLOURS else None
-        things.append(Wanted(words[-1], colour))
-    return tuple(things)
+    phrases = re.split(r" and | with ", prompt)
+    if not all(re.fullmatch(r"(?:(?:an?|the) )?(?:[\w-]+ )?[\w-]+", phrase) for phrase in phrases):
+        return ()
+    return tuple(_thing(phrase) for phrase in phrases)
+
+
+def _thing(phrase: str) -> Wanted:
+    words = phrase.split()
+    return Wanted(words[-1], words[-2] if len(words) > 1 and words[-2] in COLOURS else None)

@@ -87,6 +87,15 @@ def load(
     return model
 
 
+def quiet() -> None:
+    """Show no bars while models are read from disk; downloads keep theirs."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
 def _about(path: Path) -> About | None:
     if not path.is_file():
         return None

@@ -1,0 +1,239 @@
+"""Draw the pictures of a comparison: a list of jobs, of which exactly the missing ones are done."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..errors import SettingsError
+from ..generate import generate
+from ..models import Model, load
+from ..result import Result, png
+from ..suites import Case
+from .executor import open_executor
+from .methods import build, parse
+from .store import Run, Say, digest
+
+Progress = Callable[[int, int], None]
+"""Told how many pictures are there and how many there will be."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case, some seeds, one method. Its pictures are one pass, always the same one: numbers of a pass depend in
+    their last digits on how many pictures it has, so a pass that was interrupted is drawn again whole."""
+
+    method: str
+    case: Case
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a job gave: PNG files in the order of its seeds, the hash of what they depend on, and what one cost."""
+
+    files: list[bytes]
+    settings: str
+    calls: list[float]
+    seconds: float
+
+
+class Painter:
+    """A model and the methods that draw with it: what a worker keeps.
+
+    Args:
+        labels: the methods, see `methods.parse`.
+        source, device, scheduler: see `limelight.load`.
+        options: of `limelight.generate`, the same for all methods.
+        slot: which of this machine's GPUs to take.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        source: str,
+        device: str | None,
+        scheduler: str | None,
+        options: dict[str, Any],
+        slot: int = 0,
+    ) -> None:
+        if device in (None, "cuda") and torch.cuda.is_available():
+            device = f"cuda:{slot % torch.cuda.device_count()}"
+        self.model = load(source, device=device, scheduler=scheduler)
+        self.methods = {label: build(label, self.model) for label in labels}
+        self._settings = {label: self._depends_on(label, options) for label in labels}
+        self._hashes = {label: digest(settings) for label, settings in self._settings.items()}
+        self._options = options
+
+    def settings(self, job: None = None) -> dict[str, dict[str, Any]]:
+        """All that the pictures of each method depend on."""
+        return self._settings
+
+    def draw(self, job: Job) -> Drawn:
+        """Draw the pictures of a job."""
+        method = self.methods[job.method]
+        subjects = job.case.subjects if job.case.wanted and method.guidance is not None else "auto"
+        with _one_thread(self.model.device), _counted(self.model) as count:
+            start = time.perf_counter()
+            result = generate(
+                self.model,
+                method.prompt(job.case),
+                subjects=subjects,
+                seeds=job.seeds,
+                guidance=method.guidance,
+                batch=len(job.seeds),
+                record=False,
+                **self._options,
+            )
+            seconds = (time.perf_counter() - start) / len(job.seeds)
+        files = [
+            png({**result.settings, "seed": seed}, image) for seed, image in zip(job.seeds, result.images, strict=True)
+        ]
+        return Drawn(files, self._hashes[job.method], _calls(result, count[0]), seconds)
+
+    def _depends_on(self, label: str, options: dict[str, Any]) -> dict[str, Any]:
+        model = self.model
+        return {
+            **self.methods[label].settings(),
+            **options,
+            "model": model.name,
+            "weights": fingerprint(model),
+            "scheduler": {"class": type(model.scheduler).__name__, **_plain_values(model.scheduler.config)},
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
+        }
+
+
+def run(
+    folder: str | os.PathLike[str],
+    cases: Sequence[Case],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    model: str = "pocket",
+    device: str | None = None,
+    scheduler: str | None = None,
+    batch: int = 8,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    share: float = 1,
+    on_progress: Progress = lambda done, total: None,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> int:
+    """Draw every case with every method and seed, and keep the pictures in a folder.
+
+    Run again, it draws what is missing, whatever ended it before; more cases, methods and seeds may be asked for.
+
+    Args:
+        folder: see `limelight.evaluate.store`.
+        cases: see `limelight.suites`.
+        methods: names of `methods.METHODS`, with settings of your own after colons ("attend-and-excite:scale=10").
+        seeds: the same for all methods.
+        model, device, scheduler: see `limelight.load`.
+        batch: most pictures in one pass, all of one case.
+        engine, workers, address, share: see `executor.open_executor`.
+        on_progress: told how many pictures are there, before the first and after each.
+        say: told in a sentence what had to be mended.
+        options: of `limelight.generate`: steps, guidance_scale, negative, height, width, eta, clip_skip.
+
+    Returns:
+        How many pictures were drawn.
+
+    Raises:
+        SettingsError: the folder's pictures were drawn with other settings, it cannot be written, the disk is full, ...
+        PromptError: a subject is not in its prompt.
+        ExecutorError: a job failed again and again.
+    """
+    for label in methods:
+        parse(label)
+    if not (cases and methods and seeds) or batch < 1:
+        raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one picture.")
+    seeds, drawn = sorted(set(seeds)), 0
+    start = partial(Painter, tuple(methods), model, device, scheduler, options)
+    with (
+        Run(folder, say) as store,
+        open_executor(start, engine=engine, workers=workers, address=address, share=share) as executor,
+    ):
+        (_, settings), *_ = executor.map(Painter.settings, [None])
+        store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
+        jobs = [
+            Job(label, case, tuple(seeds[i : i + batch]))
+            for label in dict.fromkeys(methods)
+            for case in cases
+            for i in range(0, len(seeds), batch)
+        ]
+        wanted = {(job.method, job.case.name, seed) for job in jobs for seed in job.seeds}
+        there = len(wanted & store.done.keys())
+        on_progress(there, len(wanted))
+        left = [job for job in jobs if any((job.method, job.case.name, seed) not in store.done for seed in job.seeds)]
+        expected = {label: digest(facts) for label, facts in settings.items()}
+        for job, result in executor.map(Painter.draw, left):
+            if result.settings != expected[job.method]:
+                raise SettingsError(
+                    f"Two workers would draw '{job.method}' differently: they have other weights, versions or devices."
+                )
+            for seed, file, calls in zip(job.seeds, result.files, result.calls, strict=True):
+                if (job.method, job.case.name, seed) not in store.done:
+                    store.add(job.method, job.case.name, seed, file, calls, result.seconds)
+                    drawn += 1
+                    on_progress(there + drawn, len(wanted))
+    return drawn
+
+
+def fingerprint(model: Model) -> str:
+    """Sixteen hexadecimal digits that change with a training of the denoiser: of the first values of each weight."""
+    found = hashlib.sha256()
+    for name, value in model.denoiser.state_dict().items():
+        found.update(name.encode() + str(tuple(value.shape)).encode())
+        found.update(value.flatten()[:32].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU, sums depend in their last digits on the number of threads; workers are what makes use of the cores."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _counted(model: Model) -> Iterator[list[int]]:
+    """Counts denoiser passes: a pass for one branch of one picture is one, also where guidance ends it early."""
+    count = [0]
+
+    def add(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        count[0] += len(args[0] if args else kwargs["sample"])
+
+    handle = model.denoiser.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def _calls(result: Result, total: int) -> list[float]:
+    """The passes of each picture: refinements are its own, all else is shared evenly."""
+    extra = [sum(row["refinements"][i] for row in result.trace) for i in range(len(result.seeds))]
+    common = (total - sum(extra)) / len(extra)
+    return [common + own for own in extra]
+
+
+def _plain_values(config: Any) -> dict[str, Any]:
+    return {k: v for k, v in dict(config).items() if isinstance(v, str | int | float | bool) and k[0] != "_"}

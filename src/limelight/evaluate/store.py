@@ -1,0 +1,264 @@
+"""A folder of pictures that outlives kills, full disks and cut lines.
+
+RUN/run.json         the cases, and what every method's pictures depend on
+RUN/manifest.jsonl   a row per picture, added when the picture lies whole under its name
+RUN/seconds.jsonl    how long each picture took: the one thing that differs when it is drawn again
+RUN/METHOD/PROMPT/SEED.png
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import SettingsError
+from ..result import slug, write
+from ..suites import Case, Wanted
+
+Key = tuple[str, str, int | str]
+"""Method, name of the case, seed."""
+Say = Callable[[str], None]
+
+
+class Log:
+    """Rows of JSON in a file, one a line, that are only ever added.
+
+    What cannot be read is named and left out; a last line that was cut off is removed.
+
+    Args:
+        path: made if absent.
+        say: told what was wrong with the file.
+
+    Attributes:
+        rows: those that are there.
+
+    Raises:
+        SettingsError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, say: Say) -> None:
+        self.path, self.rows = path, list[dict[str, Any]]()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes() if path.exists() else b""
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise SettingsError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+        damaged = False
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
+            row = _row(line)
+            if row is None:
+                damaged = True
+                what = "is cut off" if not line.endswith(b"\n") else "cannot be read"
+                say(f"Line {number} of '{path}' {what}; what it said is done again.")
+            else:
+                self.rows.append(row)
+        if damaged:
+            self.keep(self.rows)
+
+    def add(self, rows: Iterable[Mapping[str, Any]], durable: bool = True) -> None:
+        """Add rows, which are on the disk when this returns (if `durable`); where that fails, none of them is.
+
+        Raises:
+            SettingsError: the disk is full, say.
+        """
+        added = [dict(row) for row in rows]
+        content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in added)
+        before = os.fstat(self._file).st_size
+        try:
+            while content:
+                content = content[os.write(self._file, content) :]
+            if durable:
+                os.fsync(self._file)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise SettingsError(f"'{self.path}' cannot be written: {error.strerror or error}.") from error
+        self.rows += added
+
+    def keep(self, rows: list[dict[str, Any]]) -> None:
+        """Keep these rows alone."""
+        write(self.path, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        self.rows = list(rows)
+        os.close(self._file)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and line.endswith(b"\n") else None
+
+
+class Run:
+    """A folder of pictures by several methods of the same cases, open for adding to it.
+
+    Args:
+        folder: made if absent.
+        say: told what had to be mended.
+
+    Attributes:
+        facts: the content of run.json: "cases" by name, and "methods" by label with "settings" and their "hash".
+        done: the manifest's rows by key.
+
+    Raises:
+        SettingsError: the folder cannot be written, is another run's at this moment, or is no run.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], say: Say = lambda text: None) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.folder / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise SettingsError(f"'{self.folder}' is being written by another run; wait for it to end.") from None
+        except OSError as error:
+            raise SettingsError(f"'{self.folder}' cannot be written: {error.strerror or error}.") from error
+        try:
+            self.facts = read_facts(self.folder) or {"format": 1, "cases": {}, "methods": {}}
+            for part in self.folder.rglob(".*.part"):  # of a run that was killed while it wrote
+                part.unlink(missing_ok=True)
+            self._manifest = Log(self.folder / "manifest.jsonl", say)
+            self._seconds = Log(self.folder / "seconds.jsonl", say)
+            self._check(say)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _check(self, say: Say) -> None:
+        """Forget pictures that are gone or not whole: they are drawn again."""
+        self.done: dict[Key, dict[str, Any]] = {}
+        for row in self._manifest.rows:
+            path = self.folder / row["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size == row["bytes"]:
+                self.done[key(row)] = row
+            else:
+                how = "is not there" if size is None else f"has {size} bytes instead of {row['bytes']}"
+                say(f"'{path}' {how}; it is drawn again.")
+        if len(self.done) < len(self._manifest.rows):
+            self._manifest.keep(list(self.done.values()))
+
+    def expect(self, cases: Iterable[Case], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Agree on what is drawn.
+
+        Args:
+            cases: more than before are welcome.
+            settings: for each method's label all that its pictures depend on.
+
+        Raises:
+            SettingsError: pictures are there that were drawn with other settings, or for a case that has changed.
+        """
+        methods = {label: dict[str, Any](hash=digest(value), settings=dict(value)) for label, value in settings.items()}
+        for label, wanted in methods.items():
+            there = self.facts["methods"].get(label)
+            if there is not None and there["hash"] != wanted["hash"]:
+                raise SettingsError(
+                    f"'{self.folder}' has pictures by '{label}' with other settings "
+                    f"({_difference(there['settings'], wanted['settings'])}); choose another folder, or those settings."
+                )
+        as_text = {case.name: _case_facts(case) for case in cases}
+        for name, facts in as_text.items():
+            if self.facts["cases"].get(name, facts) != facts:
+                raise SettingsError(
+                    f"'{self.folder}' has '{name}' with another subset or subjects; choose another folder."
+                )
+        self.facts["methods"] |= methods
+        self.facts["cases"] |= as_text
+        write(self.folder / "run.json", json.dumps(self.facts, indent=1, ensure_ascii=False).encode() + b"\n")
+
+    def add(self, method: str, case: str, seed: int, png: bytes, calls: float, seconds: float) -> None:
+        """Write a picture, then its row.
+
+        Args:
+            png: the file.
+            calls: denoiser passes that it took, a pass for one branch of one picture being one.
+            seconds: wall time that it took.
+
+        Raises:
+            SettingsError: it cannot be written; the rows before it stand.
+        """
+        file = Path(_folder(method), _folder(case), f"{seed}.png")
+        write(self.folder / file, png)
+        row = {"method": method, "case": case, "seed": seed, "settings": self.facts["methods"][method]["hash"]}
+        row |= {"file": file.as_posix(), "bytes": len(png), "sha256": hashlib.sha256(png).hexdigest(), "calls": calls}
+        self._seconds.add([{"method": method, "case": case, "seed": seed, "seconds": round(seconds, 4)}], durable=False)
+        self._manifest.add([row])
+        self.done[key(row)] = row
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manifest.close()
+        self._seconds.close()
+        self._lock.release()
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's run.json; None where there is none.
+
+    Raises:
+        SettingsError: it is damaged, or of another version of limelight.
+    """
+    path = folder / "run.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format"] != 1:
+            raise SettingsError(f"'{path}' was written by another version of limelight.")
+        return {"format": 1, "cases": dict(facts["cases"]), "methods": dict(facts["methods"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"'{path}' cannot be read: {error}.") from error
+
+
+def read_case(name: str, facts: Mapping[str, Any]) -> Case:
+    """A case as run.json tells it."""
+    things = tuple(Wanted(*thing) for thing in facts["wanted"])
+    return Case(facts["prompt"], facts["subset"], things, facts["source"])
+
+
+def key(row: Mapping[str, Any]) -> Key:
+    return row["method"], row["case"], row["seed"]
+
+
+def digest(facts: Any) -> str:
+    """Twelve hexadecimal digits that change when the facts do."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _folder(name: str) -> str:
+    """A harmless folder name of its own; the name itself where that is one."""
+    short = slug(name, 60)
+    return short if short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _case_facts(case: Case) -> dict[str, Any]:
+    things = [[thing.word, thing.colour] for thing in case.wanted]
+    return {"prompt": case.prompt, "subset": case.subset, "wanted": things, "source": case.source}
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """What differs, by name: "steps: 50 there, 20 now"."""
+    found = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if a != b and isinstance(a, dict) and isinstance(b, dict):
+            found.append(_difference(a, b, f"{prefix}{name}."))
+        elif a != b:
+            found.append(f"{prefix}{name}: {a} there, {b} now")
+    return ", ".join(found)

@@ -1,0 +1,388 @@
+"""Runs: killed, interrupted by full disks, damaged, repeated; scores and reports of them."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import scipy.stats
+from PIL import Image
+from pyarrow import parquet
+
+import limelight.evaluate.runs as module
+from limelight import PromptError, Result, SettingsError
+from limelight.evaluate import report, run, score
+from limelight.evaluate.scoring import VALUES
+from limelight.evaluate.statistics import best_of, compare
+from limelight.evaluate.store import Run
+from limelight.suites import attend_excite, load
+
+CASES = attend_excite()[::60][:2]
+METHODS = ("plain", "attend-and-excite")
+SMALL = {"steps": 2, "height": 32, "width": 32}
+PICTURES = len(CASES) * len(METHODS) * 3
+
+
+@pytest.fixture
+def quick(monkeypatch, pocket):
+    """Runs with a model that is already there."""
+    monkeypatch.setattr(module, "load", lambda *args, **options: pocket)
+
+    def draw(folder, **changes):
+        return run(folder, CASES, METHODS, range(3), **{"batch": 2, "workers": 1, **SMALL, **changes})
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, pocket):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load", lambda *args, **options: pocket)
+        assert run(folder, CASES, METHODS, range(3), batch=2, workers=1, **SMALL) == PICTURES
+    return folder
+
+
+def content(folder: Path):
+    """The manifest's rows, none of them twice, the pictures' bytes, and all else that lies there."""
+    rows = (folder / "manifest.jsonl").read_text().splitlines()
+    assert len(set(rows)) == len(rows)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    pictures = {name: path.read_bytes() for name, path in files.items() if name.endswith(".png")}
+    assert pictures.keys() == {json.loads(row)["file"] for row in rows}
+    others = set(files) - set(pictures) - {".lock"}
+    return set(rows), pictures, others
+
+
+def killed_at(count, folder, draw):
+    """Draw, and end by SIGKILL in the middle of the count-th call that writes. In a child process."""
+    calls = 0
+
+    def watched(call):
+        def watch(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                if call is writing:  # half of a row reaches the disk
+                    call(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                elif calls % 2:
+                    call(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments)
+
+        return watch
+
+    writing = os.write
+    os.write, os.fsync, os.replace = watched(os.write), watched(os.fsync), watched(os.replace)
+    draw(folder)
+    Path(folder, "calls").write_text(str(calls))
+
+
+def in_child(*arguments):
+    child = multiprocessing.get_context("fork").Process(target=killed_at, args=arguments)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def noise(model, prompt, *, subjects, seeds, guidance, batch, record, **options):
+    """Stands in for `generate`: a picture that depends on its seed, its prompt and its method."""
+    pictures = []
+    for seed in seeds:
+        generator = np.random.default_rng([seed, len(prompt), guidance is None])
+        pictures.append(Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+    return Result(pictures, None, None, (), {"prompt": prompt}, tuple(seeds), subjects)
+
+
+def test_killed_anywhere_and_run_again(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "generate", noise)
+    assert in_child(0, tmp_path / "all", quick) == 0
+    whole = tmp_path / "whole"
+    quick(whole)
+    total = int((tmp_path / "all" / "calls").read_text())
+    assert total >= 5 * PICTURES
+    for point in random.Random(7).sample(range(1, total + 1), 10):
+        folder = tmp_path / str(point)
+        assert in_child(point, folder, quick) == -signal.SIGKILL
+        there = (
+            len((folder / "manifest.jsonl").read_bytes().splitlines()) if (folder / "manifest.jsonl").exists() else 0
+        )
+        assert there <= PICTURES
+        quick(folder)
+        assert content(folder) == content(whole)
+        assert quick(folder) == 0
+
+
+def test_exactly_what_is_missing(quick, whole, tmp_path):
+    folder = tmp_path / "run"
+    seen = []
+    assert run(folder, CASES[:1], ["plain"], [1, 0], batch=2, workers=1, **SMALL) == 2
+    assert quick(folder, on_progress=lambda *numbers: seen.append(numbers)) == PICTURES - 2
+    assert (seen[0], seen[-1]) == ((2, PICTURES), (PICTURES, PICTURES))
+    assert content(folder) == content(whole)
+
+
+def test_changed_settings_are_refused(quick, whole):
+    before = content(whole)
+    with pytest.raises(SettingsError, match=r"other settings \(steps: 2 there, 3 now\)"):
+        quick(whole, steps=3)
+    with pytest.raises(SettingsError, match=r"batch: 2 there, 4 now"):
+        quick(whole, batch=4)
+    changed = (replace(CASES[0], subset="mine"),)
+    with pytest.raises(SettingsError, match="with another subset or subjects"):
+        run(whole, changed, METHODS, [0], batch=2, workers=1, **SMALL)
+    with pytest.raises(SettingsError, match="unexpected keyword argument 'scales'"):
+        run(whole, CASES, ["attend-and-excite:scales=3"], [0], workers=1, **SMALL)
+    with pytest.raises(SettingsError, match="'magic' is no method"):
+        run(whole, CASES, ["magic"], [0], workers=1, **SMALL)
+    with Run(whole), pytest.raises(SettingsError, match="is being written by another run"):
+        quick(whole)
+    assert content(whole) == before
+
+
+def test_weights_and_settings_of_ones_own(quick, tmp_path, pocket, monkeypatch):
+    run(tmp_path, CASES[:1], ["attend-and-excite:scale=3:until=0.2"], [0], workers=1, **SMALL)
+    (facts,) = json.loads((tmp_path / "run.json").read_text())["methods"].values()
+    assert (facts["settings"]["guidance"]["scale"], facts["settings"]["guidance"]["until"]) == (3, 0.2)
+    monkeypatch.setattr(module, "fingerprint", lambda model: "trained again")
+    with pytest.raises(SettingsError, match=r"weights: .* there, trained again now"):
+        run(tmp_path, CASES[:1], ["attend-and-excite:scale=3:until=0.2"], [0], workers=1, **SMALL)
+
+
+def test_a_full_disk(quick, whole, tmp_path, monkeypatch):
+    real, left = os.write, 5
+
+    def full(file, data):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            real(file, data[:10])  # some of it still fits
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(SettingsError, match=r"'.*\.jsonl' cannot be written: No space left on device"):
+            quick(tmp_path / "run")
+    said = []
+    quick(tmp_path / "run", say=said.append)
+    assert said == []  # nothing half-written was left
+    assert content(tmp_path / "run") == content(whole)
+
+
+def test_folders_that_cannot_be_written(quick, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(SettingsError, match="cannot be written"):
+            quick(folder)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(SettingsError, match=r"'.*run\.json' cannot be read"):
+        quick(tmp_path / "run")
+
+
+def test_damage_is_named_and_mended(quick, whole, tmp_path):
+    quick(tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    pictures = [tmp_path / json.loads(line)["file"] for line in lines]
+    pictures[0].unlink()
+    pictures[1].write_bytes(pictures[1].read_bytes()[:200])
+    manifest.write_bytes(b"".join([*lines[:5], b"\x00\x00\n", *lines[6:-1], lines[-1][:-30]]))
+    (tmp_path / ".a.png.1.part").write_text("left by a kill")
+    said = []
+    assert quick(tmp_path, say=said.append) == 4
+    assert [f"Line {n} of '{manifest}' {what}; what it said is done again." in said for n, what in (
+        (6, "cannot be read"), (PICTURES, "is cut off"))] == [True, True]  # fmt: skip
+    assert f"'{pictures[0]}' is not there; it is drawn again." in said
+    assert any("has 200 bytes instead of" in text for text in said)
+    assert content(tmp_path) == content(whole)
+
+
+def test_a_subject_that_is_not_there(quick, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,subjects\na cat and a dog,cat;dig\n")
+    cases = load(tmp_path / "mine.csv")
+    with pytest.raises(PromptError, match="'dig' is not in the prompt"):
+        run(tmp_path / "run", cases, ["attend-and-excite"], [0], workers=1, **SMALL)
+
+
+def kill_a_worker(name):
+    """Kill one of this process's workers, as its command line names them; a callback for progress."""
+    killed = []
+
+    def kill(done, total):
+        if done and not killed:
+            for process in psutil.Process().children(recursive=True):
+                if name in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+
+    return kill, killed
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [("local", "spawn_main"), pytest.param("ray", "ray::_Actor", marks=pytest.mark.slow)]
+)
+def test_two_workers_of_which_one_is_killed_equal_one(engine, name, whole, tmp_path):
+    kill, killed = kill_a_worker(name)
+    options = {"batch": 2, "engine": engine, "workers": 2, "on_progress": kill, "device": "cpu", **SMALL}
+    assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == PICTURES
+    assert len(killed) == 1
+    assert content(tmp_path / "run") == content(whole)
+
+
+def test_scores(whole, tmp_path, quick):
+    quick(tmp_path / "run")
+    folder, said, seen = tmp_path / "run", [], []
+    options = {"workers": 1, "say": said.append, "on_progress": lambda *numbers: seen.append(numbers)}
+    first = score(folder, **options)
+    assert (said, seen[0], seen[-1]) == ([], (0, PICTURES), (PICTURES, PICTURES))
+    table = parquet.read_table(folder / "scores.parquet").to_pylist()
+    assert len(table) == PICTURES
+    for row in table:
+        assert -1 <= row["minimum_object"] <= row["full_text"] + 2 <= 3
+        assert (row["image_image"] is None) == (row["method"] == "plain")
+        # Two branches in each of two steps; one guided step of the two.
+        assert row["calls"] == (4 if row["method"] == "plain" else 5)
+    everything = first["methods"]["plain"]["all"]
+    mean = sum(row["full_text"] for row in table if row["method"] == "plain") / (PICTURES / 2)
+    assert everything["full_text_aggregation"] == pytest.approx(mean)
+    stated = ("min_first_second_aggregation", "average_similarity", "std_similarity", "detection_success")
+    assert all(isinstance(everything[name], float) for name in stated)
+    assert json.loads((folder / "scores.json").read_text()) == first
+    # Again: nothing is measured. One picture is spoilt: it alone is.
+    seen.clear()
+    assert score(folder, **options) == first
+    assert seen == [(PICTURES, PICTURES)]
+    spoilt = folder / table[-1]["file"]
+    spoilt.write_bytes(spoilt.read_bytes()[:300] + b"garbage")
+    seen.clear()
+    left = score(folder, **options)["methods"][table[-1]["method"]]["all"]["pictures"]
+    assert (left, seen) == (PICTURES / 2 - 1, [(PICTURES - 1, PICTURES), (PICTURES, PICTURES)])
+    assert len(said) == 1
+    assert f"'{spoilt}' cannot be read and is left out" in said[0]
+    # The paper's way of handling texts is another measurement.
+    assert score(folder, {"paper": True}, **options)["methods"]["plain"] != first["methods"]["plain"]
+
+
+def test_scores_of_the_original_layout(whole, tmp_path):
+    rows = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["method"] == "plain":
+            (tmp_path / "outputs" / row["case"]).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "outputs" / row["case"] / f"{row['seed']}.png").write_bytes((whole / row["file"]).read_bytes())
+    pocket = {"clip": "pocket", "captioner": "pocket", "detector": "pocket"}
+    ours = score(whole, pocket, out=tmp_path / "a", workers=1)["methods"]["plain"]["all"]
+    theirs = score(tmp_path / "outputs", pocket, out=tmp_path / "b", workers=1)["methods"]["outputs"]["all"]
+    for name in ("full_text_aggregation", "min_first_second_aggregation", "average_similarity", "attribute_binding"):
+        assert theirs[name] == pytest.approx(ours[name])
+    assert theirs["seconds"] is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="is no run, and has no pictures"):
+        score(tmp_path / "empty", pocket, workers=1)
+
+
+def scored(folder, values):
+    """A scored folder, by hand: method -> prompt -> the score of each seed."""
+    rows = []
+    for method, prompts in values.items():
+        for prompt, column in prompts.items():
+            for seed, value in enumerate(column):
+                file = folder / method / prompt / f"{seed}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (200, 100), "red").save(file)
+                row = dict.fromkeys(("source", "caption", *VALUES))
+                row |= {"method": method, "subset": "mine", "prompt": prompt, "seed": str(seed), "full_text": value}
+                calls = {"plain": 100.0, "guided": 150.0}[method]
+                rows.append({**row, "file": str(file.relative_to(folder)), "calls": calls, "seconds": calls / 100})
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
+    used = {"clip": "c", "captioner": "b", "detector": "d", "paper": False}
+    (folder / "scores.json").write_text(json.dumps({"backbones": used}))
+    return folder
+
+
+def test_a_report(tmp_path):
+    values = {"plain": {"<b>": [0.1, 0.3], "c|d": [0.2, 0.4], "e": [0.5, 0.5]}}
+    values["guided"] = {"<b>": [0.2, 0.4], "c|d": [0.1, 0.3], "e": [0.7, 0.7]}
+    folder = scored(tmp_path / "run", values)
+    page = report([folder], tmp_path / "out")
+    html, text = page.read_text(), (tmp_path / "out" / "report.md").read_text()
+    # Two cases of three got better, one worse; of each two pictures of both methods.
+    assert html.count("data:image/jpeg;base64,") == 3 * 2 * 2
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html.replace('<b style="left', "")
+    assert "src=" not in html.replace('src="data:', "")
+    cells = {line.split(" | ")[1]: line.split(" | ") for line in text.splitlines() if line.startswith("| all | ")}
+    means = [line for line in text.splitlines() if line.startswith("| all | ")][:3]
+    assert "| all | plain | 6 | 0.333 | 100.0 | 1.000 |" in means
+    assert "| all | guided | 6 | 0.400 | 150.0 | 1.500 |" in means
+    # Between one picture (0.333) and the better of two (0.4), in the middle.
+    assert "| all | plain, best of 1.50 (denoiser calls of guided) | 6 | 0.367 | 150.0 | 1.500 |" in means
+    assert cells["guided"][2].startswith("+0.067 [-0.100, +0.200], 67%")
+    with pytest.raises(SettingsError, match="No picture is by 'magic'"):
+        report([folder], tmp_path, reference="magic")
+    with pytest.raises(SettingsError, match="has no scores"):
+        report([tmp_path], tmp_path)
+    (folder / "scores.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        report([folder], tmp_path)
+
+
+def test_best_of_is_the_mean_over_all_choices():
+    chosen_by, value = [0.3, 0.1, 0.2, 0.9, 0.5], [1.0, 2.0, 4.0, 8.0, 16.0]
+    for n in (1, 2, 4, 5):
+        every = list(itertools.combinations(range(5), n))
+        expected = sum(value[max(own, key=lambda i: chosen_by[i])] for own in every) / len(every)
+        assert best_of(n, chosen_by, {"a": value})["a"] == pytest.approx(expected)
+    one, two = (best_of(n, chosen_by, {"a": value})["a"] for n in (1, 2))
+    assert best_of(1.25, chosen_by, {"a": value})["a"] == pytest.approx(0.75 * one + 0.25 * two)
+
+
+def test_the_bootstrap_against_scipy():
+    random = np.random.default_rng(3)
+    ours, theirs = random.normal(0.3, 1, 80), random.normal(0, 1, 80)
+    found = compare(ours, theirs)
+    other = scipy.stats.bootstrap((ours - theirs,), np.mean, method="percentile", n_resamples=10_000, rng=random)
+    assert (found.low, found.high) == pytest.approx(other.confidence_interval, abs=0.03)
+    assert found.mean == pytest.approx((ours - theirs).mean())
+    assert compare([1, 2, 3, 0], [1, 1, 1, 1]).wins == (0.5 + 2) / 4
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys, pocket):
+    from limelight import cli
+
+    def limelight(*arguments):
+        monkeypatch.setattr("sys.argv", ["limelight", "evaluate", *arguments])
+        monkeypatch.setattr("limelight.evaluate.cli.console.width", 400)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    (tmp_path / "mine.txt").write_text("a cat and a dog\na red car and a frog\n")
+    out = tmp_path / "run"
+    arguments = ["run", "--suite", str(tmp_path / "mine.txt"), "--seeds", "2", "--steps", "1", "--workers", "1"]
+    code, said, _ = limelight(*arguments, "--out", str(out))
+    assert (code, "8 pictures drawn, 0 were there" in said) == (0, True)
+    assert "0 pictures drawn, 8 were there" in limelight(*arguments, "--out", str(out))[1]
+    code, _, error = limelight(*arguments, "--out", str(out), "--guidance-scale", "3")
+    assert (code, "guidance_scale: 7.5 there, 3.0 now" in error) == (2, True)
+    assert "full_text_aggregation" in limelight("score", str(out), "--workers", "1")[1]
+    assert limelight("report", str(out))[0] == 0
+    assert (out / "report.html").exists()
+    with Image.open(next(out.rglob("*.png"))) as image:
+        assert json.loads(image.text["limelight"])["prompt"] in ("a cat and a dog", "a red car and a frog")
+    for bad in (["--seeds", "x"], ["--every", "9", "--first", "5"], ["--engine", "spark"], ["--suite", "none"]):
+        assert limelight(*arguments, "--out", str(tmp_path / "no"), *bad)[0] == 2
