@@ -11,6 +11,7 @@ Each prints a Markdown table. The last two keep what they drew and go on where t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -80,6 +81,9 @@ def one_side(size: str, side: str, steps: int, batch: int) -> None:
     torch.set_num_threads(1)
     model = build(size)
     concepts = Concepts.read("pocket")
+    if size != "pocket":  # as many concepts as the paper's, in words that this tokenizer knows
+        words = Judge.load().words
+        concepts = Concepts({f"concept {i}": words[3 * i : 3 * i + 3] for i in range(34)})
     prompts = tuple(case.prompt for case in attend_excite()[:batch])
     counting = Counting(concepts, prompts, steps=steps, batch=batch)
     if size == "pocket":
@@ -129,7 +133,7 @@ def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, count
         )
 
 
-COLOURED = [f"a {c} {t}" for c in ("red", "yellow", "green", "blue", "purple") for t in ("car", "bowl", "crown")]
+COLOURS, THINGS = ("red", "yellow", "green", "blue", "purple"), ("car", "bowl", "crown")
 
 
 def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
@@ -137,31 +141,31 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
     model, judge, relevance = limelight.load("pocket", device="cpu"), Judge.load(), Relevance.load(vectors)
     methods: dict[str, Any] = {
         "plain": lambda word: [],
+        "adjust colour=Animals-Colours": lambda word: [adjust(word, "Animals", "Colours", relevance=relevance)],
+        "adjust colour=Colours-Animals": lambda word: [adjust(word, "Colours", "Animals", relevance=relevance)],
         "strengthen colour=Colours": lambda word: [strengthen(word, "Colours", relevance=relevance)],
         "strengthen colour=Animals": lambda word: [strengthen(word, "Animals", relevance=relevance)],
-        "adjust colour=Colours-Animals": lambda word: [adjust(word, "Colours", "Animals", relevance=relevance)],
-        "adjust colour=Animals-Colours": lambda word: [adjust(word, "Animals", "Colours", relevance=relevance)],
     }
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    there = {(row["method"], row["prompt"]) for row in rows}
+    there = {(row["method"], row["colour"]) for row in rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:
-        for method, make in methods.items():
-            for prompt in COLOURED:
-                if (method, prompt) in there:
-                    continue
-                colour, thing = prompt.split()[1:]
-                result = limelight.generate(
-                    model, prompt, subjects=[], seeds=range(seeds), steps=steps, edits=make(colour), record=False
-                )
+        for (method, make), colour in itertools.product(methods.items(), COLOURS):
+            if (method, colour) in there:
+                continue
+            prompts = [f"a {colour} {thing}" for thing in THINGS]
+            options: dict[str, Any] = {"seeds": range(seeds), "steps": steps, "record": False}
+            results = limelight.generate(model, prompts, subjects=[()] * len(prompts), edits=make(colour), **options)
+            new = []
+            for thing, result in zip(THINGS, results, strict=True):
                 for seed, found in enumerate(judge.detect(result.images)):
                     same = [d for d in found if d.word == thing]
                     facts = {"there": bool(same), "coloured": any(d.colour == colour for d in same)}
                     facts |= {"any": any(d.colour == colour for d in found)}
-                    row = {"method": method, "prompt": prompt, "seed": seed, **facts}
-                    rows.append(row)
-                    file.write(json.dumps(row) + "\n")
-                file.flush()
+                    new.append({"method": method, "colour": colour, "thing": thing, "seed": seed, **facts})
+            file.write("".join(json.dumps(row) + "\n" for row in new))
+            file.flush()
+            rows += new
     print("| method | pictures | thing there | thing there in its colour | anything in that colour |")
     print("|---|---|---|---|---|")
     for method in methods:
