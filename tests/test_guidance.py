@@ -96,28 +96,31 @@ def test_every_second_step(tiny):
     assert [(row["step"], row["refinements"]) for row in guided.trace] == [(0, [0]), (1, [2]), (2, [0]), (4, [0])]
 
 
-def test_enough_is_enough(tiny, passes):
-    """Each image is left alone once its weakest subject is present enough; the trace keeps what it last had."""
-    options = {"seeds": range(4), "steps": 6}
-    watched = run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={}, scale=0), **options)
-    losses = torch.tensor([row["loss"] for row in watched.trace])
-    floor = float(losses.min(dim=0).values.sort().values[1:3].mean())  # two images come below it, two do not
-    done = [[i for i, loss in enumerate(row) if loss <= floor] for row in losses.tolist()]
-    left = [4 - len(set().union(*done[:step])) for step in range(6)]
-    passes.clear()
-    result = run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={}, scale=0, enough=1 - floor), **options)
-    assert [rows for rows, gradient in passes if gradient] == left
-    assert left[-1] == 2
-    assert torch.equal(result.latents, watched.latents)
-    for image in range(4):
-        first = next((step for step in range(6) if image in done[step]), 5)
-        assert result.trace[-1]["loss"][image] == pytest.approx(float(losses[first, image]))
-
-
 def test_an_image_with_enough_is_not_moved(tiny):
-    still = run(tiny, AttendAndExcite(resolution=8, enough=0.0, thresholds={}, scale=20))
-    assert torch.equal(still.latents, run(tiny, None).latents)
-    assert [row["step"] for row in still.trace] == [0], "looked at once"
+    options = {"seeds": range(4), "steps": 1}
+    far = run(tiny, AttendAndExcite(resolution=8, thresholds={}), **options)
+    floor = sorted(far.trace[0]["loss"])[1]  # of two images
+    some = run(tiny, AttendAndExcite(resolution=8, thresholds={}, enough=1 - floor), **options)
+    plain = run(tiny, None, **options)
+    for image, loss in enumerate(far.trace[0]["loss"]):
+        wanted = far if loss > floor else plain
+        torch.testing.assert_close(some.latents[image], wanted.latents[image])
+
+
+def test_a_relative_step_has_its_length(tiny):
+    conditioning = tiny.encode([tiny.prompt(PROMPT)] * 2)
+    latents = tiny.noise([torch.Generator().manual_seed(seed) for seed in (0, 1)], 32, 32)
+    moves = []
+    for guidance in (
+        AttendAndExcite(resolution=8, thresholds={}, scale=20, decay=(1, 0.25)),
+        AttendAndExcite(resolution=8, thresholds={}, scale=0.1, decay=(1, 0.25), relative=True),
+    ):
+        timesteps = tiny.timesteps(5)
+        steering = Steering(guidance, tiny, conditioning, [[(2,), (5,)]] * 2, 10, timesteps, (16, 16))
+        moves.append((steering.update(4, timesteps[4], latents).latents - latents).flatten(1))
+    lengths = moves[1].norm(dim=1) / latents.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1 * 0.25**0.5))
+    torch.testing.assert_close(torch.cosine_similarity(*moves), torch.ones(2, dtype=moves[0].dtype), atol=1e-9, rtol=0)
 
 
 def test_refinement_of_the_image_with_fewer_subjects(tiny):

@@ -41,8 +41,8 @@ class Guidance:
         resolution: height and width of the maps to read, or one side of square ones; None lets the model choose.
         max_refinements: limit of refinement moves at one threshold.
         every: of the steps before `until`, every how many-th is guided, beginning with the first.
-        enough: an image whose weakest subject has this presence, 0..1, is left alone from then on: neither moved nor
-            looked at again. At 1, as published, no image is.
+        enough: an image whose weakest subject has this presence, 0..1, is not moved in that step. At 1, as published,
+            every image is.
         checkpoint: keep only the inputs of the denoiser's blocks for the gradient and run them a second time: less
             memory, about a third more time for a gradient step, the same pictures. For large ones.
     """
@@ -159,18 +159,17 @@ class AttendAndExcite(Guidance):
 
     @classmethod
     def fast(cls, model: Model | None = None, **changes: Any) -> AttendAndExcite:
-        """At most a tenth more work than plain sampling: few guided steps, and none once every subject is on stage.
+        """At most a tenth more work than plain sampling: few guided steps.
 
-        Every second of the first fifth of the steps is guided, the first with a short refinement, until the weakest
-        subject has a presence of 0.8: of 50 steps at most 9 gradient steps. Chosen by its cost alone;
-        `bench.fast` measures what it cures.
+        Every second of the first fifth of the steps is guided, the first with a short refinement: of 50 steps at most 9
+        gradient steps. Chosen by its cost alone; `bench.fast` measures what it cures.
 
         Args:
             model: with the scale of the step that suits it.
             changes: of your own.
         """
         base = cls() if model is None else cls.suited(model)
-        spare = {"until": 0.2, "every": 2, "enough": 0.8, "thresholds": {0: 0.5}, "max_refinements": 4}
+        spare = {"until": 0.2, "every": 2, "thresholds": {0: 0.5}, "max_refinements": 4}
         return replace(base, **{**spare, **changes})
 
 
@@ -270,24 +269,17 @@ class Steering:
         decay = torch.linspace(first, last, len(timesteps), dtype=torch.float64)
         self.sizes = (guidance.scale * decay.sqrt()).tolist()
         self.floor = 1 - guidance.enough
-        self._lacking = torch.arange(len(subjects))  # images that still lack something
-        self._score: Score | None = None
 
     def update(self, index: int, timestep: Tensor, latents: Tensor) -> Move | None:
         """Move the latents of step `index`; None when nothing is to be done there."""
         guided, threshold = index < self.until and index % self.guidance.every == 0, self.thresholds.get(index)
-        self._lacking = rows = self._lacking.to(latents.device)
-        if (not guided and threshold is None) or not len(rows):
+        if not guided and threshold is None:
             return None
-        score, gradient = self._evaluate(latents, timestep, rows)
-        if self._score is None:
-            loss, presence = score
-        else:
-            loss, presence = (old.index_copy(0, rows, new) for old, new in zip(self._score, score, strict=True))
-        gradient = torch.zeros_like(latents).index_copy(0, rows, gradient)
-        refinements, size = torch.zeros(len(latents), dtype=torch.int64, device=latents.device), self.sizes[index]
-        # Only here (and with `enough`) does the host wait for the device: which images are below the threshold?
-        active = rows[loss[rows] > 1 - threshold] if threshold is not None else rows[:0]
+        rows, size = torch.arange(len(latents), device=latents.device), self.sizes[index]
+        (loss, presence), gradient = self._evaluate(latents, timestep, rows)
+        refinements = torch.zeros_like(rows)
+        # Only here does the host wait for the device: which images are below the threshold?
+        active = rows[loss > 1 - threshold] if threshold is not None else rows[:0]
         for _ in range(self.guidance.max_refinements):
             if not len(active):
                 break
@@ -301,8 +293,6 @@ class Steering:
             active = active[again]
         if guided:
             latents = latents + self._descent(latents, loss, gradient, size)
-        if self.floor:
-            self._lacking, self._score = rows[loss[rows] > self.floor], Score(loss, presence)
         return Move(latents, loss, presence, refinements)
 
     def _descent(self, latents: Tensor, loss: Tensor, gradient: Tensor, size: float) -> Tensor:
