@@ -27,7 +27,10 @@ def tokenizer(extra: Sequence[str] = (), length: int = LENGTH) -> CLIPTokenizer:
     bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = Whitespace()
     words = [*OTHER_WORDS, *COLOURS, *SUBJECTS, *extra]
-    bpe.train_from_iterator(words, BpeTrainer(end_of_word_suffix="</w>", show_progress=False))
+    # Named beforehand, or the trainer numbers them in the order of a hash table, which differs from process to process:
+    # a training that is resumed would then mistake a cat for a car.
+    trainer = BpeTrainer(special_tokens=single, end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(words, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = list(dict.fromkeys([*single, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]))
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=length)
