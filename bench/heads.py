@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 import limelight
-from limelight.edits import adjust, strengthen
+from limelight.edits import HeadGain, adjust, strengthen
+from limelight.heads import pictures
 from limelight.heads.concepts import Concepts
 from limelight.heads.counting import Counter, Counting
 from limelight.heads.relevance import Relevance
-from limelight.heads.weakening import Experiment, weakened
+from limelight.heads.weakening import Experiment, strip, weakened
 from limelight.judge import Judge
 from limelight.suites import attend_excite
 
@@ -125,6 +126,8 @@ def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, count
             pictures=True,
             steps=steps,
         )
+        pictures.curves(found).save(out / name / "curves.png")
+        strip(out / name, found, experiment.prompts[0][0]).save(out / name / "strip.png")
         area, low, high = found.between()
         areas = " | ".join(f"{found.area(order):.4f}" for order in ("MoRHF", "random", "LeRHF"))
         print(
@@ -133,45 +136,49 @@ def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, count
         )
 
 
-COLOURS, THINGS = ("red", "yellow", "green", "blue", "purple"), ("car", "bowl", "crown")
+# Concept -> (its opposite, its words, prompts of a word): what is judged is whether the picture shows the word.
+JUDGED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "Animals": ("Colours", ("cat", "bird", "lion", "frog", "owl"), ("a {}", "a {} and a car")),
+    "Colours": ("Animals", ("red", "yellow", "green", "blue", "purple"), ("a {} car", "a {} bow")),
+}
 
 
 def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
-    """The judge's view of "a COLOUR THING" when the colour word is strengthened as a colour, and as something else."""
+    """The judge's view of a word that is strengthened as its own concept and as another."""
     model, judge, relevance = limelight.load("pocket", device="cpu"), Judge.load(), Relevance.load(vectors)
-    methods: dict[str, Any] = {
-        "plain": lambda word: [],
-        "adjust colour=Animals-Colours": lambda word: [adjust(word, "Animals", "Colours", relevance=relevance)],
-        "adjust colour=Colours-Animals": lambda word: [adjust(word, "Colours", "Animals", relevance=relevance)],
-        "strengthen colour=Colours": lambda word: [strengthen(word, "Colours", relevance=relevance)],
-        "strengthen colour=Animals": lambda word: [strengthen(word, "Animals", relevance=relevance)],
-    }
+
+    def made(method: str, word: str, own: str, other: str) -> list[HeadGain]:
+        return {
+            "plain": [],
+            "strengthen own": [strengthen(word, own, relevance=relevance)],
+            "strengthen other": [strengthen(word, other, relevance=relevance)],
+            "adjust own-other": [adjust(word, own, other, relevance=relevance)],
+            "adjust other-own": [adjust(word, other, own, relevance=relevance)],
+        }[method]
+
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    there = {(row["method"], row["colour"]) for row in rows}
+    there = {(row["method"], row["word"]) for row in rows}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as file:
-        for (method, make), colour in itertools.product(methods.items(), COLOURS):
-            if (method, colour) in there:
+    methods = ("plain", "strengthen own", "strengthen other", "adjust own-other", "adjust other-own")
+    print("| concept | method | pictures | the word is shown |\n|---|---|---|---|")
+    for (own, (other, words, templates)), method in itertools.product(JUDGED.items(), methods):
+        for word in words:
+            if (method, word) in there:
                 continue
-            prompts = [f"a {colour} {thing}" for thing in THINGS]
-            options: dict[str, Any] = {"seeds": range(seeds), "steps": steps, "record": False}
-            results = limelight.generate(model, prompts, subjects=[()] * len(prompts), edits=make(colour), **options)
-            new = []
-            for thing, result in zip(THINGS, results, strict=True):
-                for seed, found in enumerate(judge.detect(result.images)):
-                    same = [d for d in found if d.word == thing]
-                    facts = {"there": bool(same), "coloured": any(d.colour == colour for d in same)}
-                    facts |= {"any": any(d.colour == colour for d in found)}
-                    new.append({"method": method, "colour": colour, "thing": thing, "seed": seed, **facts})
-            file.write("".join(json.dumps(row) + "\n" for row in new))
-            file.flush()
+            prompts, acting = [t.format(word) for t in templates], made(method, word, own, other)
+            options: dict[str, Any] = {"seeds": range(seeds), "steps": steps, "edits": acting, "record": False}
+            results = limelight.generate(model, prompts, subjects=[()] * len(prompts), **options)
+            new = [
+                {"concept": own, "method": method, "word": word, "prompt": prompt, "seed": seed}
+                | {"shown": any(word in (d.word, d.colour) for d in found)}
+                for prompt, result in zip(prompts, results, strict=True)
+                for seed, found in enumerate(judge.detect(result.images))
+            ]
+            with out.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in new))
             rows += new
-    print("| method | pictures | thing there | thing there in its colour | anything in that colour |")
-    print("|---|---|---|---|---|")
-    for method in methods:
-        own = [row for row in rows if row["method"] == method]
-        shares = " | ".join(f"{sum(row[k] for row in own) / len(own):.1%}" for k in ("there", "coloured", "any"))
-        print(f"| {method} | {len(own)} | {shares} |")
+        mine = [row["shown"] for row in rows if (row["concept"], row["method"]) == (own, method)]
+        print(f"| {own} | {method} | {len(mine)} | {sum(mine) / len(mine):.1%} |", flush=True)
 
 
 def main() -> None:
