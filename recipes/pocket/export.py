@@ -19,7 +19,7 @@ from .scenes import OTHER_WORDS
 from .vocabulary import COLOURS, SUBJECTS
 
 # Found with `bench/pocket.py` on seeds that are not reported, see docs/results.md.
-ATTEND_AND_EXCITE = {"scale": 5.0, "thresholds": {}}
+ATTEND_AND_EXCITE = {"scale": 0.1, "relative": True, "enough": 0.45, "thresholds": {}}
 
 
 def main() -> None:
