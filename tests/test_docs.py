@@ -40,3 +40,9 @@ def test_links_lead_somewhere():
         for link in re.findall(r"\]\(([^)#\s]+)\)", document.read_text()):
             if "://" not in link:
                 assert (document.parent / link).exists(), f"{document.name} points to {link}"
+
+
+def test_the_model_card_is_in_the_documents():
+    """`sed 's#../../../docs/##' src/limelight/pocket/README.md > docs/pocket.md` makes it."""
+    card = (ROOT / "src/limelight/pocket/README.md").read_text()
+    assert (ROOT / "docs/pocket.md").read_text() == card.replace("../../../docs/", "")
