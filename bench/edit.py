@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--objects", nargs="+", choices=OBJECTS, default=OBJECTS)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if args.time:
@@ -116,7 +117,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool, args.out.open("a") as file:
         tasks = []
         for method in args.methods:
-            for thing in OBJECTS:
+            for thing in args.objects:
                 for colour in COLOURS:
                     left = [s for s in range(args.seeds) if (method, colour, thing, s, args.steps) not in there]
                     if left:
@@ -129,7 +130,8 @@ def main() -> None:
     print("| method | edits | new colour | same place (overlap) | change outside (of 255) |\n|---|---|---|---|---|")
     for method in args.methods:
         # Of a source that failed nothing can be said.
-        rows = [r for r in known if r["method"] == method and r["steps"] == args.steps and r["source"]]
+        rows = [r for r in known if (r["method"], r["steps"]) == (method, args.steps) and r["thing"] in args.objects]
+        rows = [r for r in rows if r["source"]]
         success = np.mean([r["success"] for r in rows])
         place = np.mean([r["place"] for r in rows if r["place"] is not None])
         change = np.mean([r["outside"] for r in rows])
