@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 import limelight
-from limelight.edit import _cross, _LocalBlend, _SelfAttention, refinement, replacement
 from limelight.heads import Relevance
+from limelight.prompt_to_prompt import LocalBlend, SelfAttention, cross_attention, refinement, replacement
 
 
 def pairs(matrix: torch.Tensor, tokens: int) -> dict[tuple[int, int], float]:
@@ -67,7 +67,7 @@ def test_refinement_keeps_what_is_shared(prompt):
 def test_the_cross_edit_against_a_loop(prompt):
     prompts = [prompt("a zz car"), prompt("a red car"), prompt("a blue zz")]
     windows = {"*": (0.0, 0.5), "red": (0.2, 1.0)}
-    edit = _cross(prompts, 10, "replace", windows, {"red": 3.0}, False)
+    edit = cross_attention(prompts, 10, "replace", windows, {"red": 3.0}, False)
     p = torch.rand(6, 2, 5, 77, dtype=torch.float64)
     mappers = [replacement(prompts[0], t) for t in prompts[1:]]
     for step in range(10):
@@ -95,7 +95,7 @@ def test_a_strengthened_word_keeps_its_own_maps(tiny):
     heads = tuple((layer.place, layer.heads) for layer in cross)
     vectors = Relevance(("Colours", "Other"), heads, torch.rand(2, sum(n for _, n in heads)))
     source, target = tiny.prompt("a car"), tiny.prompt("a red car")
-    edit = _cross([source, target], 10, "auto", 0.5, {}, False)
+    edit = cross_attention([source, target], 10, "auto", 0.5, {}, False)
     edit = edit.strengthened(tiny, [target], {"red": "Colours"}, vectors)
     first = cross[0].heads
     p = torch.rand(2, cross[1].heads, 5, 77)
@@ -118,7 +118,7 @@ def test_a_full_replacement_copies_the_maps(tiny):
         return probabilities
 
     latents = tiny.noise([torch.Generator().manual_seed(s) for s in (0, 1)], 32, 32)
-    edits = [_cross(prompts, 1, "auto", 1.0, {}, False), spy]
+    edits = [cross_attention(prompts, 1, "auto", 1.0, {}, False), spy]
     with torch.no_grad(), limelight.Probe(tiny, (), edits=edits):
         tiny.predict(latents, tiny.timesteps(1)[0], tiny.encode(prompts))
     assert len(seen) == sum(layer.kind == "cross" for layer in tiny.layers)
@@ -126,7 +126,7 @@ def test_a_full_replacement_copies_the_maps(tiny):
 
 
 def test_self_attention_of_the_inner_layers(tiny):
-    edit = _SelfAttention(2, tiny.guided_scale, range(3))
+    edit = SelfAttention(2, tiny.guided_scale, range(3))
     inner = [layer for layer in tiny.layers if edit.touches(layer, 0)]
     assert {(layer.kind, layer.scale) for layer in inner} == {("self", 2), ("self", 4)}
     assert not any(edit.touches(layer, 3) for layer in tiny.layers)
@@ -159,8 +159,8 @@ def test_without_windows_the_target_is_drawn_alone(tiny):
 
 def test_a_local_edit_leaves_the_rest(tiny, monkeypatch):
     masks = []
-    own = _LocalBlend.mask
-    monkeypatch.setattr(_LocalBlend, "mask", lambda self, size: masks.append(own(self, size)) or masks[-1])
+    own = LocalBlend.mask
+    monkeypatch.setattr(LocalBlend, "mask", lambda self, size: masks.append(own(self, size)) or masks[-1])
     result = limelight.edit(tiny, "a red car", "a blue car", seeds=[0, 1], steps=5, local="car", self_steps=0)
     assert len(masks) == 4  # not in the first fifth
     outside = ~masks[-1][:, 1, None].expand(-1, 4, -1, -1)
