@@ -109,6 +109,19 @@ def test_a_strengthened_word_keeps_its_own_maps(tiny):
         edit.strengthened(tiny, [target], {"blue": "Colours"}, vectors)
 
 
+def test_several_words_of_one_concept_are_strengthened(tiny):
+    cross = [layer for layer in tiny.layers if layer.kind == "cross"]
+    heads = tuple((layer.place, layer.heads) for layer in cross)
+    vectors = Relevance(("Colours", "Other"), heads, torch.rand(2, sum(n for _, n in heads)))
+    prompts = [tiny.prompt(text) for text in ("a car and a bow", "a red car and a blue bow", "a blue car and a bow")]
+    edit = cross_attention(prompts, 10, "auto", 0.5, {}, False)
+    edit = edit.strengthened(tiny, prompts[1:], {"red": "Colours", "blue": "Colours"}, vectors)
+    for target, prompt in enumerate(prompts[1:]):
+        own = [token for word in ("red", "blue") if word in prompt.text for token in prompt.find(word)]
+        strong = ~edit.gains[cross[0]][target, 0, 0].isnan()
+        assert strong.nonzero().flatten().tolist() == own
+
+
 def test_a_full_replacement_copies_the_maps(tiny):
     prompts = [tiny.prompt("a red car"), tiny.prompt("a blue car")]
     seen = []

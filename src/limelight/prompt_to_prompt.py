@@ -136,18 +136,19 @@ class CrossAttention:
         """The same where words keep their own maps, every head times its relevance to the word's concept."""
         vectors, gains = relevance_for(model, relevance), {}
         share, at = self.share.clone(), {}
-        for word, concept in concepts.items():
+        for word in concepts:
             _in_some(word, targets)
             for i, target in enumerate(targets):
-                at[i, concept] = own = list(_find(word, target))
+                at[i, word] = own = list(_find(word, target))
                 new = [token for token in own if not self.mapper[i, :, token].any()]
                 share[self.weighted.start : self.weighted.stop, i, new] = 1
         first = 0
         for layer in model.layers:
             if layer.kind == "cross":
                 gains[layer] = torch.full((len(targets), layer.heads, 1, share.shape[-1]), torch.nan)
-                for (i, concept), own in at.items():
-                    gains[layer][i, ..., own] = vectors[concept][first : first + layer.heads, None, None].float()
+                for (i, word), own in at.items():
+                    row = vectors[concepts[word]][first : first + layer.heads]
+                    gains[layer][i, ..., own] = row[:, None, None].float()
                 first += layer.heads
         return replace(self, share=share, gains=gains)
 
