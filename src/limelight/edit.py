@@ -10,9 +10,8 @@ concept, see `limelight.heads`.
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 
 from .errors import SettingsError
-from .generate import Drawn, Step, denoise, in_passes, provenance
+from .generate import Drawn, Step, checked, denoise, in_passes, provenance
 from .heads.relevance import Relevance
 from .inversion import Inversion, invert
 from .maps import RunningMean, none
@@ -110,9 +109,9 @@ def edit(
         SettingsError: a setting is out of range.
     """
     targets = [target] if isinstance(target, str) else list(target)
-    seeds = tuple(operator.index(s) for s in (seeds if isinstance(seeds, Iterable) else (seeds,)))
-    if not targets or not seeds:
-        raise SettingsError("An edit needs at least one target prompt and one seed.")
+    seeds = checked(seeds)
+    if not targets:
+        raise SettingsError("An edit needs at least one target prompt.")
     texts = [source, *targets]
     prompts = [model.prompt(text) for text in texts]
     size = (height or model.default_size[0], width or model.default_size[1])
@@ -164,8 +163,7 @@ def edit(
                 maps = mean.result()
                 return Drawn(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
 
-    limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
-    drawn = Drawn.join(in_passes(model, draw, len(seeds), limit, size, lean=True, rows=rows))
+    drawn = Drawn.join(in_passes(model, draw, len(seeds), batch, size, lean=True, rows=rows))
     settings = {
         "negative": negative,
         "steps": steps,

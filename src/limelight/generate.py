@@ -181,11 +181,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         UserWarning: the prompt has words that the model has never seen (where the model's folder lists those it knows).
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    seeds = tuple(operator.index(s) for s in (seeds if isinstance(seeds, Iterable) else (seeds,)))
-    if not seeds:
-        raise SettingsError("seeds is empty; give at least one, for example seeds=[0].")
-    if not all(0 <= seed < 2**63 for seed in seeds):
-        raise SettingsError(f"seeds={list(seeds)} must be whole numbers from 0 to 2**63 - 1.")
+    seeds = checked(seeds)
     if not texts:
         raise PromptError("The list of prompts is empty.")
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str))
@@ -255,10 +251,9 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             [single] if single else [],
         )
 
-    limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     with _limited(model.device, memory):
         # A plain run is as lean as it can be.
-        parts = in_passes(model, draw, len(images), limit, size, lean=guidance is None)
+        parts = in_passes(model, draw, len(images), batch, size, lean=guidance is None)
     drawn = Drawn.join(parts)
     settings = {
         "negative": None if conditioning else negative,
@@ -291,6 +286,20 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             )
         )
     return results[0] if isinstance(prompt, str) else results
+
+
+def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """One or several seeds.
+
+    Raises:
+        SettingsError: there is none, or one is out of range.
+    """
+    found = tuple(operator.index(s) for s in (seeds if isinstance(seeds, Iterable) else (seeds,)))
+    if not found:
+        raise SettingsError("seeds is empty; give at least one, for example seeds=[0].")
+    if not all(0 <= seed < 2**63 for seed in found):
+        raise SettingsError(f"seeds={list(found)} must be whole numbers from 0 to 2**63 - 1.")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,16 +376,18 @@ def in_passes(
     model: Model,
     draw: Callable[[range, bool], Drawn],
     count: int,
-    limit: int,
+    batch: int | None,
     size: tuple[int, int],
     *,
     lean: bool,
     rows: int = 1,
 ) -> list[Drawn]:
-    """Draw `count` images, or groups of `rows` images, in passes of at most `limit` images.
+    """Draw `count` images, or groups of `rows` images, in passes of at most `batch` images.
 
-    Where memory runs out: first the model makes room, then passes become smaller, last `draw` is told to be lean.
+    By default 8 on a CPU, 64 elsewhere. Where memory runs out: first the model makes room, then passes become smaller,
+    last `draw` is told to be lean.
     """
+    limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     if limit < 1:
         raise SettingsError(f"batch={limit} must be at least 1.")
     try:
