@@ -308,8 +308,8 @@ class Steering:
         if len(rows) < len(latents):
             chosen = rows.tolist()
             conditioning, subjects, latents = conditioning.rows(chosen), [subjects[i] for i in chosen], latents[rows]
-        recomputing = _recomputing(denoiser, self.layers[-1]) if self.guidance.checkpoint else nullcontext()
-        with torch.enable_grad(), _frozen(denoiser), recomputing, Probe(self.model, self.layers) as probe:
+        recompute = recomputing(denoiser, self.layers[-1]) if self.guidance.checkpoint else nullcontext()
+        with torch.enable_grad(), frozen(denoiser), recompute, Probe(self.model, self.layers) as probe:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])
             score = self.objective(probe.take(variable, conditioning.prompts), subjects)
@@ -325,7 +325,7 @@ def _steps(value: float | int, steps: int) -> int:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """No gradient with respect to weights: saves their inputs from being kept for the backward pass."""
     thawed = [p for p in module.parameters() if p.requires_grad]
     for parameter in thawed:
@@ -338,9 +338,13 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recomputing(denoiser: Any, last: Layer) -> Iterator[None]:
-    """Gradient checkpointing of the denoiser's blocks, as diffusers places it, whether or not it was on before."""
-    end = denoiser.get_submodule(last.name.rpartition(".")[0])
+def recomputing(denoiser: Any, last: Layer | None = None) -> Iterator[None]:
+    """Gradient checkpointing of the denoiser's blocks, as diffusers places it, whether or not it was on before.
+
+    Args:
+        last: the layer after which the pass stops, if it does.
+    """
+    end = None if last is None else denoiser.get_submodule(last.name.rpartition(".")[0])
 
     def run(block: nn.Module, *inputs: Any) -> Any:
         # The pass ends inside this block, which therefore cannot be run a second time.

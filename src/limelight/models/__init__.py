@@ -104,7 +104,7 @@ def _about(path: Path) -> About | None:
         words, settings = facts.get("words"), {**facts.get("attend_and_excite", {})}
         if "thresholds" in settings:  # JSON has text keys only
             settings["thresholds"] = {float(at): float(value) for at, value in settings["thresholds"].items()}
-        return About(None if words is None else frozenset(words), settings)
+        return About(None if words is None else frozenset(words), settings, facts.get("inversion", {}))
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"'{path}' cannot be read: {error}.") from error
 

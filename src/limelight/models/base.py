@@ -87,10 +87,12 @@ class About:
     Attributes:
         words: every word that it was trained with, in lower case; None if nobody knows.
         attend_and_excite: settings of `AttendAndExcite` that suit it better than the paper's.
+        inversion: settings of `limelight.concepts.InversionConfig` that suit it better than the paper's.
     """
 
     words: frozenset[str] | None = None
     attend_and_excite: Mapping[str, Any] = field(default_factory=dict)
+    inversion: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Model(ABC):
@@ -145,6 +147,7 @@ class Model(ABC):
         size: tuple[int, int] | None = None,
         *,
         clip_skip: int = 0,
+        gradient: bool = False,
     ) -> Conditioning:
         """Encode one prompt per image.
 
@@ -152,6 +155,7 @@ class Model(ABC):
             negative: the prompt of the unconditional branch, may be ""; None leaves that branch out.
             size: height and width of the pictures in pixels, which some families are told; by default `default_size`.
             clip_skip: how many of the text encoder's last layers are left out.
+            gradient: keep the gradient with respect to whatever of the text encoder asks for one.
         """
 
     def stow(self, away: bool = True) -> bool:
@@ -200,8 +204,13 @@ class Model(ABC):
         """One scheduler step; `eta` is DDIM's share of fresh noise."""
 
     @abstractmethod
+    def posterior(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """What the autoencoder makes of pictures of one size: the mean and the standard deviation of their latents,
+        [images, channels, h, w] each."""
+
     def latents(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures of one size to latents [images, channels, h, w]: the middle of the autoencoder's distribution."""
+        return self.posterior(images)[0]
 
     @abstractmethod
     def decode(self, latents: Tensor) -> list[Image.Image]:

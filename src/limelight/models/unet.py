@@ -69,7 +69,6 @@ class UNet(Model):
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         """Encode one prompt: keyword tensors of the denoiser, first axis 1."""
 
-    @torch.no_grad()
     def encode(
         self,
         prompts: Sequence[Prompt],
@@ -77,6 +76,7 @@ class UNet(Model):
         size: tuple[int, int] | None = None,
         *,
         clip_skip: int = 0,
+        gradient: bool = False,
     ) -> Conditioning:
         depth = self.pipeline.text_encoder.config.num_hidden_layers
         if not 0 <= clip_skip < depth - 1:
@@ -93,8 +93,9 @@ class UNet(Model):
         for encoder in self._stowed:
             encoder.to(self.device)
         try:
-            conditional = rows(prompts, False)
-            unconditional = None if negative is None else rows([self.prompt(negative)] * len(prompts), True)
+            with torch.set_grad_enabled(gradient):
+                conditional = rows(prompts, False)
+                unconditional = None if negative is None else rows([self.prompt(negative)] * len(prompts), True)
         finally:
             for encoder in self._stowed:
                 encoder.to("cpu")
@@ -184,11 +185,13 @@ class UNet(Model):
         return torch.float32 if vae.dtype == torch.float16 and vae.config.force_upcast else vae.dtype
 
     @torch.no_grad()
-    def latents(self, images: Sequence[Image.Image]) -> Tensor:
+    def posterior(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         vae, dtype = self.pipeline.vae, self._picture_dtype
         pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, dtype)
         with _cast(vae, dtype):
-            return (vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).to(self.dtype)
+            found = vae.encode(pixels).latent_dist
+        mean, std = ((x * vae.config.scaling_factor).to(self.dtype) for x in (found.mean, found.std))
+        return mean, std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
