@@ -309,7 +309,7 @@ class Steering:
             chosen = rows.tolist()
             conditioning, subjects, latents = conditioning.rows(chosen), [subjects[i] for i in chosen], latents[rows]
         recomputing = _recomputing(denoiser, self.layers[-1]) if self.guidance.checkpoint else nullcontext()
-        with torch.enable_grad(), _frozen(denoiser), recomputing, Probe(self.model, self.layers) as probe:
+        with torch.enable_grad(), frozen(denoiser), recomputing, Probe(self.model, self.layers) as probe:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])
             score = self.objective(probe.take(variable, conditioning.prompts), subjects)
@@ -325,7 +325,7 @@ def _steps(value: float | int, steps: int) -> int:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """No gradient with respect to weights: saves their inputs from being kept for the backward pass."""
     thawed = [p for p in module.parameters() if p.requires_grad]
     for parameter in thawed:
