@@ -24,11 +24,13 @@ class Word:
         text: as it is written in the prompt.
         span: its first character and the one after its last.
         positions: its tokens' positions; empty when it lies beyond what the model reads.
+        learned: whether it is a learned word, see `limelight.concepts`.
     """
 
     text: str
     span: tuple[int, int]
     positions: tuple[int, ...]
+    learned: bool = False
 
     @property
     def key(self) -> str:
@@ -48,6 +50,7 @@ class Prompt:
         words: the words in order.
         padded: whether what follows the end token are tokens of another kind (Stable Diffusion 2.x, BERT) and not more
             end tokens (Stable Diffusion 1.x, XL), which carry meaning of their own.
+        whole: how many tokens it would have if the model read all of it.
     """
 
     text: str
@@ -56,6 +59,7 @@ class Prompt:
     end: int
     words: tuple[Word, ...]
     padded: bool = False
+    whole: int = 0
 
     def find(self, subject: str | int | Sequence[int]) -> tuple[int, ...]:
         """Token positions of a subject, in order.
@@ -85,7 +89,8 @@ class Prompt:
         found = self.words[starts[occurrence - 1] :][: len(wanted)]
         if not all(word.positions for word in found):
             raise PromptError(
-                f"'{subject}' lies beyond the {len(self.ids)} tokens that this model reads; shorten the prompt. "
+                f"'{subject}' lies beyond the {len(self.ids)} tokens that this model reads; shorten the prompt, which "
+                f"has {self.whole}. "
                 f"It reads these words: {', '.join(word.text for word in self.words if word.positions)}."
             )
         return tuple(sorted({position for word in found for position in word.positions}))
@@ -118,15 +123,53 @@ def _key(word: str) -> str:
 
 
 def parse(text: str, tokenizer: Any, length: int) -> Prompt:
-    """Tokenize a prompt with a fast transformers tokenizer, cut and padded to `length` tokens."""
-    encoded = tokenizer(text, padding="max_length", max_length=length, truncation=True)
-    ids = tuple(encoded["input_ids"])
-    end = sum(encoded["attention_mask"]) - 1
-    spans = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"][:-1]  # whole, without its end
+    """Tokenize a prompt with a fast transformers tokenizer, cut and padded to `length` tokens.
+
+    A learned word that the tokenizer knows is as many tokens as it has vectors.
+
+    Raises:
+        PromptError: it names single vectors of a learned word.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    learned, single = _learned(tokenizer)
+    ids: list[int] = []
+    spans, heads = [], []
+    for token, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if token in single:
+            word = single[token]
+            raise PromptError(f"'{text[slice(*span)]}' in the prompt is one vector of '{word}'; write '{word}' alone.")
+        own = learned.get(token, (token,))
+        ids += own
+        spans += [span] * len(own)
+        heads += [span] if token in learned else []
+    whole = len(ids)
+    ids = ids[: length - 1] + ids[-1:] if whole > length else ids
+    end = len(ids) - 1
+    padded = tokenizer.pad_token_id != ids[end]
+    ids += [tokenizer.pad_token_id] * (length - len(ids))
     words = []
     for match in _WORD.finditer(text):
         start, stop = match.span()
         positions = tuple(i for i, span in enumerate(spans) if span[0] < stop and span[1] > start)
-        words.append(Word(match.group(), (start, stop), positions if positions and positions[-1] < end else ()))
-    padded = tokenizer.pad_token_id != ids[end]
-    return Prompt(text, ids, tuple(tokenizer.convert_ids_to_tokens(list(ids))), end, tuple(words), padded)
+        read = positions if positions and positions[-1] < end else ()
+        is_learned = any(span[0] < stop and span[1] > start for span in heads)
+        words.append(Word(match.group(), (start, stop), read, is_learned))
+    names = tuple(tokenizer.convert_ids_to_tokens(ids))
+    return Prompt(text, tuple(ids), names, end, tuple(words), padded, whole)
+
+
+def _learned(tokenizer: Any) -> tuple[dict[int, tuple[int, ...]], dict[int, str]]:
+    """The learned words of a tokenizer: the ids of their vectors by that of the first; the others' words by their ids.
+
+    The vectors of <cat> are called <cat>, <cat>_1, <cat>_2, ..., as diffusers names them.
+    """
+    added = tokenizer.get_added_vocab()
+    learned: dict[int, tuple[int, ...]] = {}
+    single: dict[int, str] = {}
+    for name in added.keys() - set(tokenizer.all_special_tokens):
+        further: list[int] = []
+        while (following := added.get(f"{name}_{len(further) + 1}")) is not None:
+            further.append(following)
+        learned[added[name]] = (added[name], *further)
+        single |= dict.fromkeys(further, name)
+    return {first: ids for first, ids in learned.items() if first not in single}, single

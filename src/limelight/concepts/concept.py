@@ -1,0 +1,105 @@
+"""A learned word."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingsError
+from . import files
+from .binding import bound, check_token
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """A learned word: vectors that stand for it in a text encoder's table.
+
+    Rinon Gal, Yuval Alaluf, Yuval Atzmon, Or Patashnik, Amit H. Bermano, Gal Chechik, Daniel Cohen-Or, "An Image is
+    Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion", 2022,
+    https://arxiv.org/abs/2208.01618
+
+    Attributes:
+        token: how prompts name it: in angle brackets, lower case, without spaces, e.g. ``<my-cat>``.
+        vectors: for each text encoder of the model, in its order, [n, width] float32; Stable Diffusion 1.x, 2.x and LDM
+            have one, XL two.
+        about: what is known of its making; values as JSON has them.
+
+    Raises:
+        SettingsError: the token is no placeholder, or the vectors are none.
+    """
+
+    token: str
+    vectors: tuple[Tensor, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_token(self.token)
+        clean = tuple(vectors.detach().to("cpu", torch.float32, copy=True) for vectors in self.vectors)
+        if not clean or any(v.ndim != 2 or not v.numel() or len(v) != len(clean[0]) for v in clean):
+            shapes = ", ".join(str(list(v.shape)) for v in clean) or "none"
+            raise SettingsError(
+                f"The vectors of '{self.token}' must be [n, width], as many for each text encoder; these are {shapes}."
+            )
+        if not all(v.isfinite().all() for v in clean):
+            raise SettingsError(f"The vectors of '{self.token}' are not all finite numbers; it was learned badly.")
+        object.__setattr__(self, "vectors", clean)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], token: str | None = None) -> Concept:
+        """Read a concept from a file or folder.
+
+        Formats: the original's ``embeddings.pt``, AUTOMATIC1111's ``.pt``, diffusers' ``learned_embeds.safetensors``
+        and ``.bin`` (also their folder), ``emb_params``, and the pair ``clip_l``, ``clip_g`` of Stable Diffusion XL.
+        Pickles are read without running what they hold.
+
+        Args:
+            token: what to call it; by default what the file says. A name without angle brackets gets them ("cat" is
+                ``<cat>``, "*" is ``<star>``). Of a file with several concepts, which.
+
+        Raises:
+            SettingsError: it cannot be read, or holds several concepts.
+        """
+        found = files.read(path)
+        if len(found) > 1:
+            found = [concept for concept in found if concept[0] == token] or found
+        if len(found) > 1:
+            listed = ", ".join(name for name, _, _ in found)
+            raise SettingsError(f"'{path}' holds {len(found)} concepts; choose one as its token: {listed}.")
+        (name, vectors, about), *_ = found
+        return cls(name if token is None else files.placeholder(token), vectors, about)
+
+    @classmethod
+    def load_all(cls, path: str | os.PathLike[str]) -> tuple[Concept, ...]:
+        """Every concept of a file, see `load`."""
+        return tuple(cls(*found) for found in files.read(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it: ``.safetensors`` as diffusers reads it, ``.pt`` as the original code and AUTOMATIC1111 do (there it
+        is called ``*``); a folder gets ``learned_embeds.safetensors`` and ``token_identifier.txt``.
+
+        Raises:
+            SettingsError: it cannot be written, or the format has no place for it.
+        """
+        files.write(path, self.token, self.vectors, self.about)
+
+    @contextmanager
+    def bind(self, model: Any) -> Iterator[Concept]:
+        """Let a model read the word for as long as the ``with`` lasts, see `limelight.concepts.bound`.
+
+            with limelight.Concept.load("cat.safetensors").bind(model) as cat:
+                limelight.generate(model, f"a photo of {cat.token} and a dog")
+
+        Args:
+            model: a `Model`, or a live diffusers pipeline.
+
+        Raises:
+            SettingsError: the vectors do not fit the model, or the word is taken.
+        """
+        with bound(model, self.token, [nn.Parameter(vectors, requires_grad=False) for vectors in self.vectors]):
+            yield self
