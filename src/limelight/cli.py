@@ -127,8 +127,7 @@ def generate_command(
         raise SettingsError("--fast is about guidance; leave out --no-guidance.")
     seed_list = parse_seeds(seeds)
     _check_folder(out)
-    drawn_by = _open(SD_2_1 if sd_2_1 else model, device, scheduler)
-    _bind(context, drawn_by, concept or [])
+    drawn_by = _open(SD_2_1 if sd_2_1 else model, device, scheduler, concept, context)
     changes = {"scale": scale, "until": until, "resolution": resolution}
     preset = AttendAndExcite.fast if fast else AttendAndExcite.suited
     wanted = preset(drawn_by, **{name: value for name, value in changes.items() if value is not None})
@@ -229,8 +228,7 @@ def edit_command(
     seed_list = parse_seeds(seeds)
     _check_folder(out)
     picture = None if image is None else _picture(image)
-    drawn_by = _open(model, device, "ddim" if image else None)
-    _bind(context, drawn_by, concept or [])
+    drawn_by = _open(model, device, "ddim" if image else None, concept, context)
     shares = {word or "*": share for word, share in _factors(cross or []).items()}
     result = _with_progress(
         "edit",
@@ -295,8 +293,7 @@ def explain_command(
 
     seed_list = parse_seeds(seeds)
     _check_folder(out)
-    drawn_by = _open(model, device, scheduler)
-    _bind(context, drawn_by, concept or [])
+    drawn_by = _open(model, device, scheduler, concept, context)
     parsed = drawn_by.prompt(prompt)
     _warn_of_unknown(drawn_by, parsed)
     explanation = explain(
@@ -328,9 +325,7 @@ def tokens(
     device: Device = None,
 ) -> None:
     """Show how the model reads a prompt: its tokens and the words that they belong to."""
-    opened = _open(model, device)
-    _bind(context, opened, concept or [])
-    _show_tokens(opened.prompt(prompt))
+    _show_tokens(_open(model, device, concepts=concept, context=context).prompt(prompt))
 
 
 def _show_tokens(parsed: Prompt) -> None:
@@ -396,16 +391,22 @@ def _ask(parsed: Prompt) -> str:
     return typer.prompt("Token indices or words to put on stage, separated by commas")
 
 
-def _open(model: str, device: str | None, scheduler: str | None = None) -> Model:
+def _open(
+    model: str,
+    device: str | None,
+    scheduler: str | None = None,
+    concepts: Sequence[str] | None = None,
+    context: typer.Context | None = None,
+) -> Model:
+    """The model, with learned words from files for as long as the command of this context runs."""
     quiet()
-    return load(model, device=device, scheduler=scheduler)
-
-
-def _bind(context: typer.Context, model: Model, files: Sequence[str]) -> None:
-    """Learned words for as long as the command runs."""
-    for concept in read_concepts(files):
-        context.with_resource(concept.bind(model))
-        console.print(f"learned word: {escape(concept.token)}")
+    found = read_concepts(concepts or ())  # first: models take longer
+    opened = load(model, device=device, scheduler=scheduler)
+    if context is not None:
+        for concept in found:
+            context.with_resource(concept.bind(opened))
+            console.print(f"learned word: {escape(concept.token)}")
+    return opened
 
 
 def _with_progress(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:
