@@ -1,6 +1,7 @@
 """limelight: look at, steer and edit the attention of text-to-image diffusion models."""
 
 from .attach import attach
+from .concepts import Concept
 from .edit import EditResult, edit
 from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError
 from .generate import Step, denoise, generate
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttendAndExcite",
     "AttentionMaps",
+    "Concept",
     "EditResult",
     "Guidance",
     "LimelightError",

@@ -33,8 +33,8 @@ def attach(
     `limelight.generate`; fractions of the schedule are of the steps that the pipeline really takes (an img2img of
     strength 0.5 takes half).
     What a ControlNet adds was computed from the latents before the move. Only this pipeline is steered: do not call
-    another one that shares its denoiser inside the ``with``. A learned word of several vectors is as many tokens, each
-    of which can be a part of a subject.
+    another one that shares its denoiser inside the ``with``. A learned word is found by its name, with all its vectors,
+    whether it was bound (``concept.bind(pipeline)``) or loaded into the pipeline.
 
     Args:
         pipeline: a live pipeline. Whatever is loaded into it (LoRA, IP-Adapter, textual inversion) stays in force.
@@ -112,7 +112,7 @@ class Attached:
             self._prompts = [blank] * (1 if embedded is None else len(embedded))
         else:
             self._named = True
-            self._prompts = [self.model.expanded(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+            self._prompts = [self.model.read(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
         self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
         return original(*args, **kwargs)
 
@@ -211,10 +211,19 @@ class _Foreign(UNet):
         self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
         check_order(self.scheduler)
 
-    def expanded(self, text: str) -> Prompt:
-        """The prompt as the pipeline reads it: learned words of several vectors are as many tokens."""
+    def read(self, text: str) -> Prompt:
+        """The prompt, which the pipeline must read as we do."""
+        prompt, tokenizer = self.prompt(text), self.pipeline.tokenizer
         convert = getattr(self.pipeline, "maybe_convert_prompt", None)
-        return self.prompt(convert(text, self.pipeline.tokenizer) if convert else text)
+        if any(word.learned for word in prompt.words):
+            ids = tokenizer(convert(text, tokenizer) if convert else text, verbose=False)["input_ids"]
+            if tuple(ids[:-1][: prompt.end]) != prompt.ids[: prompt.end]:
+                names = ", ".join(word.text for word in prompt.words if word.learned)
+                raise PromptError(
+                    f"'{type(self.pipeline).__name__}' does not read every vector of {names}; write learned words in "
+                    "lower case, or learn one vector for each."
+                )
+        return prompt
 
     def take(self, inputs: dict[str, Any], branches: int, channels: int) -> None:
         """Remember the inputs of the pipeline's own pass; the conditional rows are its last."""

@@ -25,6 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, edit, generate, load
+from .concepts.commands import ConceptFiles, read_concepts
+from .concepts.commands import app as concept_app
 from .edits import HeadGain
 from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
@@ -44,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(heads_app, name="heads")
+app.add_typer(concept_app, name="concept")
 app.add_typer(evaluate, name="evaluate")
 console = Console(highlight=False)
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
@@ -55,6 +58,7 @@ Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default t
 
 @app.command("generate")
 def generate_command(
+    context: typer.Context,
     prompt: PromptText,
     subjects: Annotated[
         str,
@@ -68,6 +72,7 @@ def generate_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Draw every seed plainly and guided, in two rows.")
     ] = False,
+    concept: ConceptFiles = None,
     model: ModelName = "pocket",
     sd_2_1: Annotated[
         bool, typer.Option("--sd-2-1", help="Short for --model stabilityai/stable-diffusion-2-1-base.")
@@ -122,7 +127,7 @@ def generate_command(
         raise SettingsError("--fast is about guidance; leave out --no-guidance.")
     seed_list = parse_seeds(seeds)
     _check_folder(out)
-    drawn_by = _open(SD_2_1 if sd_2_1 else model, device, scheduler)
+    drawn_by = _open(SD_2_1 if sd_2_1 else model, device, scheduler, concept, context)
     changes = {"scale": scale, "until": until, "resolution": resolution}
     preset = AttendAndExcite.fast if fast else AttendAndExcite.suited
     wanted = preset(drawn_by, **{name: value for name, value in changes.items() if value is not None})
@@ -164,6 +169,7 @@ def generate_command(
 
 @app.command("edit")
 def edit_command(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="What the picture shows, e.g. 'a red car'.", show_default=False)],
     targets: Annotated[
         list[str], typer.Argument(help="What it should show instead, e.g. 'a blue car'.", show_default=False)
@@ -210,6 +216,7 @@ def edit_command(
         list[str] | None,
         typer.Option(help="WORD=FACTOR: show more (above 1) or less of a word; repeat for more.", show_default=False),
     ] = None,
+    concept: ConceptFiles = None,
     model: ModelName = "pocket",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
@@ -221,7 +228,7 @@ def edit_command(
     seed_list = parse_seeds(seeds)
     _check_folder(out)
     picture = None if image is None else _picture(image)
-    drawn_by = _open(model, device, "ddim" if image else None)
+    drawn_by = _open(model, device, "ddim" if image else None, concept, context)
     shares = {word or "*": share for word, share in _factors(cross or []).items()}
     result = _with_progress(
         "edit",
@@ -253,6 +260,7 @@ def edit_command(
 
 @app.command("explain")
 def explain_command(
+    context: typer.Context,
     prompt: PromptText,
     words: Annotated[
         str | None, typer.Option(help="Words to show, e.g. cat,dog; by default every word.", show_default=False)
@@ -267,6 +275,7 @@ def explain_command(
     ] = "auto",
     seeds: Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")] = "0",
     guidance: Annotated[bool, typer.Option(help="Steer by Attend-and-Excite, or draw plainly.")] = True,
+    concept: ConceptFiles = None,
     model: ModelName = "pocket",
     scheduler: Annotated[
         str | None, typer.Option(help=f"By default the model's own; {', '.join(SCHEDULERS)}.", show_default=False)
@@ -284,7 +293,7 @@ def explain_command(
 
     seed_list = parse_seeds(seeds)
     _check_folder(out)
-    drawn_by = _open(model, device, scheduler)
+    drawn_by = _open(model, device, scheduler, concept, context)
     parsed = drawn_by.prompt(prompt)
     _warn_of_unknown(drawn_by, parsed)
     explanation = explain(
@@ -308,9 +317,15 @@ def explain_command(
 
 
 @app.command()
-def tokens(prompt: PromptText, model: ModelName = "pocket", device: Device = None) -> None:
+def tokens(
+    context: typer.Context,
+    prompt: PromptText,
+    concept: ConceptFiles = None,
+    model: ModelName = "pocket",
+    device: Device = None,
+) -> None:
     """Show how the model reads a prompt: its tokens and the words that they belong to."""
-    _show_tokens(_open(model, device).prompt(prompt))
+    _show_tokens(_open(model, device, concepts=concept, context=context).prompt(prompt))
 
 
 def _show_tokens(parsed: Prompt) -> None:
@@ -376,9 +391,22 @@ def _ask(parsed: Prompt) -> str:
     return typer.prompt("Token indices or words to put on stage, separated by commas")
 
 
-def _open(model: str, device: str | None, scheduler: str | None = None) -> Model:
+def _open(
+    model: str,
+    device: str | None,
+    scheduler: str | None = None,
+    concepts: Sequence[str] | None = None,
+    context: typer.Context | None = None,
+) -> Model:
+    """The model, with learned words from files for as long as the command of this context runs."""
     quiet()
-    return load(model, device=device, scheduler=scheduler)
+    found = read_concepts(concepts or ())  # first: models take longer
+    opened = load(model, device=device, scheduler=scheduler)
+    if context is not None:
+        for concept in found:
+            context.with_resource(concept.bind(opened))
+            console.print(f"learned word: {escape(concept.token)}")
+    return opened
 
 
 def _with_progress(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:

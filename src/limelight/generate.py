@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .concepts.binding import learned
 from .edits import HeadGain, bound, described
 from .errors import PromptError, SettingsError
 from .guidance import Guidance, Move, Steering, layers_to_read
@@ -340,6 +341,7 @@ def provenance(model: Model) -> dict[str, Any]:
         "model": model.name,
         "scheduler": type(model.scheduler).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
+        **({"learned": words} if (words := learned(model)) else {}),
         "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
     }
 

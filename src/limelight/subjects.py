@@ -76,12 +76,15 @@ def nouns(prompt: Prompt) -> tuple[str, ...]:
 
     They are the last words of the phrases that begin with an article or a number: "a black cat and a dog on a bench"
     gives cat, dog, bench; "a photo of a cat" gives cat. A prompt without such phrases is read by spaCy where it and its
-    model ``en_core_web_sm`` are installed, and else cut at "and" and "with": "cat and dog" gives cat, dog.
+    model ``en_core_web_sm`` are installed, and else cut at "and" and "with": "cat and dog" gives cat, dog. A learned
+    word is always one: "a photo of <my-cat> and a dog" gives <my-cat>, dog.
     """
-    return _after_determiners(prompt) or _by_spacy(prompt) or _between_joiners(prompt)
+    learned = [i for i, word in enumerate(prompt.words) if word.learned]
+    found = _after_determiners(prompt) or _by_spacy(prompt) or _between_joiners(prompt)
+    return _names(prompt, sorted({*found, *learned}))
 
 
-def _after_determiners(prompt: Prompt) -> tuple[str, ...]:
+def _after_determiners(prompt: Prompt) -> list[int]:
     words = [word.key for word in prompt.words]
     found = []
     i = 0
@@ -97,26 +100,26 @@ def _after_determiners(prompt: Prompt) -> tuple[str, ...]:
         of_something = i < len(words) and words[i] == "of" and words[i - 1] in _MEDIA
         if i > first and not of_something:
             found.append(i - 1)
-    return _names(prompt, found)
+    return found
 
 
-def _between_joiners(prompt: Prompt) -> tuple[str, ...]:
+def _between_joiners(prompt: Prompt) -> list[int]:
     words = [word.key for word in prompt.words]
     ends = [i for i in range(len(words)) if i + 1 == len(words) or words[i + 1] in ("and", "with")]
     starts = [0, *(end + 2 for end in ends[:-1])]
     if any(end - start > 2 for start, end in zip(starts, ends, strict=False)):
-        return ()  # longer than adjective, adjective, noun: no list of things
-    return _names(prompt, ends)
+        return []  # longer than adjective, adjective, noun: no list of things
+    return ends
 
 
-def _by_spacy(prompt: Prompt) -> tuple[str, ...]:
+def _by_spacy(prompt: Prompt) -> list[int]:
     read = _spacy_model()
     if read is None:
-        return ()
+        return []
     document = read(prompt.text)
     starts = {word.span[0]: i for i, word in enumerate(prompt.words)}
     heads = [chunk.root.idx for chunk in document.noun_chunks if chunk.root.pos_ in ("NOUN", "PROPN")]
-    return _names(prompt, [starts[head] for head in heads if head in starts])
+    return [starts[head] for head in heads if head in starts]
 
 
 @lru_cache(maxsize=1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ModelError, SettingsError
 from ..guidance import frozen
@@ -50,10 +51,17 @@ def bound(model: Any, token: str, rows: Sequence[nn.Parameter]) -> Iterator[None
         SettingsError: the rows do not fit the text encoders, or the word is taken.
         ModelError: the model has no text encoder that words can be bound to.
     """
-    readers = readers_of(model)
-    rows = tuple(rows)
+    readers, rows = readers_of(model), tuple(rows)
+    if not readers or not all(getattr(tokenizer, "is_fast", False) for tokenizer, _ in readers):
+        kind = type(getattr(model, "pipeline", model)).__name__
+        raise ModelError(f"'{kind}' has no text encoder with a fast tokenizer to bind '{token}' to.")
     check_token(token)
-    _check(token, rows, readers)
+    check_fit(token, rows, readers)
+    if any(token in tokenizer.get_added_vocab() for tokenizer, _ in readers):
+        raise SettingsError(
+            f"The model already has a word '{token}'; load one of them under another name, for example "
+            f"token='{token[:-1]}-2>'."
+        )
     names = [token, *(f"{token}_{i}" for i in range(1, len(rows[0])))]  # as diffusers names them
     stack = _BOUND.setdefault(readers[0][1], [])
     with ExitStack() as frozen_meanwhile:
@@ -73,24 +81,23 @@ def bound(model: Any, token: str, rows: Sequence[nn.Parameter]) -> Iterator[None
                     put_back()
 
 
-def words(model: Any) -> Mapping[str, tuple[nn.Parameter, ...]]:
-    """The words that are bound to a model, with their rows."""
-    return {own.token: own.rows for own in _BOUND.get(readers_of(model)[0][1], [])}
+def learned(model: Any) -> dict[str, str]:
+    """The words that are bound to a model, each with a hash of its vectors; to be stored with what they drew."""
+    found = {}
+    for own in (own for _, encoder in readers_of(model) for own in _BOUND.get(encoder, ())):
+        digest = hashlib.sha256()
+        for rows in own.rows:
+            digest.update(rows.detach().float().cpu().contiguous().numpy().tobytes())
+        found[own.token] = digest.hexdigest()[:16]
+    return found
 
 
 def readers_of(model: Any) -> list[tuple[Any, Any]]:
-    """The tokenizers and text encoders of a model or a diffusers pipeline, in their order.
-
-    Raises:
-        ModelError: there is none.
-    """
+    """The tokenizers and text encoders of a model or a diffusers pipeline, in their order."""
     pipeline = getattr(model, "pipeline", model)
     places = (("tokenizer", "text_encoder"), ("tokenizer", "bert"), ("tokenizer_2", "text_encoder_2"))
     pairs = [(getattr(pipeline, one, None), getattr(pipeline, other, None)) for one, other in places]
-    found = [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
-    if not found or not all(getattr(tokenizer, "is_fast", False) for tokenizer, _ in found):
-        raise ModelError(f"'{type(pipeline).__name__}' has no text encoder with a fast tokenizer to bind a word to.")
-    return found
+    return [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
 
 
 def check_token(token: str) -> None:
@@ -106,23 +113,22 @@ def check_token(token: str) -> None:
         )
 
 
-def _check(token: str, rows: Sequence[nn.Parameter], readers: Sequence[tuple[Any, Any]]) -> None:
+def check_fit(token: str, rows: Sequence[Tensor], readers: Sequence[tuple[Any, Any]]) -> None:
+    """
+    Raises:
+        SettingsError: the rows were learned for other text encoders.
+    """
     if len(rows) != len(readers):
         plural = "s" * (len(rows) != 1)
         raise SettingsError(
             f"'{token}' was learned for {len(rows)} text encoder{plural}; this model has {len(readers)}."
         )
-    for (tokenizer, encoder), learned in zip(readers, rows, strict=True):
+    for (_, encoder), own in zip(readers, rows, strict=True):
         width = encoder.get_input_embeddings().embedding_dim
-        if learned.shape[1] != width:
+        if own.shape[1] != width:
             raise SettingsError(
-                f"The vectors of '{token}' have {learned.shape[1]} dimensions; this text encoder has {width}. "
-                "It was learned for another model."
-            )
-        if token in tokenizer.get_added_vocab():
-            raise SettingsError(
-                f"The model already has a word '{token}'; load one of them under another name, for example "
-                f"token='{token[:-1]}-2>'."
+                f"The vectors of '{token}' have {own.shape[1]} dimensions; this text encoder has {width}. They were "
+                "learned for another model."
             )
 
 

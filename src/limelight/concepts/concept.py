@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SettingsError
 from . import files
-from .binding import bound, check_token
+from .binding import bound, check_fit, check_token, readers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,3 +104,23 @@ class Concept:
         """
         with bound(model, self.token, [nn.Parameter(vectors, requires_grad=False) for vectors in self.vectors]):
             yield self
+
+    def nearest(self, model: Any, count: int = 5) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """For each vector, the words of a model's (first) table that lie next to it.
+
+        Returns:
+            Words and cosines, 1 at most, the nearest first.
+
+        Raises:
+            SettingsError: the vectors do not fit the model.
+        """
+        readers = readers_of(model)
+        check_fit(self.token, self.vectors, readers)
+        tokenizer, encoder = readers[0]
+        table = encoder.get_input_embeddings().weight.detach().to("cpu", torch.float32)[: tokenizer.vocab_size]
+        cosines = F.normalize(self.vectors[0], dim=1) @ F.normalize(table, dim=1).T
+        best = cosines.topk(min(count, len(table)), dim=1)
+        return tuple(
+            tuple((tokenizer.decode([index]).strip(), value) for index, value in zip(*row, strict=True))
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..concepts.commands import ConceptFiles, read_concepts
 from ..errors import SettingsError
 from ..models import quiet
 from ..suites import SUITES, load
@@ -48,6 +49,7 @@ def run_command(
     first: Annotated[int, typer.Option(help="The prompt to begin with, from 0.", min=0)] = 0,
     model: Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id.")] = "pocket",
     scheduler: Annotated[str | None, typer.Option(help="By default the model's own.", show_default=False)] = None,
+    concept: ConceptFiles = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
     height: Annotated[int | None, typer.Option(help="In pixels; by default the model's own.")] = None,
@@ -77,6 +79,7 @@ def run_command(
             model=model,
             device=device,
             scheduler=scheduler,
+            concepts=read_concepts(concept or []),
             batch=batch,
             engine=engine,
             workers=workers,

@@ -7,13 +7,15 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from ..concepts import Concept
+from ..concepts.binding import learned
 from ..errors import SettingsError
 from ..generate import generate
 from ..models import Model, load
@@ -54,6 +56,7 @@ class Painter:
         labels: the methods, see `methods.parse`.
         source, device, scheduler: see `limelight.load`.
         options: of `limelight.generate`, the same for all methods.
+        concepts: learned words that the prompts may use.
         slot: which of this machine's GPUs to take.
     """
 
@@ -64,11 +67,15 @@ class Painter:
         device: str | None,
         scheduler: str | None,
         options: dict[str, Any],
+        concepts: Sequence[Concept] = (),
         slot: int = 0,
     ) -> None:
         if device in (None, "cuda") and torch.cuda.is_available():
             device = f"cuda:{slot % torch.cuda.device_count()}"
         self.model = load(source, device=device, scheduler=scheduler)
+        self._bound = ExitStack()  # for as long as the worker lives
+        for concept in concepts:
+            self._bound.enter_context(concept.bind(self.model))
         self.methods = {label: build(label, self.model) for label in labels}
         self._settings = {label: self._depends_on(label, options) for label in labels}
         self._hashes = {label: digest(settings) for label, settings in self._settings.items()}
@@ -110,6 +117,7 @@ class Painter:
             "scheduler": {"class": type(model.scheduler).__name__, **_plain_values(model.scheduler.config)},
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
+            **({"learned": words} if (words := learned(model)) else {}),
             "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
         }
 
@@ -123,6 +131,7 @@ def run(
     model: str = "pocket",
     device: str | None = None,
     scheduler: str | None = None,
+    concepts: Sequence[Concept] = (),
     batch: int = 8,
     engine: str = "local",
     workers: int | None = None,
@@ -142,6 +151,7 @@ def run(
         methods: names of `methods.METHODS`, with settings of your own after colons ("attend-and-excite:scale=10").
         seeds: the same for all methods.
         model, device, scheduler: see `limelight.load`.
+        concepts: learned words that the prompts may use.
         batch: most pictures in one pass, all of one case.
         engine, workers, address, share: see `executor.open_executor`.
         on_progress: told how many pictures are there, before the first and after each.
@@ -161,7 +171,7 @@ def run(
     if not (cases and methods and seeds) or batch < 1:
         raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one picture.")
     seeds, drawn = sorted(set(seeds)), 0
-    start = partial(Painter, tuple(methods), model, device, scheduler, options)
+    start = partial(Painter, tuple(methods), model, device, scheduler, options, tuple(concepts))
     with (
         Run(folder, say) as store,
         open_executor(start, engine=engine, workers=workers, address=address, share=share) as executor,

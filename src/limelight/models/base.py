@@ -120,7 +120,8 @@ class Model(ABC):
         """Words that the model has never seen, where its folder says which ones it knows."""
         if self.about.words is None:
             return ()
-        return tuple(dict.fromkeys(word.text for word in prompt.words if word.key not in self.about.words))
+        known = self.about.words
+        return tuple(dict.fromkeys(word.text for word in prompt.words if not word.learned and word.key not in known))
 
     @property
     @abstractmethod
