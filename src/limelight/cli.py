@@ -17,7 +17,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import typer
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -27,6 +26,8 @@ from rich.table import Table
 from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, edit, generate, load
 from .concepts.commands import ConceptFiles, read_concepts
 from .concepts.commands import app as concept_app
+from .concepts.learn_command import learn_command
+from .concepts.pictures import open_picture
 from .edits import HeadGain
 from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
@@ -45,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("learn")(learn_command)
 app.add_typer(heads_app, name="heads")
 app.add_typer(concept_app, name="concept")
 app.add_typer(evaluate, name="evaluate")
@@ -227,7 +229,7 @@ def edit_command(
     """Change a picture by changing its prompt: the source above, each target below it, one column per seed."""
     seed_list = parse_seeds(seeds)
     _check_folder(out)
-    picture = None if image is None else _picture(image)
+    picture = None if image is None else open_picture(image)
     drawn_by = _open(model, device, "ddim" if image else None, concept, context)
     shares = {word or "*": share for word, share in _factors(cross or []).items()}
     result = _with_progress(
@@ -457,16 +459,6 @@ def _factors(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise SettingsError(f"'{text}' is not of the form WORD=NUMBER, for example red=0.5.") from None
     return factors
-
-
-def _picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError) as error:
-        reason = getattr(error, "strerror", None) or "it is no picture"
-        raise SettingsError(f"'{path}' cannot be read: {reason}.") from None
 
 
 def _check_folder(folder: Path) -> None:

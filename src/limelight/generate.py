@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import operator
 import warnings
@@ -344,6 +345,15 @@ def provenance(model: Model) -> dict[str, Any]:
         **({"learned": words} if (words := learned(model)) else {}),
         "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
     }
+
+
+def fingerprint(model: Model) -> str:
+    """Sixteen hexadecimal digits that change with a training of the denoiser: of the first values of each weight."""
+    found = hashlib.sha256()
+    for name, value in model.denoiser.state_dict().items():
+        found.update(name.encode() + str(tuple(value.shape)).encode())
+        found.update(value.flatten()[:32].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _recorded(model: Model, size: tuple[int, int], guidance: Guidance | None, record: Record) -> tuple[Layer, ...]:

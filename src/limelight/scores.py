@@ -134,6 +134,24 @@ def image_image(images: Tensor, others: Tensor) -> Tensor:
     return (images * others).sum(dim=-1)
 
 
+def image_similarity(images: Tensor, others: Tensor) -> Tensor:
+    """How much pictures look like others: the mean cosine of all pairs (features [images, width], [others, width]), a
+    scalar in -1..1.
+
+    The measure of reconstruction of Rinon Gal et al., "An Image is Worth One Word: Personalizing Text-to-Image
+    Generation using Textual Inversion", 2022, https://arxiv.org/abs/2208.01618. Of different pictures with themselves
+    it is below 1.
+    """
+    return (images @ others.T).mean()
+
+
+def text_similarity(clip: Clip, images: Tensor, prompt: str, token: str) -> Tensor:
+    """Similarity of pictures (features [images, width]) to a prompt without its learned word, [images] in -1..1: the
+    measure of editability of the same paper.
+    """
+    return images @ clip.texts([" ".join(prompt.replace(token, " ").split())])[0]
+
+
 def _unit(features: Any) -> Tensor:
     features = getattr(features, "pooler_output", features)
     return features / features.norm(dim=-1, keepdim=True)

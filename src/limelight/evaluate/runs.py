@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import time
@@ -17,7 +16,7 @@ import torch
 from ..concepts import Concept
 from ..concepts.binding import learned
 from ..errors import SettingsError
-from ..generate import generate
+from ..generate import fingerprint, generate
 from ..models import Model, load
 from ..result import Result, png
 from ..suites import Case
@@ -200,15 +199,6 @@ def run(
                     drawn += 1
                     on_progress(there + drawn, len(wanted))
     return drawn
-
-
-def fingerprint(model: Model) -> str:
-    """Sixteen hexadecimal digits that change with a training of the denoiser: of the first values of each weight."""
-    found = hashlib.sha256()
-    for name, value in model.denoiser.state_dict().items():
-        found.update(name.encode() + str(tuple(value.shape)).encode())
-        found.update(value.flatten()[:32].float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 @contextmanager
