@@ -10,7 +10,7 @@ pictures of the thing from sentences with that word.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +60,7 @@ class TrainStep:
 
 def invert(
     model: Model, images: Source | Pictures, config: InversionConfig, *, state: TrainState | None = None
-) -> Iterator[TrainStep]:
+) -> Generator[TrainStep, None, None]:
     """Learn a word, step by step; the last step has it.
 
     While the generator is alive the model knows the word as it is at that step, so it can be drawn in between; and its
@@ -100,7 +100,7 @@ def encode(model: Model, source: Source, config: InversionConfig) -> Pictures:
 @torch.enable_grad()
 def _steps(
     model: Model, pictures: Pictures, config: InversionConfig, state: TrainState, texts: tuple[str, ...]
-) -> Iterator[TrainStep]:
+) -> Generator[TrainStep, None, None]:
     rows = [nn.Parameter(v.to(model.device, copy=True)) for v in state.vectors]
     begun = [v.to(model.device) for v in state.begun]
     optimizer = torch.optim.AdamW(rows, lr=config.rate, weight_decay=config.weight_decay, foreach=False)

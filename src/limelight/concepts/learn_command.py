@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -18,8 +19,9 @@ from ..errors import SettingsError
 from ..models import Model, load, quiet
 from ..result import slug
 from .concept import Concept
-from .inversion import InversionConfig, TrainState, TrainStep
+from .inversion import TrainStep
 from .report import verdict
+from .state import InversionConfig, TrainState
 from .training import STATE, Row, learn
 
 console = Console(highlight=False)
@@ -34,7 +36,7 @@ def learn_command(
     init: Annotated[
         str | None,
         typer.Option(
-            help="A word for what it is, e.g. cat; or the folder or file of another concept.", show_default=False
+            help="A word for what it is, e.g. cat; or another concept's path, e.g. learned/cat/.", show_default=False
         ),
     ] = None,
     vectors: Annotated[int | None, typer.Option(help="How many tokens it is.", show_default="1")] = None,
@@ -89,7 +91,7 @@ def learn_command(
     if dtype is not None and dtype not in DTYPES:
         raise SettingsError(f"--dtype {dtype} must be {' or '.join(DTYPES)}.")
     folder = out or Path("learned") / slug(token or "")
-    given = {
+    given: dict[str, Any] = {
         "token": token,
         "vectors": vectors,
         "steps": steps,
@@ -107,7 +109,7 @@ def learn_command(
     }
     given = {name: value for name, value in given.items() if value is not None}
     start = None
-    if init is not None and Path(init).exists():
+    if init is not None and (os.sep in init or Path(init).suffix):  # no word looks like a path
         start = Concept.load(init)
         given.setdefault("vectors", len(start.vectors[0]))
     elif init is not None:
@@ -116,14 +118,14 @@ def learn_command(
         saved = TrainState.load(folder / STATE)
         opened = _open(model or saved.about["model"], device, dtype)
         config = replace(saved.config, **given)
-        saved_text = f"'{config.token}' goes on after step {saved.step}"
+        said = f"'{config.token}' goes on after step {saved.step}"
     else:
         opened = _open(model or "pocket", device, dtype)
         config = InversionConfig.suited(opened, **given)
         begun = f"'{config.init}'" if config.init else init or "random vectors"
-        saved_text = f"'{config.token}' begins as {begun}"
+        said = f"'{config.token}' begins as {begun}"
     console.print(
-        f"{escape(saved_text)}, {config.vectors} vector{'s' * (config.vectors != 1)}; in {escape(str(folder))}"
+        f"{escape(said)}, {config.vectors} vector{'s' * (config.vectors != 1)}; in {escape(str(folder))}"
     )
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:

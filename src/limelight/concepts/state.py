@@ -195,10 +195,9 @@ class TrainState:
                     f"This training has {name}={value!r}, not {getattr(config, name)!r}; go on with {name}={value!r}, "
                     "or begin another."
                 )
-        here = {"model": model.name, "weights": fingerprint(model), "pictures": pictures.digest}
-        if self.about["weights"] != here["weights"]:
+        if self.about["weights"] != fingerprint(model):
             raise SettingsError(f"This training is of '{self.about['model']}', and '{model.name}' has other weights.")
-        if self.about["pictures"] != here["pictures"]:
+        if self.about["pictures"] != pictures.digest:
             raise SettingsError("This training is of other pictures; go on with the same ones, or begin another.")
 
     def save(self, path: Path) -> None:

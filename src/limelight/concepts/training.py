@@ -18,9 +18,10 @@ from ..generate import generate
 from ..models.base import Model
 from ..result import grid, png, write
 from .concept import Concept
-from .inversion import InversionConfig, TrainState, TrainStep, encode, held_loss, invert
+from .inversion import TrainStep, encode, held_loss, invert
 from .pictures import Pictures, Source, sentences
 from .report import card, curve
+from .state import InversionConfig, TrainState
 
 STATE, CONCEPT, LOSSES = "state", "learned_embeds.safetensors", "loss.csv"
 
@@ -200,8 +201,9 @@ class _Training:
     ) -> Report:
         self.rows = [row for row in read_losses(self.folder / LOSSES) if row.step <= state.step]
         if not self.rows:
+            state.save(self.folder / STATE)  # from here on there is a training to go on with
             with state.concept.bind(self.model):
-                self._measure(state, Row(0, None, None, None, None, state.norm, state.cosine), on_save)
+                self._measure(state, Row(state.step, None, None, None, None, state.norm, state.cosine), on_save)
         self.stopped = self._done(patience)
         try:
             while not self.stopped and (step := next(steps, None)) is not None:
