@@ -228,7 +228,7 @@ learn(model, {str(folder)!r}, InversionConfig(**{settings!r}), Path({str(tmp_pat
     running = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"})
     for _ in range(3000):
         if (
-            tmp_path / "killed" / "steps" / "learned_embeds-steps-5.safetensors"
+            tmp_path / "killed" / "steps" / "learned_embeds-steps-10.safetensors"
         ).exists() or running.poll() is not None:
             break
         time.sleep(0.02)
