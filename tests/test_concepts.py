@@ -181,7 +181,7 @@ def test_ldm_bert():
     )
 
     class Pipeline:
-        bert = LDMBertModel(config).eval()
+        bert = text_encoder = LDMBertModel(config).eval()
 
     Pipeline.tokenizer = tokenizer
     before, json_before = Pipeline.bert(torch.tensor([[2, 5, 6, 3]]))[0], tokenizer._tokenizer.to_str()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import json
 import multiprocessing
@@ -17,16 +18,17 @@ import psutil
 import pyarrow as pa
 import pytest
 import scipy.stats
+import torch
 from PIL import Image
 from pyarrow import parquet
 
 import limelight.evaluate.runs as module
-from limelight import PromptError, Result, SettingsError
+from limelight import Concept, PromptError, Result, SettingsError
 from limelight.evaluate import report, run, score
 from limelight.evaluate.scoring import VALUES
 from limelight.evaluate.statistics import best_of, compare
 from limelight.evaluate.store import Run
-from limelight.suites import attend_excite, load
+from limelight.suites import Case, attend_excite, load
 
 CASES = attend_excite()[::60][:2]
 METHODS = ("plain", "attend-and-excite")
@@ -64,6 +66,19 @@ def content(folder: Path):
     assert pictures.keys() == {json.loads(row)["file"] for row in rows}
     others = set(files) - set(pictures) - {".lock"}
     return set(rows), pictures, others
+
+
+def test_pictures_depend_on_learned_words(quick, pocket, tmp_path):
+    width = pocket.pipeline.text_encoder.config.hidden_size
+    case = Case("a cat and a <my-cat>", "own")
+    own, other = (Concept("<my-cat>", (torch.full((1, width), value),)) for value in (0.01, 0.02))
+    options = {"batch": 1, "workers": 1, **SMALL}
+    assert run(tmp_path, [case], ["plain"], [0], concepts=[own], **options) == 1
+    assert run(tmp_path, [case], ["plain"], [0], concepts=[own], **options) == 0
+    with pytest.raises(SettingsError, match="learned"):
+        run(tmp_path, [case], ["plain"], [0], concepts=[other], **options)
+    gc.collect()
+    assert not pocket.prompt("a <my-cat>").words[-1].learned
 
 
 def killed_at(count, folder, draw):
