@@ -23,7 +23,7 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.guidance
-	$(BIN)/python -m bench.pocket --out out/pocket.jsonl
+	$(BIN)/python -m bench.pocket --out out/pocket
 	$(BIN)/python -m bench.attend_excite
 	$(BIN)/python -m bench.step --size pocket
 	$(BIN)/python -m bench.count
