@@ -233,6 +233,24 @@ def test_a_subject_that_is_not_there(quick, tmp_path):
         run(tmp_path / "run", cases, ["attend-and-excite"], [0], workers=1, **SMALL)
 
 
+def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
+    said = []
+    cases = (Case("a cat and a zebra", "mine"), Case("a wug and a zebra", "mine"))
+    run(tmp_path / "run", cases, ["plain"], [0], workers=1, say=said.append, **SMALL)
+    assert said == ["The model 'pocket' has never seen 'wug', 'zebra'; what it draws for that means nothing."]
+    assert not [warning for warning in recwarn if "never seen" in str(warning.message)]
+
+
+def test_another_judge_measures_again(whole, tmp_path, monkeypatch, pocket):
+    seen = []
+    options = {"out": tmp_path, "workers": 1, "on_progress": lambda *numbers: seen.append(numbers)}
+    score(whole, {"clip": "none", "captioner": "none"}, **options)
+    monkeypatch.setattr("limelight.evaluate.scoring._embedded", lambda names: {"detector": "trained again"})
+    seen.clear()
+    score(whole, {"clip": "none", "captioner": "none"}, **options)
+    assert seen[0] == (0, PICTURES)
+
+
 def kill_a_worker(name):
     """Kill one of this process's workers, as its command line names them; a callback for progress."""
     killed = []
@@ -289,6 +307,10 @@ def test_scores(whole, tmp_path, quick):
     assert (left, seen) == (PICTURES / 2 - 1, [(PICTURES - 1, PICTURES), (PICTURES, PICTURES)])
     assert len(said) == 1
     assert f"'{spoilt}' cannot be read and is left out" in said[0]
+    # One more is gone.
+    (folder / table[0]["file"]).unlink()
+    score(folder, **options)
+    assert f"1 pictures of the run are left out, '{folder / table[0]['file']}' is not there" in said[1]
     # The paper's way of handling texts is another measurement.
     assert score(folder, {"paper": True}, **options)["methods"]["plain"] != first["methods"]["plain"]
 
