@@ -103,6 +103,20 @@ def test_prompts_without_the_word_are_read_as_before(model):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_word_made_of_words_is_read_as_they_are(model):
+    """Vectors copied from the rows of "black" and "cat" give the very states of "black cat"."""
+    words = model.prompt("black cat")
+    readers = [(model.pipeline.tokenizer, model.pipeline.text_encoder)]
+    if hasattr(model.pipeline, "text_encoder_2"):
+        readers.append((model.pipeline.tokenizer_2, model.pipeline.text_encoder_2))
+    rows = tuple(encoder.get_input_embeddings().weight[list(words.ids[1:3])] for _, encoder in readers)
+    expected = model.encode([model.prompt("a black cat and a dog")], "a black cat")
+    with Concept("<black-cat>", rows).bind(model):
+        found = model.encode([model.prompt("a <black-cat> and a dog")], "a <black-cat>")
+    for name, value in expected.joined.items():
+        assert torch.equal(found.joined[name], value), name
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
 def test_words_are_bound_inside_each_other_and_end_in_any_order(tiny, order):
     before = state(tiny)
