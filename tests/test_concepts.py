@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -164,6 +165,19 @@ def test_half_precision_and_devices_are_the_tables(tokenizer):
     assert torch.equal(
         ExtendedEmbedding(table, rows)(torch.tensor([[3, 6]])), torch.stack([given[0, 0], given[0, 0] + 1])[None]
     )
+
+
+def test_an_offloaded_table(tiny_pipeline):
+    """accelerate keeps the weights elsewhere and brings each module's when it runs."""
+    found = []
+    for offload in (False, True):
+        model = limelight.load(tiny_pipeline())
+        if offload:
+            cpu_offload(model.pipeline.text_encoder, torch.device("cpu"))
+            assert model.pipeline.text_encoder.get_input_embeddings().weight.device.type == "meta"
+        with concept().bind(model):
+            found.append(model.encode([model.prompt(SENTENCE)], "a <my-cat>").joined["encoder_hidden_states"])
+    assert torch.equal(*found)
 
 
 def test_sdxl_still_pools_at_the_end_token(tiny_xl):
