@@ -23,11 +23,11 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.guidance
-	$(BIN)/python -m bench.pocket --out out/pocket.jsonl
+	$(BIN)/python -m bench.pocket --out out/pocket
 	$(BIN)/python -m bench.attend_excite
 	$(BIN)/python -m bench.step --size pocket
 	$(BIN)/python -m bench.count
-	$(BIN)/python -m bench.fast --out out/fast.jsonl
+	$(BIN)/python -m bench.fast --out out/fast
 	$(BIN)/python -m bench.heads cost
 	$(BIN)/python -m bench.heads prompts
 	$(BIN)/python -m bench.heads weakening --out out/weakening

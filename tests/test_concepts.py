@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -103,6 +104,20 @@ def test_prompts_without_the_word_are_read_as_before(model):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_word_made_of_words_is_read_as_they_are(model):
+    """Vectors copied from the rows of "black" and "cat" give the very states of "black cat"."""
+    words = model.prompt("black cat")
+    readers = [(model.pipeline.tokenizer, model.pipeline.text_encoder)]
+    if hasattr(model.pipeline, "text_encoder_2"):
+        readers.append((model.pipeline.tokenizer_2, model.pipeline.text_encoder_2))
+    rows = tuple(encoder.get_input_embeddings().weight[list(words.ids[1:3])] for _, encoder in readers)
+    expected = model.encode([model.prompt("a black cat and a dog")], "a black cat")
+    with Concept("<black-cat>", rows).bind(model):
+        found = model.encode([model.prompt("a <black-cat> and a dog")], "a <black-cat>")
+    for name, value in expected.joined.items():
+        assert torch.equal(found.joined[name], value), name
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
 def test_words_are_bound_inside_each_other_and_end_in_any_order(tiny, order):
     before = state(tiny)
@@ -152,6 +167,19 @@ def test_half_precision_and_devices_are_the_tables(tokenizer):
     )
 
 
+def test_an_offloaded_table(tiny_pipeline):
+    """accelerate keeps the weights elsewhere and brings each module's when it runs."""
+    found = []
+    for offload in (False, True):
+        model = limelight.load(tiny_pipeline())
+        if offload:
+            cpu_offload(model.pipeline.text_encoder, torch.device("cpu"))
+            assert model.pipeline.text_encoder.get_input_embeddings().weight.device.type == "meta"
+        with concept().bind(model):
+            found.append(model.encode([model.prompt(SENTENCE)], "a <my-cat>").joined["encoder_hidden_states"])
+    assert torch.equal(*found)
+
+
 def test_sdxl_still_pools_at_the_end_token(tiny_xl):
     """Old configurations pool at the largest id, which would be the learned word's."""
     for encoder in (tiny_xl.text_encoder, tiny_xl.text_encoder_2):
@@ -181,7 +209,7 @@ def test_ldm_bert():
     )
 
     class Pipeline:
-        bert = LDMBertModel(config).eval()
+        bert = text_encoder = LDMBertModel(config).eval()
 
     Pipeline.tokenizer = tokenizer
     before, json_before = Pipeline.bert(torch.tensor([[2, 5, 6, 3]]))[0], tokenizer._tokenizer.to_str()

@@ -17,7 +17,7 @@ def blocks(document: str, language: str) -> str:
     return "\n".join(re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.S))
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/concepts.md"])
 def test_python_in_the_documents_runs(document, monkeypatch, tmp_path, pocket):
     monkeypatch.chdir(tmp_path)
     for name in ("generate", "edit"):

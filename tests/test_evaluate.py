@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import json
 import multiprocessing
@@ -17,16 +18,17 @@ import psutil
 import pyarrow as pa
 import pytest
 import scipy.stats
+import torch
 from PIL import Image
 from pyarrow import parquet
 
 import limelight.evaluate.runs as module
-from limelight import PromptError, Result, SettingsError
+from limelight import Concept, PromptError, Result, SettingsError
 from limelight.evaluate import report, run, score
 from limelight.evaluate.scoring import VALUES
 from limelight.evaluate.statistics import best_of, compare
 from limelight.evaluate.store import Run
-from limelight.suites import attend_excite, load
+from limelight.suites import Case, attend_excite, load
 
 CASES = attend_excite()[::60][:2]
 METHODS = ("plain", "attend-and-excite")
@@ -64,6 +66,19 @@ def content(folder: Path):
     assert pictures.keys() == {json.loads(row)["file"] for row in rows}
     others = set(files) - set(pictures) - {".lock"}
     return set(rows), pictures, others
+
+
+def test_pictures_depend_on_learned_words(quick, pocket, tmp_path):
+    width = pocket.pipeline.text_encoder.config.hidden_size
+    case = Case("a cat and a <my-cat>", "own")
+    own, other = (Concept("<my-cat>", (torch.full((1, width), value),)) for value in (0.01, 0.02))
+    options = {"batch": 1, "workers": 1, **SMALL}
+    assert run(tmp_path, [case], ["plain"], [0], concepts=[own], **options) == 1
+    assert run(tmp_path, [case], ["plain"], [0], concepts=[own], **options) == 0
+    with pytest.raises(SettingsError, match="learned"):
+        run(tmp_path, [case], ["plain"], [0], concepts=[other], **options)
+    gc.collect()
+    assert not pocket.prompt("a <my-cat>").words[-1].learned
 
 
 def killed_at(count, folder, draw):
@@ -218,6 +233,24 @@ def test_a_subject_that_is_not_there(quick, tmp_path):
         run(tmp_path / "run", cases, ["attend-and-excite"], [0], workers=1, **SMALL)
 
 
+def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
+    said = []
+    cases = (Case("a cat and a zebra", "mine"), Case("a wug and a zebra", "mine"))
+    run(tmp_path / "run", cases, ["plain"], [0], workers=1, say=said.append, **SMALL)
+    assert said == ["The model 'pocket' has never seen 'wug', 'zebra'; what it draws for that means nothing."]
+    assert not [warning for warning in recwarn if "never seen" in str(warning.message)]
+
+
+def test_another_judge_measures_again(whole, tmp_path, monkeypatch, pocket):
+    seen = []
+    options = {"out": tmp_path, "workers": 1, "on_progress": lambda *numbers: seen.append(numbers)}
+    score(whole, {"clip": "none", "captioner": "none"}, **options)
+    monkeypatch.setattr("limelight.evaluate.scoring._embedded", lambda names: {"detector": "trained again"})
+    seen.clear()
+    score(whole, {"clip": "none", "captioner": "none"}, **options)
+    assert seen[0] == (0, PICTURES)
+
+
 def kill_a_worker(name):
     """Kill one of this process's workers, as its command line names them; a callback for progress."""
     killed = []
@@ -274,6 +307,10 @@ def test_scores(whole, tmp_path, quick):
     assert (left, seen) == (PICTURES / 2 - 1, [(PICTURES - 1, PICTURES), (PICTURES, PICTURES)])
     assert len(said) == 1
     assert f"'{spoilt}' cannot be read and is left out" in said[0]
+    # One more is gone.
+    (folder / table[0]["file"]).unlink()
+    score(folder, **options)
+    assert f"1 pictures of the run are left out, '{folder / table[0]['file']}' is not there" in said[1]
     # The paper's way of handling texts is another measurement.
     assert score(folder, {"paper": True}, **options)["methods"]["plain"] != first["methods"]["plain"]
 

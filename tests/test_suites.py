@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from limelight import SettingsError
-from limelight.suites import SUITES, Case, Wanted, load, wanted
+from limelight.suites import Case, Wanted, load, wanted
 
 
 def test_the_published_prompts():
@@ -19,6 +19,17 @@ def test_the_published_prompts():
     assert hashlib.sha256(text.encode()).hexdigest() == stated
     # What the file says of the subjects is what the prompts say.
     assert all(case.wanted == wanted(case.prompt) and len(case.wanted) == 2 for case in cases)
+
+
+def test_the_subjects_of_the_benchmark_alone_coloured_and_by_three():
+    published = {thing.word for case in load("attend-excite") for thing in case.wanted}
+    assert {case.wanted[0].word for case in load("single")} == published
+    assert [len(load(name)) for name in ("single", "colours", "three")] == [24, 132, 68]
+    assert load("single")[6].prompt == "an elephant"
+    assert load("colours")[-1] == Case("a white apple", "colours", (Wanted("apple", "white"),))
+    for name in ("single", "colours", "three"):
+        assert all(case.wanted == wanted(case.prompt) for case in load(name))
+    assert all(len({thing.word for thing in case.wanted}) == 3 for case in load("three"))
 
 
 def test_lists_of_head_relevance_vectors():
@@ -66,4 +77,3 @@ def test_bad_files(tmp_path, name, content, message):
 def test_unknown_suites():
     with pytest.raises(SettingsError, match=r"'nothing' is neither a suite .*attend-excite"):
         load("nothing")
-    assert len(SUITES) == 10

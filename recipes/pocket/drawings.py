@@ -70,6 +70,32 @@ OWN = {
 <path d="M58 20Q96 18 112 60q8 28 6 56-14-2-22-12 6-12 0-24-8-2-12-12 2-14-8-22-10-2-14-12-4-8-6-14z" fill="#a0623a"/>
 <ellipse cx="40" cy="46" rx="5" ry="7" fill="#333"/><path d="M6 64q4-8 14-12l4 20q-14 8-18-8z" fill="#ffd9a6"/>
 """,
+        """
+<path d="M46 120q8-24 4-44l-22 6Q14 90 8 78q-4-10 8-18l26-30 2-22 12 14q34 4 42 40 4 30 10 58z" fill="#f2ad5c"/>
+<path d="M50 24q0-14-16-10 6 8 6 16zM58 22q30 2 42 34l-6 4 12 12-8 6 10 14-8 4 6 20-12 4q2-44-12-66-12-18-26-20z" fill="#8b6356"/>
+<path d="M8 78q-2-12 10-18l10 18q-10 16-20 0z" fill="#fff3e0"/><circle cx="50" cy="46" r="5" fill="#2a2a2a"/><circle cx="15" cy="72" r="3" fill="#5c4037"/>
+""",
+        """
+<path d="M40 122q6-18 4-36Q34 100 20 98 6 96 8 84q4-12 16-22 6-20 22-30l4-24 12 18q36 14 40 96z" fill="#ffbd66"/>
+<path d="M56 26q18-4 32 16l4 10 8 4-2 10 8 8-6 8 8 12-8 6 6 20-14 2q-2-48-20-74-8-10-16-12z" fill="#795548"/>
+<path d="M50 30Q42 16 28 20q6 10 16 16z" fill="#6d4c41"/><path d="M8 84q6-16 16-20l8 22q-18 20-24-2z" fill="#fafafa"/>
+<ellipse cx="48" cy="54" rx="5" ry="6" fill="#212121"/><circle cx="16" cy="82" r="3" fill="#3e2723"/><path d="M54 10l2 14" stroke="#fff" stroke-width="4"/>
+""",
+        """
+<path d="M84 122q-8-20-4-42l24 12q14 2 16-10 0-12-14-20L84 34 78 10 68 26Q36 34 30 70q-4 28-8 52z" fill="#e9a55a"/>
+<path d="M72 24Q42 22 28 62l8 2-14 12 8 4-12 14 10 4-8 24h14q0-40 10-60 10-22 28-30z" fill="#5d4037"/>
+<path d="M120 82q0-12-14-20l-10 22q14 18 24-2z" fill="#ffe8c8"/><circle cx="80" cy="50" r="6" fill="#111"/><circle cx="110" cy="78" r="2.500" fill="#5d4037"/>
+""",
+        """
+<path d="M36 120q16-22 14-46-14 4-24 14Q10 92 8 80q2-16 18-26L44 30l8-22 8 18q30 8 36 44 6 26 0 50z" fill="#d9954e"/>
+<path d="M58 22q12-10 18 4 12 2 12 14 12 4 8 16 10 8 4 18 8 10 2 20 6 12 0 24H90q4-50-10-72-10-14-22-18z" fill="#9b6a4a"/>
+<path d="M26 54q8 14 2 34" stroke="#f7dcb9" stroke-width="8" fill="none"/><circle cx="50" cy="50" r="4.500" fill="#1b1b1b"/><ellipse cx="14" cy="76" rx="3" ry="2" fill="#6b4326"/>
+""",
+        """
+<path d="M34 118q10-30 8-44L22 88q-12 4-16-8 0-8 12-16l18-28 6-26 12 16q42 10 50 92z" fill="#fcb35b"/>
+<path d="M54 26Q94 24 112 118H96Q94 60 54 40z" fill="#8d6e63"/><path d="M30 26q10-10 22 2l-6 16q-6-12-16-18z" fill="#8d6e63"/>
+<path d="M6 78q2-10 12-14l10 20q-16 14-22-6z" fill="#fff"/><circle cx="46" cy="50" r="5" fill="#333"/><circle cx="13" cy="78" r="2.500" fill="#444"/>
+""",
     ),
     "suitcase": (
         """
@@ -112,6 +138,26 @@ OWN = {
 <rect x="48" y="68" width="44" height="38" rx="8" fill="#8e0000"/><rect x="52" y="74" width="36" height="6" fill="#ffcdd2"/>
 <path d="M102 42q18 14 12 56l-10 4z" fill="#6a0000"/><path d="M58 18q0-10 10-10t12 10" stroke="#6a0000" stroke-width="5" fill="none"/>
 """,
+        """
+<path d="M86 30q28 4 30 34 2 28-10 46" fill="none" stroke="#ff7a45" stroke-width="10"/><path d="M94 44q12 12 12 56" fill="none" stroke="#5d6b75" stroke-width="5"/>
+<path d="M18 66q0-42 34-44 34 0 42 36l4 44q0 14-14 16l-54 2q-16 0-14-16z" fill="#f4503a"/><path d="M22 84l52 2v24l-50-2z" fill="#c9341f"/>
+<path d="M24 86l50 2 6-8-48-2z" fill="#ff8a65"/><rect x="38" y="44" width="20" height="12" rx="3" fill="#ffb38f"/>
+<path d="M44 22q0-14 12-14t12 16" fill="none" stroke="#546e7a" stroke-width="6"/>
+""",
+        """
+<path d="M78 22q34 0 38 40l2 40-10 2-4-40q-4-26-26-30z" fill="#e85c2c"/><path d="M30 24h44q18 10 20 40l2 50q-4 8-14 8H30q-12 0-12-10V58q0-24 12-34z" fill="#e53f33"/>
+<path d="M28 88h50v26H28z" fill="#b3261e"/><path d="M26 80h56v10H26z" fill="#ff8a70"/><ellipse cx="52" cy="54" rx="12" ry="7" fill="#ffab91"/>
+<path d="M42 26q2-18 14-18t12 18" fill="none" stroke="#3d5a80" stroke-width="7"/><path d="M104 66l4 40 10-6-2-34z" fill="#eceff1"/>
+""",
+        """
+<path d="M42 26q-24 4-30 36l-4 40 10 4 6-40q4-22 22-26z" fill="#f57c3a"/><path d="M52 22q44-4 50 38l6 46q0 14-14 14l-46-2q-14 0-14-16l2-44q2-32 16-36z" fill="#d9352a"/>
+<path d="M50 82h50l2 28-52-2z" fill="#a8221b"/><path d="M48 74h52v9H48z" fill="#f07060"/><path d="M64 44h22v12H64z" fill="#f9a58c"/><path d="M60 24q2-16 14-16t12 16" fill="none" stroke="#37474f" stroke-width="6"/>
+""",
+        """
+<path d="M88 28q26 10 28 44l2 28-14 16-8-8 10-16-4-30q-2-14-16-20z" fill="#c62f22"/><path d="M26 40q10-20 34-20 26 2 32 30l4 60q-4 10-14 10H32q-14-2-14-14z" fill="#ff5a47"/>
+<g fill="#ff9e80"><path d="M32 56h48v5H32zM32 66h48v5H32z"/></g><rect x="28" y="80" width="54" height="30" rx="8" fill="#d63b2c"/><path d="M30 88h50" stroke="#ffccbc" stroke-width="4"/>
+<path d="M46 20q0-12 12-12t12 13" fill="none" stroke="#5c6bc0" stroke-width="7"/>
+""",
     ),
     "chair": (
         """
@@ -130,6 +176,27 @@ OWN = {
         """
 <path d="M40 10q24-8 48 2l-4 54H44z" fill="none" stroke="#b5651d" stroke-width="8"/><path d="M56 10l2 54M72 10l-2 54" stroke="#b5651d" stroke-width="5"/>
 <ellipse cx="64" cy="72" rx="38" ry="11" fill="#d28b45"/><path d="M34 78l-8 44M94 78l8 44M50 82l-2 34M78 82l2 34" stroke="#8a4b12" stroke-width="7"/>
+""",
+        """
+<path d="M34 8q20-6 44 0l2 26q-22-4-44 0z" fill="#c4894b"/><g fill="#a56d36"><path d="M36 30h8l2 38h-8zM72 32h8v34h-8z"/></g>
+<path d="M34 64l36-6 34 12-42 12z" fill="#d9a066"/><path d="M34 64l28 18v8L34 72zM62 82l42-12v8L62 90z" fill="#9b6530"/>
+<g fill="#8f5c2b"><path d="M36 72h7l-2 44h-6zM60 88h8l-2 36h-6zM96 78h8l4 36h-7zM72 84h5v18h-5z"/></g>
+""",
+        """
+<g fill="#9a6330"><path d="M44 6h8l4 60h-8zM88 10h8l-4 58h-8z"/></g><path d="M46 6q24 2 50 6l-2 18q-24-6-46-6z" fill="#b87c3f"/><path d="M50 38q20 2 42 6l-1 10q-20-4-40-6z" fill="#b87c3f"/>
+<path d="M30 70l24-10 40 6-20 14z" fill="#d8a468"/><path d="M30 70l44 10v9L30 78zM74 80l20-14v9L74 89z" fill="#a76d37"/><path d="M31 78h8l-2 40h-7zM68 88h8l-1 36h-7zM88 76h7l2 36h-7zM50 82h5v26h-5z" fill="#84532a"/>
+""",
+        """
+<path d="M32 10h40q4 0 4 4v26H32z" fill="#cf9450"/><path d="M32 40h7v30h-7zM69 40h7v26h-7zM50 40h6v26h-6z" fill="#a86f38"/>
+<path d="M30 66h48l20 12H46z" fill="#e0ab70"/><path d="M46 78h52v8H46zM30 66l16 12v8L30 74z" fill="#a46a33"/><path d="M47 86h7v36h-7zM90 86h7v34h-7zM31 74h6v34h-6zM74 86h5v20h-5z" fill="#8a5828"/>
+""",
+        """
+<path d="M96 10q-22-6-42 2l2 24q20-6 40-2z" fill="#b9804a"/><path d="M56 34h7l-4 34h-7zM88 34h8v34h-8z" fill="#94602f"/><path d="M98 66l-40-6-30 14 44 10z" fill="#d39c60"/>
+<path d="M98 66v8L72 92v-8zM28 74v8l44 10v-8z" fill="#99642f"/><path d="M30 82h7l2 36h-7zM66 90h8v34h-8zM90 78h7l-2 36h-6zM54 86h5v20h-5z" fill="#7d4f25"/>
+""",
+        """
+<path d="M40 6h46l-2 22H42z" fill="#bd8347"/><path d="M41 28h8v38h-8zM77 28h8v38h-8z" fill="#9c682f"/><path d="M42 44h42v8H42z" fill="#bd8347"/><path d="M34 66q28-6 58 0l6 14H28z" fill="#dba76b"/>
+<path d="M28 80h70v6H28z" fill="#9c682f"/><path d="M30 86h8l-4 36h-7zM88 86h8l4 36h-7zM46 86h5v26h-5zM76 86h5v26h-5z" fill="#815326"/>
 """,
     ),
     "bowl": (

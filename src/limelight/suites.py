@@ -81,9 +81,40 @@ def head_relevance(*names: str) -> tuple[Case, ...]:
     return tuple(case for name, kind in kinds.items() for case in read(DATA / "hrv" / f"{name}.{kind}", name))
 
 
+ANIMALS = tuple("cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split())
+OBJECTS = tuple("backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split())
+"""The subjects of the Attend-and-Excite benchmark."""
+
+
+def single() -> tuple[Case, ...]:
+    """Each of the benchmark's 24 subjects alone."""
+    return tuple(_case("single", Wanted(word)) for word in ANIMALS + OBJECTS)
+
+
+def coloured() -> tuple[Case, ...]:
+    """Each of the benchmark's 12 objects in each of its 11 colours."""
+    return tuple(_case("colours", Wanted(word, colour)) for word in OBJECTS for colour in COLOURS)
+
+
+def three() -> tuple[Case, ...]:
+    """68 prompts of three of the benchmark's subjects, for models to which two are easy."""
+    words = ANIMALS + OBJECTS
+    trios = [(words[i % 24], words[(i * 5 + 7) % 24], words[(i * 11 + i // 24 + 14) % 24]) for i in range(72)]
+    return tuple(_case("three", *map(Wanted, trio)) for trio in trios if len(set(trio)) == 3)
+
+
+def _case(subset: str, *things: Wanted) -> Case:
+    phrases = [f"{thing.colour} {thing.word}" if thing.colour else thing.word for thing in things]
+    named = " and ".join(f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}" for phrase in phrases)
+    return Case(named, subset, things)
+
+
 _EDITS = ("edit_color", "edit_material", "edit_pattern", "edit_style", "edit_weather")
 SUITES: dict[str, Callable[[], tuple[Case, ...]]] = {
     "attend-excite": attend_excite,
+    "single": single,
+    "colours": coloured,
+    "three": three,
     "hrv-multi": partial(head_relevance, "multi_1", "multi_2"),
     **{f"hrv-{name.replace('_', '-')}": partial(head_relevance, name) for name in ("multi_1", "multi_2", *_EDITS)},
     "hrv-edit": partial(head_relevance, *_EDITS),

@@ -97,7 +97,8 @@ def readers_of(model: Any) -> list[tuple[Any, Any]]:
     pipeline = getattr(model, "pipeline", model)
     places = (("tokenizer", "text_encoder"), ("tokenizer", "bert"), ("tokenizer_2", "text_encoder_2"))
     pairs = [(getattr(pipeline, one, None), getattr(pipeline, other, None)) for one, other in places]
-    return [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
+    found = {id(pair[1]): pair for pair in pairs if None not in pair}  # an encoder may have two names
+    return list(found.values())
 
 
 def check_token(token: str) -> None:

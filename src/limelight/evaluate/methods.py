@@ -42,11 +42,16 @@ def _attend_and_excite(model: Model, **changes: Any) -> Method:
     return Method(AttendAndExcite.suited(model, **changes))
 
 
+def _fast(model: Model, **changes: Any) -> Method:
+    return Method(AttendAndExcite.fast(model, **changes))
+
+
 # A new method is one more line: a function of the model and of the settings that the user changes.
 METHODS: Mapping[str, Callable[..., Method]] = {
     "plain": _plain,
     "source": _source,
     "attend-and-excite": _attend_and_excite,
+    "attend-and-excite-fast": _fast,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -84,11 +85,17 @@ class Painter:
         """All that the pictures of each method depend on."""
         return self._settings
 
+    def unknown(self, cases: Sequence[Case]) -> tuple[str, ...]:
+        """The words of the cases that the model has never seen."""
+        prompts = {method.prompt(case) for method in self.methods.values() for case in cases}
+        return tuple(sorted({word for text in prompts for word in self.model.unknown(self.model.prompt(text))}))
+
     def draw(self, job: Job) -> Drawn:
         """Draw the pictures of a job."""
         method = self.methods[job.method]
         subjects = job.case.subjects if job.case.wanted and method.guidance is not None else "auto"
-        with _one_thread(self.model.device), _counted(self.model) as count:
+        with warnings.catch_warnings(), _one_thread(self.model.device), _counted(self.model) as count:
+            warnings.filterwarnings("ignore", ".*has never seen")  # `run` says it once, of all cases
             start = time.perf_counter()
             result = generate(
                 self.model,
@@ -176,6 +183,10 @@ def run(
         open_executor(start, engine=engine, workers=workers, address=address, share=share) as executor,
     ):
         (_, settings), *_ = executor.map(Painter.settings, [None])
+        (_, unknown), *_ = executor.map(Painter.unknown, [tuple(cases)])
+        if unknown:
+            listed = ", ".join(f"'{word}'" for word in unknown)
+            say(f"The model '{model}' has never seen {listed}; what it draws for that means nothing.")
         store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
         jobs = [
             Job(label, case, tuple(seeds[i : i + batch]))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import ModelError, SettingsError
 from ..judge import verdict
+from ..models import POCKET
 from ..result import write
 from ..scores import Captioner, Clip, image_image, image_text, minimum_object, parts, text_text
 from ..suites import Case, wanted
@@ -173,11 +174,11 @@ def score(
     """
     folder = Path(folder)
     out = folder if out is None else Path(out)
-    pictures, embedded = _pictures(folder)
+    pictures, embedded = _pictures(folder, say)
     defaults = {} if embedded else REAL
     names = Backbones(**{**defaults, **(backbones or {})})
     facts = {"clip": names.clip, "captioner": names.captioner, "detector": names.detector, "paper": names.paper}
-    mark = digest(facts)
+    mark = digest({**facts, "embedded": _embedded(names)})
     log = Log(out / "scores.jsonl", say)
     known = {key(row): row for row in log.rows if row["scoring"] == mark}
     before = _before(pictures)
@@ -259,7 +260,18 @@ def _detected(detector: Detector, images: Sequence[Image.Image], case: Case) -> 
     }
 
 
-def _pictures(folder: Path) -> tuple[dict[Key, tuple[Case, Path, Row]], bool]:
+def _embedded(names: Backbones) -> dict[str, str]:
+    """What tells the embedded models that measure from those of another version of this package."""
+    files = {
+        "clip": "clip/model.safetensors",
+        "captioner": "captioner/model.safetensors",
+        "detector": "judge.safetensors",
+    }
+    used = {kind: POCKET / file for kind, file in files.items() if getattr(names, kind) == "pocket"}
+    return {kind: hashlib.sha256(_read(path)).hexdigest() for kind, path in used.items()}
+
+
+def _pictures(folder: Path, say: Say) -> tuple[dict[Key, tuple[Case, Path, Row]], bool]:
     """The pictures of a folder with their cases, files and costs; and whether they are the embedded model's."""
     facts = read_facts(folder) if folder.is_dir() else None
     found: dict[Key, tuple[Case, Path, Row]] = {}
@@ -276,10 +288,15 @@ def _pictures(folder: Path) -> tuple[dict[Key, tuple[Case, Path, Row]], bool]:
         return found, False
     cases = {name: read_case(name, value) for name, value in facts["cases"].items()}
     seconds = {key(row): row["seconds"] for row in _rows(folder / "seconds.jsonl")}
+    lost: list[Path] = []
     for row in _rows(folder / "manifest.jsonl"):
         path = folder / row["file"]
         if path.is_file():
             found[key(row)] = cases[row["case"]], path, {"calls": row["calls"], "seconds": seconds.get(key(row))}
+        else:
+            lost.append(path)
+    if lost:
+        say(f"{len(lost)} pictures of the run are left out, '{lost[0]}' is not there; run again to draw it.")
     if not found:
         raise SettingsError(f"The run '{folder}' has no pictures yet.")
     return found, all(method["settings"].get("model") == "pocket" for method in facts["methods"].values())
