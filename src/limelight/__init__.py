@@ -1,6 +1,7 @@
 """limelight: look at, steer and edit the attention of text-to-image diffusion models."""
 
 from .attach import attach
+from .calibration import Calibration, calibrate
 from .edit import EditResult, edit
 from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError
 from .generate import Step, denoise, generate
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttendAndExcite",
     "AttentionMaps",
+    "Calibration",
     "EditResult",
     "Guidance",
     "LimelightError",
@@ -28,6 +30,7 @@ __all__ = [
     "Step",
     "StepMaps",
     "attach",
+    "calibrate",
     "denoise",
     "edit",
     "generate",

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import ModelError, SettingsError
 from .base import About, Conditioning, Layer, Model
+from .ldm import LatentDiffusion
 from .unet import StableDiffusion, StableDiffusionXL, UNet
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = ["About", "Conditioning", "Layer", "Model", "load"]
 FAMILIES: dict[str, type[UNet]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "LDMTextToImagePipeline": LatentDiffusion,
 }
 
 # Names that people say -> diffusers' schedulers.
