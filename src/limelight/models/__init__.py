@@ -7,6 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,6 +134,10 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
     options = {"dtype": dtype, "use_safetensors": True, **FAMILIES[family].loading}
     try:
         return getattr(diffusers, family).from_pretrained(where, **options)
+    except UnpicklingError as error:
+        raise ModelError(
+            f"'{name}' has a weight file that holds more than weights, which could be a program; get its safetensors."
+        ) from error
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
