@@ -124,9 +124,7 @@ def learn_command(
         config = InversionConfig.suited(opened, **given)
         begun = f"'{config.init}'" if config.init else init or "random vectors"
         said = f"'{config.token}' begins as {begun}"
-    console.print(
-        f"{escape(said)}, {config.vectors} vector{'s' * (config.vectors != 1)}; in {escape(str(folder))}"
-    )
+    console.print(f"{escape(said)}, {config.vectors} vector{'s' * (config.vectors != 1)}; in {escape(str(folder))}")
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("pictures", total=config.steps, completed=saved.step if resume else 0)
