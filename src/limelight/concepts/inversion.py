@@ -149,7 +149,7 @@ def _update(
         for row, kept, b in zip(rows, waiting, begun, strict=True):
             row[trained:] = kept  # without the weight decay
             if config.norm == "keep":
-                row *= b.norm(dim=1, keepdim=True) / row.norm(dim=1, keepdim=True)
+                row.mul_(b.norm(dim=1, keepdim=True) / row.norm(dim=1, keepdim=True))
     return math.sqrt(length)
 
 
