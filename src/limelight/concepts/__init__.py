@@ -3,19 +3,5 @@
 from .binding import bound
 from .concept import Concept
 from .embedding import ExtendedEmbedding
-from .inversion import TrainStep, invert
-from .pictures import Pictures
-from .state import InversionConfig, TrainState
-from .training import learn
 
-__all__ = [
-    "Concept",
-    "ExtendedEmbedding",
-    "InversionConfig",
-    "Pictures",
-    "TrainState",
-    "TrainStep",
-    "bound",
-    "invert",
-    "learn",
-]
+__all__ = ["Concept", "ExtendedEmbedding", "bound"]

@@ -28,6 +28,8 @@ from .concept import Concept
 from .pictures import Pictures, Source, sentences
 from .state import InversionConfig, TrainState, generator
 
+__all__ = ["InversionConfig", "TrainState", "TrainStep", "encode", "held_loss", "invert"]
+
 
 @dataclass(frozen=True, eq=False)
 class TrainStep:
