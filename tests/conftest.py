@@ -12,14 +12,17 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    LDMTextToImagePipeline,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import limelight
+from limelight.models.ldm import LatentDiffusion
 from limelight.models.unet import StableDiffusion
 
 POCKET = Path(limelight.__file__).parent / "pocket"
@@ -150,6 +153,69 @@ def tiny_xl(tokenizer: CLIPTokenizer, tiny_parts: dict) -> StableDiffusionXLPipe
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(torch.float64)
+
+
+PIECES = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] a and in the cat dog frog car red blue photo of cafe rose colored ##s zebra ##fish "
+    "- '"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_ldm_parts() -> dict:
+    torch.manual_seed(2)
+    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(PIECES.split())})
+    bert = LDMBertModel(
+        LDMBertConfig(
+            vocab_size=len(tokenizer),
+            encoder_layers=3,
+            encoder_ffn_dim=64,
+            encoder_attention_heads=2,
+            head_dim=16,
+            d_model=32,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    for name, parameter in [*unet.named_parameters(), *bert.named_parameters()]:
+        if "attn2.to_q" in name or "attn2.to_k" in name:
+            parameter.data *= 4
+        elif "embed" in name:
+            parameter.data *= 50  # of deviation 0.02: words would all look alike
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    return {"vqvae": vae, "bert": bert.eval(), "tokenizer": tokenizer, "unet": unet}
+
+
+@pytest.fixture
+def tiny_ldm_pipeline(tiny_ldm_parts: dict):
+    """Builds a fresh tiny pipeline of latent diffusion."""
+
+    def build(scheduler: str = "ddim", dtype: torch.dtype = torch.float64, **parts) -> LDMTextToImagePipeline:
+        parts = {**{name: copy.deepcopy(part) for name, part in tiny_ldm_parts.items()}, **parts}
+        pipeline = LDMTextToImagePipeline(**parts, scheduler=SCHEDULERS[scheduler]())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(dtype)
+
+    return build
+
+
+@pytest.fixture
+def tiny_ldm(tiny_ldm_pipeline) -> LatentDiffusion:
+    return limelight.load(tiny_ldm_pipeline())
 
 
 @pytest.fixture

@@ -21,8 +21,13 @@ def test_pocket_on_cuda(dtype):
 
 
 @pytest.mark.hub
-@pytest.mark.parametrize("name", ["CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-xl-base-1.0"])
+@pytest.mark.parametrize(
+    "name",
+    ["CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-xl-base-1.0", "CompVis/ldm-text2im-large-256"],
+)
 def test_real_checkpoints(name):
-    result = limelight.generate(limelight.load(name), "a cat and a dog", **OPTIONS)
+    model = limelight.load(name)
+    guidance = limelight.AttendAndExcite.suited(model)
+    result = limelight.generate(model, "a cat and a dog", **{**OPTIONS, "guidance": guidance})
     losses = [row["loss"][0] for row in result.trace]
     assert losses[-1] < losses[0]

@@ -1,6 +1,7 @@
 """limelight: look at, steer and edit the attention of text-to-image diffusion models."""
 
 from .attach import attach
+from .calibration import Calibration, calibrate
 from .concepts import Concept
 from .edit import EditResult, edit
 from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttendAndExcite",
     "AttentionMaps",
+    "Calibration",
     "Concept",
     "EditResult",
     "Guidance",
@@ -30,6 +32,7 @@ __all__ = [
     "Step",
     "StepMaps",
     "attach",
+    "calibrate",
     "denoise",
     "edit",
     "generate",

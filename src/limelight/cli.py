@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -24,20 +25,35 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import AttendAndExcite, Guidance, LimelightError, Model, Result, SettingsError, Step, edit, generate, load
+from . import (
+    AttendAndExcite,
+    Guidance,
+    LimelightError,
+    Model,
+    Result,
+    SettingsError,
+    Step,
+    calibrate,
+    edit,
+    generate,
+    load,
+)
 from .concepts.commands import ConceptFiles, read_concepts
 from .concepts.commands import app as concept_app
 from .edits import HeadGain
 from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
 from .evaluate.cli import app as evaluate
+from .guidance import step_of
+from .heads.commands import _bar, parse_adjust, parse_strengthen
 from .heads.commands import app as heads_app
-from .heads.commands import parse_adjust, parse_strengthen
 from .heads.relevance import relevance_for
 from .models import SCHEDULERS, quiet
 from .prompt import Prompt
 from .result import grid, png, slug, write
 from .subjects import resolve
+from .suites import SUITES
+from .suites import load as load_suite
 
 app = typer.Typer(
     help="Look at, steer and edit the attention of text-to-image diffusion models.",
@@ -316,6 +332,52 @@ def explain_command(
         console.print(escape(str(path)), soft_wrap=True)
 
 
+@app.command("calibrate")
+def calibrate_command(
+    model: ModelName = "pocket",
+    suite: Annotated[
+        str, typer.Option(help=f"{', '.join(SUITES)}, or a CSV or text file of prompts.")
+    ] = "attend-excite",
+    every: Annotated[int, typer.Option(help="Draw only every n-th prompt.", min=1)] = 23,
+    seeds: Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")] = "0",
+    quantile: Annotated[
+        float, typer.Option(help="Share of the subjects that stay below the threshold.", min=0, max=1)
+    ] = 0.7,
+    scheduler: Annotated[
+        str | None, typer.Option(help=f"By default the model's own; {', '.join(SCHEDULERS)}.", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
+    batch: Annotated[int, typer.Option(help="Most pictures in one pass.", min=1)] = 4,
+    device: Device = None,
+) -> None:
+    """Propose thresholds of Attend-and-Excite for a model: what its better subjects have without guidance."""
+    cases, seed_list = load_suite(suite)[::every], parse_seeds(seeds)
+    opened = _open(model, device, scheduler)
+    with _bar("calibrating") as show:
+        found = calibrate(
+            opened,
+            [case.prompt for case in cases],
+            subjects=[case.subjects or "auto" for case in cases],
+            seeds=seed_list,
+            quantile=quantile,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            batch=batch,
+            on_progress=show,
+        )
+    shares = (0, 0.5, 0.6, 0.7, 0.8, 1)
+    table = Table("step", "lowest", *(f"{share:.0%}" for share in shares[1:-1]), "highest", "threshold")
+    for key, values in found.presence.items():
+        cells = [f"{values.quantile(share).item():.3f}" for share in shares]
+        table.add_row(str(step_of(key, steps)), *cells, f"{found.thresholds[key]:.2f}")
+    console.print(table)
+    console.print(f"Presence of {len(next(iter(found.presence.values())))} subjects, drawn without guidance.")
+    console.print("For the limelight.json in the model's folder:")
+    settings = {"attend_and_excite": {"thresholds": {str(key): value for key, value in found.thresholds.items()}}}
+    console.print(json.dumps(settings), markup=False, soft_wrap=True)
+
+
 @app.command()
 def tokens(
     context: typer.Context,
@@ -380,7 +442,8 @@ def _warn_of_unknown(model: Model, parsed: Prompt) -> None:
     unknown = model.unknown(parsed)
     if unknown:
         listed = ", ".join(f"'{word}'" for word in unknown)
-        console.print(f"warning: '{model.name}' has never seen {escape(listed)}; try words of `limelight info`.")
+        cure = "; try words of `limelight info`" if model.about.words is not None else ""
+        console.print(f"warning: '{model.name}' has never seen {escape(listed)}{cure}.")
 
 
 def _ask(parsed: Prompt) -> str:

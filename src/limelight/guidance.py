@@ -260,11 +260,12 @@ class Steering:
         check_order(model.scheduler)
         self.guidance, self.model, self.conditioning, self.subjects = guidance, model, conditioning, subjects
         self.objective, self.layers = guidance.reading(model, latent_size)
-        self.until = _steps(guidance.until, steps)
+        self.until = step_of(guidance.until, steps)
         self.thresholds: dict[int, float] = {}
         for key, value in guidance.thresholds.items():
             # In short schedules thresholds can fall on one step; the gentlest holds.
-            self.thresholds[_steps(key, steps)] = min(value, self.thresholds.get(_steps(key, steps), 1.0))
+            at = step_of(key, steps)
+            self.thresholds[at] = min(value, self.thresholds.get(at, 1.0))
         first, last = guidance.decay
         decay = torch.linspace(first, last, len(timesteps), dtype=torch.float64)
         self.sizes = (guidance.scale * decay.sqrt()).tolist()
@@ -320,7 +321,8 @@ class Steering:
         return Score(score.loss.detach(), presence), gradient
 
 
-def _steps(value: float | int, steps: int) -> int:
+def step_of(value: float | int, steps: int) -> int:
+    """A fraction of the schedule, or a number of steps, as the latter."""
     return int(value) if isinstance(value, Integral) else int(value * steps + 0.5)
 
 

@@ -350,7 +350,7 @@ def relevance_for(model: Model, given: Relevance | str | Path | None = None) -> 
         relevance = given if isinstance(given, Relevance) else Relevance.load(given)
         relevance.of(model)
         return relevance
-    for name in SHIPPED:
+    for name in SHIPPED if model.vectors is None else model.vectors:
         relevance = _shipped(name)
         try:
             relevance.of(model)

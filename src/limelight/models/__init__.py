@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import ModelError, SettingsError
 from .base import About, Conditioning, Layer, Model
+from .ldm import LatentDiffusion
 from .unet import StableDiffusion, StableDiffusionXL, UNet
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ __all__ = ["About", "Conditioning", "Layer", "Model", "load"]
 FAMILIES: dict[str, type[UNet]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "LDMTextToImagePipeline": LatentDiffusion,
 }
 
 # Names that people say -> diffusers' schedulers.
@@ -130,10 +136,30 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
     _check_family(family, name)
     options = {"dtype": dtype, "use_safetensors": True, **FAMILIES[family].loading}
     try:
-        return getattr(diffusers, family).from_pretrained(where, **options)
+        with _no_alarm():
+            return getattr(diffusers, family).from_pretrained(where, **options)
+    except UnpicklingError as error:
+        raise ModelError(
+            f"'{name}' has a weight file that holds more than weights, which could be a program; get its safetensors."
+        ) from error
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
+
+
+@contextmanager
+def _no_alarm() -> Iterator[None]:
+    """Without diffusers' alarm about weight files older than safetensors: they are opened with `weights_only=True`."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return re.search("safetensors|unsafe serialization", record.getMessage()) is None
+
+    log = logging.getLogger("diffusers.models.modeling_utils")
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
 
 
 def _check_family(pipeline: str, name: str) -> None:

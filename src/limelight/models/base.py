@@ -104,6 +104,7 @@ class Model(ABC):
         pixels_per_latent: picture pixels per latent pixel along an axis.
         scheduler: a diffusers scheduler, this model's own copy.
         about: what its family or its folder says about it.
+        vectors: names of the shipped head relevance vectors that are of its family; None: whichever fit its layers.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Model(ABC):
     pixels_per_latent: int
     scheduler: Any
     about: About = About()
+    vectors: tuple[str, ...] | None = None
 
     def unknown(self, prompt: Prompt) -> tuple[str, ...]:
         """Words that the model has never seen, where its folder says which ones it knows."""

@@ -28,6 +28,8 @@ class UNet(Model):
 
     loading: ClassVar[dict[str, Any]] = {}
     """What `from_pretrained` of this family is told besides the common options."""
+    guided_side: ClassVar[int] = 8
+    """Least side of the maps that guidance reads, at the default size."""
 
     def __init__(self, pipeline: Any, name: str) -> None:
         self.pipeline, self.name = pipeline, name
@@ -40,7 +42,7 @@ class UNet(Model):
         known, trained = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
         if known < trained:
             raise ModelError(f"The tokenizer of '{name}' knows {known} of {trained} tokens; its files are incomplete.")
-        self.guided_scale = _guided_scale(self.layers, min(_pair(pipeline.unet.config.sample_size)))
+        self.guided_scale = _guided_scale(self.layers, min(self._latent_size), self.guided_side)
         self._stowed: list[Any] = []
 
     @property
@@ -55,8 +57,12 @@ class UNet(Model):
 
     @property
     def default_size(self) -> tuple[int, int]:
-        height, width = _pair(self.denoiser.config.sample_size)
+        height, width = self._latent_size
         return height * self.pixels_per_latent, width * self.pixels_per_latent
+
+    @property
+    def _latent_size(self) -> tuple[int, int]:
+        return _pair(self.denoiser.config.sample_size)
 
     @property
     def _length(self) -> int:
@@ -298,14 +304,14 @@ def unet_layers(unet: Any) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _guided_scale(layers: Sequence[Layer], side: int) -> int:
-    """The deepest level whose cross-attention maps, at the default size, still have 8 pixels a side.
+def _guided_scale(layers: Sequence[Layer], side: int, least: int = 8) -> int:
+    """The deepest level whose cross-attention maps, at the default size, still have `least` pixels a side.
 
-    That is 16 x 16 for Stable Diffusion 1.x and 2.x at 512 pixels, where the paper takes them. The middle block is a
-    level of its own only in name.
+    With 8 that is 16 x 16 for Stable Diffusion 1.x and 2.x at 512 pixels, where the paper takes them. The middle block
+    is a level of its own only in name.
     """
     scales = sorted({layer.scale for layer in layers if layer.kind == "cross" and layer.place != "mid"})
-    return max((s for s in scales if side / s >= 8), default=scales[0])
+    return max((s for s in scales if side / s >= least), default=scales[0])
 
 
 class _Reached(Exception):  # noqa: N818 - not an error

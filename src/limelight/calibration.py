@@ -1,0 +1,116 @@
+"""Thresholds of Attend-and-Excite for a model that nobody has tuned it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .errors import PromptError, SettingsError
+from .generate import checked, denoise
+from .guidance import AttendAndExcite, Guidance, step_of
+from .models.base import Model
+from .subjects import Stage, per_prompt, resolve
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What subjects have by themselves at the steps that have thresholds.
+
+    Attributes:
+        presence: by the thresholds' own keys, of every subject of every picture: [subjects], in 0..1, as
+            `limelight.objectives.Score.presence`.
+        quantile: which of these the thresholds are, 0..1.
+    """
+
+    presence: Mapping[float | int, Tensor]
+    quantile: float
+
+    @property
+    def thresholds(self) -> dict[float | int, float]:
+        """For `AttendAndExcite(thresholds=...)`, rounded down to hundredths and below 1, which no softmax reaches."""
+        exact = {key: values.quantile(self.quantile).item() for key, values in self.presence.items()}
+        return {key: min(int(100 * value) / 100, 0.99) for key, value in exact.items()}
+
+
+@torch.no_grad()
+def calibrate(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    subjects: Sequence[Stage] | str = "auto",
+    seeds: int | Sequence[int] = 0,
+    guidance: Guidance | None = None,
+    quantile: float = 0.7,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative: str = "",
+    batch: int = 4,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Propose thresholds: what the better subjects reach without guidance.
+
+    Draws plainly, as far as the step of the last threshold, and reads at each threshold's step every subject's presence
+    (with Attend-and-Excite the largest value of its sharpened, blurred map), which is what thresholds are about. With a
+    quantile of 0.7, refinement asks of the other subjects what 3 of 10 have by themselves.
+
+    Where even the lowest presence is near 1, this model's maps are too sharp for the objective's temperature (see
+    `limelight.objectives.excite`), and no threshold will tell subjects apart.
+
+    Args:
+        model: see `limelight.load`.
+        prompts: of the kind that will be drawn; five tell the scale, fifty the second digit.
+        subjects: of each prompt, see `limelight.generate`; "auto" takes the nouns.
+        seeds: of every prompt, one or several.
+        guidance: whose objective, resolution and steps of thresholds (the paper's where it has none); by default
+            `AttendAndExcite.suited(model)`.
+        quantile: share of the subjects that stay below the threshold, 0..1; 0.6 to 0.8 are reasonable.
+        steps, guidance_scale, negative: as in the drawings to come, see `limelight.generate`.
+        batch: most pictures in one pass.
+        on_progress: called after every step with how many are done, and of how many, e.g. for a progress bar.
+
+    Raises:
+        PromptError: a subject is not in its prompt, or there are no prompts.
+        SettingsError: a setting is out of range.
+    """
+    texts, seeds = list(prompts), checked(seeds)
+    if isinstance(prompts, str) or not texts:
+        raise PromptError("prompts must be a list of at least one, for example ['a cat and a dog'].")
+    if not 0 <= quantile <= 1:
+        raise SettingsError(f"quantile={quantile} must be between 0 and 1, for example 0.7.")
+    if batch < 1:
+        raise SettingsError(f"batch={batch} must be at least 1.")
+    guidance = AttendAndExcite.suited(model) if guidance is None else guidance
+    thresholds = guidance.thresholds or AttendAndExcite().thresholds
+    # Evaluated at the thresholds alone, and nothing moves.
+    watched = replace(guidance, thresholds=thresholds, until=0, max_refinements=0)
+    parsed = [model.prompt(text) for text in texts]
+    spans = [resolve(p, s)[1] for p, s in zip(parsed, per_prompt(subjects, len(texts), listed=True), strict=True)]
+    images = [(which, seed) for which in range(len(texts)) for seed in seeds]
+    found: dict[int, list[Tensor]] = {step_of(key, steps): [] for key in thresholds}
+    last = max(found)
+    if last >= len(model.timesteps(steps)):
+        raise SettingsError(f"The threshold of step {last} lies beyond the schedule of {steps} steps.")
+    for start in range(0, len(images), batch):
+        rows = images[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
+        conditioning = model.encode([parsed[which] for which, _ in rows], negative if guidance_scale > 1 else None)
+        for step in denoise(
+            model,
+            conditioning,
+            model.noise(generators, *model.default_size),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance=watched,
+            subjects=[spans[which] for which, _ in rows],
+            generators=generators,
+        ):
+            if step.move is not None:
+                found[step.index].append(step.move.presence[~step.move.presence.isnan()].float().cpu())
+            if on_progress:
+                on_progress(start // batch * (last + 1) + step.index + 1, -(-len(images) // batch) * (last + 1))
+            if step.index == last:
+                break
+    return Calibration({key: torch.cat(found[step_of(key, steps)]) for key in thresholds}, quantile)
