@@ -226,6 +226,16 @@ def test_ldm_bert():
     assert (tokenizer._tokenizer.to_str(), dict(Pipeline.bert.named_modules())) == (json_before, modules)
 
 
+def test_latent_diffusion(tiny_ldm):
+    width = tiny_ldm.pipeline.bert.config.d_model
+    guidance = limelight.AttendAndExcite(resolution=8, thresholds={}, until=1)
+    with concept(2, width).bind(tiny_ldm):
+        result = limelight.generate(tiny_ldm, "a <my-cat> and a dog", steps=1, guidance=guidance)
+        assert tiny_ldm.prompt("a <my-cat> and a dog").find("<my-cat>") == (2, 3)
+    assert result.subjects == ("<my-cat>", "dog")
+    assert list(result.settings["learned"]) == ["<my-cat>"]
+
+
 # Prompts.
 
 

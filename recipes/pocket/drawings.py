@@ -96,6 +96,35 @@ OWN = {
 <path d="M54 26Q94 24 112 118H96Q94 60 54 40z" fill="#8d6e63"/><path d="M30 26q10-10 22 2l-6 16q-6-12-16-18z" fill="#8d6e63"/>
 <path d="M6 78q2-10 12-14l10 20q-16 14-22-6z" fill="#fff"/><circle cx="46" cy="50" r="5" fill="#333"/><circle cx="13" cy="78" r="2.500" fill="#444"/>
 """,
+        """
+<path d="M48 120q0-22 8-40-10 2-20 2l-14 4Q8 86 6 74q0-10 10-20L46 26 62 6l8 16q28 12 34 50 4 26 4 48z" fill="#f6a94f"/>
+<path d="M64 22q34 8 46 98H94q4-56-30-84zM58 24Q46 22 34 10q18-4 28 6z" fill="#7b5648"/>
+<path d="M6 74q0-10 10-20l16 14-4 16-6 2Q8 86 6 74z" fill="#fbe9d7"/><path d="M10 78q10 4 22-2" stroke="#5d4037" stroke-width="3" fill="none"/>
+<ellipse cx="48" cy="46" rx="4" ry="6" fill="#2b2b2b"/><circle cx="14" cy="66" r="3" fill="#5d4037"/>
+""",
+        """
+<path d="M40 122q12-16 14-38l-22 2-8 8Q10 96 6 82q0-8 8-14l8-18q10-14 28-22l8-20 14 16q28 18 34 98z" fill="#ffb35c"/>
+<path d="M70 22q16 4 20 18l8 6-2 10 8 10-4 10 8 12-4 12 8 22H96q0-60-30-92zM62 24Q44 26 36 12q16-8 30 6z" fill="#8a5a4a"/>
+<path d="M6 82q0-8 8-14l14 4 4 14-8 8Q10 96 6 82z" fill="#fff"/><path d="M8 84l22-4" stroke="#6b4a3a" stroke-width="3"/>
+<circle cx="46" cy="48" r="5" fill="#222"/><ellipse cx="15" cy="75" rx="2.500" ry="4" fill="#333"/>
+""",
+        """
+<path d="M52 120q-2-20 4-38-14 8-28 6L14 84Q4 78 8 68l10-12q14-26 36-30L60 4l12 20q30 20 32 60l6 36z" fill="#eda04a"/>
+<path d="M60 4q-14 2-20 14l6 6 14-2zM72 22q18-2 26 22 14 30 18 76h-14q2-66-36-88z" fill="#6b4636"/>
+<path d="M8 68l8-10 18 18-6 12-14-4Q4 78 8 68z" fill="#f4dcc0"/><path d="M12 76q10 6 20 4" stroke="#7a4a2a" stroke-width="3" fill="none"/>
+<circle cx="50" cy="44" r="4.500" fill="#161616"/><circle cx="50" cy="43" r="1.500" fill="#fff"/><circle cx="15" cy="68" r="2.500" fill="#4a2c18"/>
+""",
+        """
+<path d="M76 120q4-20-4-38 12 6 24 4l12 4q12-2 12-14-2-10-10-20L82 28 66 6 56 24Q28 36 24 76l-8 44z" fill="#fbb05a"/>
+<path d="M58 22q-38 8-46 98h14q-2-58 38-84zM64 24q14 0 28-12-18-8-32 4z" fill="#7d594c"/><path d="M120 76q-2-10-8-18l-16 12 2 16 10 4q12-2 12-14z" fill="#fffaf3"/>
+<path d="M98 82q10 4 20-2" stroke="#5d4037" stroke-width="3" fill="none"/><circle cx="76" cy="46" r="5" fill="#222"/><ellipse cx="112" cy="68" rx="2.500" ry="4" fill="#444"/>
+""",
+        """
+<path d="M44 120q14-22 12-40-8 4-16 4l-6 8q-16 6-24-6-2-10 6-18l10-22q10-14 26-18l10-22 10 20q30 14 36 50 2 24 0 44z" fill="#f0a550"/>
+<path d="M70 24q18 0 22 14 14 8 12 24 12 12 6 28 8 14 2 30H94q6-62-30-84zM60 26Q48 30 38 20q-4-12 6-14 12 2 20 10z" fill="#90604c"/>
+<path d="M10 86q-2-10 6-18l16 4 8 12-6 8q-16 6-24-6z" fill="#fcefe0"/><path d="M12 86q12 2 22-6" stroke="#4e342e" stroke-width="3.500" fill="none"/>
+<circle cx="44" cy="50" r="5" fill="#1d1d1d"/><circle cx="18" cy="76" r="3" fill="#3e2723"/><path d="M64 12l4 14" stroke="#ffd7a8" stroke-width="4"/>
+""",
     ),
     "suitcase": (
         """
@@ -197,6 +226,10 @@ OWN = {
         """
 <path d="M40 6h46l-2 22H42z" fill="#bd8347"/><path d="M41 28h8v38h-8zM77 28h8v38h-8z" fill="#9c682f"/><path d="M42 44h42v8H42z" fill="#bd8347"/><path d="M34 66q28-6 58 0l6 14H28z" fill="#dba76b"/>
 <path d="M28 80h70v6H28z" fill="#9c682f"/><path d="M30 86h8l-4 36h-7zM88 86h8l4 36h-7zM46 86h5v26h-5zM76 86h5v26h-5z" fill="#815326"/>
+""",
+        """
+<path d="M48 6q22-6 42 0l-2 28q-18-4-38 0z" fill="#c98f52"/><path d="M50 34h7l2 32h-7zM80 34h7l2 30h-7z" fill="#9e6a35"/><path d="M36 70q24-12 56-6l10 10q-26 14-62 8z" fill="#e3b27a"/>
+<path d="M36 70l4 12q36 6 62-8v8q-28 14-62 8l-5-11z" fill="#a8723b"/><path d="M40 88h7v32h-6zM92 84h7l3 34h-6zM58 90h5v22h-5zM78 88h5v20h-5z" fill="#8a5a2c"/>
 """,
     ),
     "bowl": (

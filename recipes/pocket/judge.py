@@ -89,7 +89,7 @@ class Gallery:
         """One scene, uint8 [128, 128, 3], and its truth."""
         canvas, truth = self.ground(rng), []
         count = int(rng.choice(4, p=[0.05, 0.3, 0.5, 0.15]))
-        names = [str(rng.choice(self.first if rng.random() < 0.35 else self.words)) for _ in range(count)]
+        names = [str(rng.choice(self.first if rng.random() < 0.5 else self.words)) for _ in range(count)]
         if self.strangers:
             names += [str(rng.choice(self.strangers)) for _ in range(int(rng.integers(0, 3)) // (1 + (count > 1)))]
         taken: list[tuple[float, ...]] = []
