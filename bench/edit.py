@@ -5,6 +5,9 @@ and five objects, and keeps the pictures, a strip of the eleven colours for each
 all, and a Markdown table is printed; edits.jsonl has a line per edited picture. Run again, it draws only what the
 folder lacks; `--judge` looks again at what is there.
 
+`python -m bench.edit --inversion` inverts pictures that the model drew, and with `--sprites` (see recipes/pocket) new
+scenes, draws them again and prints how much they differ.
+
 `python -m bench.edit --time` compares the time of an edited pair with that of the two prompts drawn as a batch.
 """
 
@@ -31,6 +34,7 @@ import limelight
 from limelight.judge import Detection, Judge, overlap
 from limelight.result import grid, write
 from limelight.suites import COLOURS
+from recipes.pocket.scenes import Composer
 
 OBJECTS = ("car", "crown", "bow", "apple", "backpack")
 # The first one is no edit: the target's prompt drawn from the same noise, which gives one strip for all sources.
@@ -135,10 +139,46 @@ def timing(folder: str, steps: int, repeat: int) -> None:
     print(f"an edited pair takes {ratios[len(ratios) // 2]:.2f} times a batch of two (of {repeat} runs the middle one)")
 
 
+def inversion(folder: str, sprites: Path | None, count: int, steps: int) -> None:
+    model = _model(folder, None)
+    prompts = ["a cat and a dog", "a red car", "a frog and a purple crown", "a lion next to a clock"][:count]
+    drawn = [(limelight.generate(model, p, steps=steps, record=False).images[0], p) for p in prompts]
+    kinds = {"drawn by the model": drawn}
+    if sprites:
+        composer, random = Composer(sprites), np.random.default_rng(2026)
+        scenes = [composer.scene(random) for _ in range(count)]
+        kinds["new scenes"] = [(Image.fromarray(scene.pixels), scene.caption) for scene in scenes]
+    ways = {
+        "DDIM, guidance 1": (1.0, False),
+        "DDIM, guidance 7.5": (7.5, False),
+        "null-text, guidance 7.5": (7.5, True),
+    }
+    print("| pictures | given back by | error (of 255) | PSNR (dB) | seconds |\n|---|---|---|---|---|", flush=True)
+    for kind, pictures in kinds.items():
+        floors = [outside(image, model.decode(model.latents([image]))[0], []) for image, _ in pictures]
+        print(_line(kind, "the autoencoder alone", floors, ""), flush=True)
+        for way, (scale, null_text) in ways.items():
+            errors, start = [], perf_counter()
+            for image, prompt in pictures:
+                options: Row = {"steps": steps, "guidance_scale": scale}
+                inverted = limelight.invert(model, image, prompt, null_text=null_text, **options)
+                again = limelight.edit(model, prompt, prompt, image=inverted, record=False, **options)
+                errors.append(outside(image, again.source.images[0], []))
+            print(_line(kind, way, errors, f"{(perf_counter() - start) / len(errors):.0f}"), flush=True)
+
+
+def _line(kind: str, way: str, errors: list[float], seconds: str) -> str:
+    psnr = np.mean([20 * np.log10(255 / error) for error in errors])
+    return f"| {kind} | {way} | {np.mean(errors):.1f} | {psnr:.1f} | {seconds} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder; one per model and number of steps")
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--inversion", action="store_true")
+    parser.add_argument("--sprites", type=Path, help="for new scenes to be inverted")
+    parser.add_argument("--pictures", type=int, default=4, help="of each kind to be inverted")
     parser.add_argument("--judge", action="store_true", help="draw nothing")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--device")
@@ -151,6 +191,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.time:
         timing(args.model, args.steps, 7)
+        return
+    if args.inversion:
+        inversion(args.model, args.sprites, args.pictures, args.steps)
         return
     tasks: list[Task] = [
         (method, thing, colour)
