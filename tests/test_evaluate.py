@@ -26,7 +26,7 @@ import limelight
 import limelight.evaluate.runs as module
 from limelight import Concept, PromptError, Result, SettingsError
 from limelight.evaluate import report, run, score
-from limelight.evaluate.background import pixel_change, read, structure_change, written
+from limelight.evaluate.background import grown, pixel_change, read, structure_change, written
 from limelight.evaluate.scoring import VALUES
 from limelight.evaluate.statistics import best_of, compare
 from limelight.evaluate.store import Run
@@ -267,7 +267,7 @@ def test_edits_of_all_lists(five, tiny):
         assert drawn["source", case.name, seed].tobytes() == same.source.images[seed].tobytes()
         assert drawn[methods[3], case.name, seed].tobytes() != same.target.images[seed].tobytes()
         edited = json.loads(drawn["source", case.name, seed].text["limelight"])["edited"]
-        assert (np.array([list(row) for row in edited]) == "1").tolist() == same.source.maps.mask("blue")[seed].tolist()
+        assert edited == written(grown(same.source.maps.mask("blue"))[seed])
     # A source and its target, each with both branches, in two steps.
     assert {row["calls"] for row in rows if row["method"].startswith("prompt")} == {8}
 
@@ -318,6 +318,8 @@ def test_what_changes_outside_a_mask():
     assert structure_change(one, other, mask) == pytest.approx((sum(each) / 9) ** 0.5)
     assert structure_change(one, 3 * one, mask) == pytest.approx(0, abs=1e-7)
     assert structure_change(one, other, torch.ones(4, 4, dtype=torch.bool)) is None
+    assert grown(mask[None])[0].tolist() == [[True] * 3 + [False]] * 3 + [[False] * 4]
+    assert written(mask) == ["1100", "1100", "0000", "0000"]
     # Of a wide picture the patches see the middle.
     wide = torch.nn.functional.pad(mask, (2, 2), value=True)
     assert structure_change(one, other, wide) == structure_change(one, other, mask)

@@ -24,7 +24,7 @@ from ..models import Model, load
 from ..prompt_to_prompt import changed
 from ..result import Result, png
 from ..suites import Case
-from .background import written
+from .background import grown, written
 from .executor import open_executor
 from .methods import build, parse
 from .store import Run, Say, digest
@@ -141,7 +141,7 @@ class Painter:
         )
         if marked:
             masks = torch.stack([result.maps.mask(word) for word in words]).any(dim=0)
-            places = [{"edited": written(mask)} for mask in masks]
+            places = [{"edited": written(mask)} for mask in grown(masks)]
         return result, places
 
     def _depends_on(self, label: str, options: dict[str, Any]) -> dict[str, Any]:
