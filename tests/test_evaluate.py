@@ -161,7 +161,7 @@ def test_changed_settings_are_refused(quick, whole):
     with pytest.raises(SettingsError, match=r"batch: 2 there, 4 now"):
         quick(whole, batch=4)
     changed = (replace(CASES[0], subset="mine"),)
-    with pytest.raises(SettingsError, match="with another subset or subjects"):
+    with pytest.raises(SettingsError, match="with another subset, subjects or concept"):
         run(whole, changed, METHODS, [0], batch=2, workers=1, **SMALL)
     with pytest.raises(SettingsError, match="unexpected keyword argument 'scales'"):
         run(whole, CASES, ["attend-and-excite:scales=3"], [0], workers=1, **SMALL)
