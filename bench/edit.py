@@ -1,8 +1,12 @@
 """What editing changes and what it keeps, as the embedded model's judge sees it.
 
-`python -m bench.edit --out edit.jsonl` draws "a red car" and edits it to every other colour, for every colour and five
-objects; appends a line per edited picture to the file and prints a Markdown table. Run again, it draws only what the
-file lacks.
+`python -m bench.edit --out FOLDER --steps 20` draws "a red car" and edits it to every other colour, for every colour
+and five objects, and keeps the pictures, a strip of the eleven colours for each source. Then the judge looks at them
+all, and a Markdown table is printed; edits.jsonl has a line per edited picture. Run again, it draws only what the
+folder lacks; `--judge` looks again at what is there.
+
+`python -m bench.edit --inversion` inverts pictures that the model drew, and with `--sprites` (see recipes/pocket) new
+scenes, draws them again and prints how much they differ.
 
 `python -m bench.edit --time` compares the time of an edited pair with that of the two prompts drawn as a batch.
 """
@@ -10,9 +14,12 @@ file lacks.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import sys
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,22 +32,85 @@ from PIL import Image
 
 import limelight
 from limelight.judge import Detection, Judge, overlap
+from limelight.result import grid, write
 from limelight.suites import COLOURS
+from recipes.pocket.scenes import Composer
 
 OBJECTS = ("car", "crown", "bow", "apple", "backpack")
+# The first one is no edit: the target's prompt drawn from the same noise, which gives one strip for all sources.
+AGAIN = "drawn-again"
 METHODS: dict[str, dict[str, Any]] = {
-    "drawn again": {"cross_steps": 0.0, "self_steps": 0.0},
+    AGAIN: {},
     "prompt-to-prompt": {},
-    "prompt-to-prompt, local": {"local": True},
-    "strengthened by heads": {"strengthen": "Colours"},
+    "prompt-to-prompt-local": {"local": True},
+    "prompt-to-prompt-heads": {"strengthen": "Colours"},
 }
 Row = dict[str, Any]
+Task = tuple[str, str, str | None]
+"""Method, object, and the source's colour; none for pictures that were drawn again."""
 
 
 @cache
-def _tools(folder: str) -> tuple[limelight.Model, Judge]:
+def _model(folder: str, device: str | None) -> limelight.Model:
     torch.set_num_threads(1)
-    return limelight.load(folder), Judge.load()
+    return limelight.load(folder, device=device)
+
+
+@cache
+def _judge() -> Judge:
+    torch.set_num_threads(1)
+    return Judge.load()
+
+
+def strip(out: Path, task: Task, seed: int) -> Path:
+    """The file of a task's pictures of one seed: the object in each of the colours, from left to right."""
+    method, thing, colour = task
+    return out / method / f"{colour + '-' if colour else ''}{thing}-{seed}.webp"
+
+
+def draw(out: Path, task: Task, seeds: Sequence[int], steps: int, batch: int, folder: str, device: str | None) -> None:
+    """One source in every other colour."""
+    model, (method, thing, colour) = _model(folder, device), task
+    options: Row = {"seeds": seeds, "steps": steps, "batch": batch, "record": False}
+    if colour is None:
+        results = limelight.generate(model, [f"a {c} {thing}" for c in COLOURS], **options)
+    else:
+        others = [c for c in COLOURS if c != colour]
+        settings = METHODS[method]
+        options["local"] = thing if settings.get("local") else None
+        options["strengthen"] = dict.fromkeys(others, settings["strengthen"]) if "strengthen" in settings else None
+        edited = limelight.edit(model, f"a {colour} {thing}", [f"a {c} {thing}" for c in others], **options)
+        results = list(edited.targets)
+        results.insert(COLOURS.index(colour), edited.source)
+    for i, seed in enumerate(seeds):
+        content = io.BytesIO()
+        grid([[result.images[i] for result in results]], gap=0).save(content, "WebP", lossless=True)
+        write(strip(out, task, seed), content.getvalue())
+
+
+def judged(out: Path, task: Task, seed: int) -> list[Row]:
+    """What became of the sources of a strip, a row an edit."""
+    with Image.open(strip(out, task, seed)) as sheet:
+        side = sheet.height
+        images = [sheet.convert("RGB").crop((i * side, 0, (i + 1) * side, side)) for i in range(len(COLOURS))]
+    method, thing, own = task
+    found = [next((d for d in seen if d.word == thing), None) for seen in _judge().detect(images)]
+    right = [box is not None and box.colour == colour for box, colour in zip(found, COLOURS, strict=True)]
+    rows = []
+    for i, before in enumerate(COLOURS):
+        for j, after in enumerate(COLOURS):
+            if i == j or own not in (None, before):
+                continue
+            old, new = found[i], found[j]
+            row = {
+                "method": method, "thing": thing, "from": before, "to": after, "seed": seed,
+                "source": right[i],
+                "success": right[j],
+                "place": overlap(old.box, new.box) if old and new else None,
+                "outside": outside(images[i], images[j], [d for d in (old, new) if d]),
+            }  # fmt: skip
+            rows.append(row)
+    return rows
 
 
 def outside(before: Image.Image, after: Image.Image, boxes: list[Detection]) -> float:
@@ -54,37 +124,8 @@ def outside(before: Image.Image, after: Image.Image, boxes: list[Detection]) -> 
     return float(np.sqrt((change**2).mean())) if change.size else 0.0
 
 
-def edited(folder: str, method: str, colour: str, thing: str, seeds: list[int], steps: int) -> list[Row]:
-    """One source in every other colour."""
-    model, judge = _tools(folder)
-    options = dict(METHODS[method])
-    if options.pop("local", False):
-        options["local"] = thing
-    others = [c for c in COLOURS if c != colour]
-    concept = options.pop("strengthen", None)
-    result = limelight.edit(
-        model, f"a {colour} {thing}", [f"a {c} {thing}" for c in others], seeds=seeds, steps=steps, batch=33,
-        record=False, strengthen=concept and dict.fromkeys(others, concept), **options,
-    )  # fmt: skip
-    rows = []
-    sources = judge.detect(result.source.images)
-    for other, target in zip(others, result.targets, strict=True):
-        for i, found in enumerate(judge.detect(target.images)):
-            old = next((d for d in sources[i] if d.word == thing), None)
-            new = next((d for d in found if d.word == thing), None)
-            row = {
-                "method": method, "thing": thing, "from": colour, "to": other, "seed": seeds[i], "steps": steps,
-                "source": old is not None and old.colour == colour,
-                "success": new is not None and new.colour == other,
-                "place": overlap(old.box, new.box) if old and new else None,
-                "outside": outside(result.source.images[i], target.images[i], [d for d in (old, new) if d]),
-            }  # fmt: skip
-            rows.append(row)
-    return rows
-
-
 def timing(folder: str, steps: int, repeat: int) -> None:
-    model, _ = _tools(folder)
+    model = _model(folder, None)
     pair = ["a red car", "a blue car"]
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeat + 1):
@@ -98,12 +139,51 @@ def timing(folder: str, steps: int, repeat: int) -> None:
     print(f"an edited pair takes {ratios[len(ratios) // 2]:.2f} times a batch of two (of {repeat} runs the middle one)")
 
 
+def inversion(folder: str, sprites: Path | None, count: int, steps: int) -> None:
+    model = _model(folder, None)
+    prompts = ["a cat and a dog", "a red car", "a frog and a purple crown", "a lion next to a clock"][:count]
+    drawn = [(limelight.generate(model, p, steps=steps, record=False).images[0], p) for p in prompts]
+    kinds = {"drawn by the model": drawn}
+    if sprites:
+        composer, random = Composer(sprites), np.random.default_rng(2026)
+        scenes = [composer.scene(random) for _ in range(count)]
+        kinds["new scenes"] = [(Image.fromarray(scene.pixels), scene.caption) for scene in scenes]
+    ways = {
+        "DDIM, guidance 1": (1.0, False),
+        "DDIM, guidance 7.5": (7.5, False),
+        "null-text, guidance 7.5": (7.5, True),
+    }
+    print("| pictures | given back by | error (of 255) | PSNR (dB) | seconds |\n|---|---|---|---|---|", flush=True)
+    for kind, pictures in kinds.items():
+        floors = [outside(image, model.decode(model.latents([image]))[0], []) for image, _ in pictures]
+        print(_line(kind, "the autoencoder alone", floors, ""), flush=True)
+        for way, (scale, null_text) in ways.items():
+            errors, start = [], perf_counter()
+            for image, prompt in pictures:
+                options: Row = {"steps": steps, "guidance_scale": scale}
+                inverted = limelight.invert(model, image, prompt, null_text=null_text, **options)
+                again = limelight.edit(model, prompt, prompt, image=inverted, record=False, **options)
+                errors.append(outside(image, again.source.images[0], []))
+            print(_line(kind, way, errors, f"{(perf_counter() - start) / len(errors):.0f}"), flush=True)
+
+
+def _line(kind: str, way: str, errors: list[float], seconds: str) -> str:
+    psnr = np.mean([20 * np.log10(255 / error) for error in errors])
+    return f"| {kind} | {way} | {np.mean(errors):.1f} | {psnr:.1f} | {seconds} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder; one per model and number of steps")
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--inversion", action="store_true")
+    parser.add_argument("--sprites", type=Path, help="for new scenes to be inverted")
+    parser.add_argument("--pictures", type=int, default=4, help="of each kind to be inverted")
+    parser.add_argument("--judge", action="store_true", help="draw nothing")
     parser.add_argument("--model", default="pocket")
+    parser.add_argument("--device")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=33)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--objects", nargs="+", choices=OBJECTS, default=OBJECTS)
@@ -112,30 +192,44 @@ def main() -> None:
     if args.time:
         timing(args.model, args.steps, 7)
         return
-    known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    there = {(r["method"], r["from"], r["thing"], r["seed"], r["steps"]) for r in known}
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool, args.out.open("a") as file:
-        tasks = []
-        for method in args.methods:
-            for thing in args.objects:
-                for colour in COLOURS:
-                    left = [s for s in range(args.seeds) if (method, colour, thing, s, args.steps) not in there]
-                    if left:
-                        tasks.append(pool.submit(edited, args.model, method, colour, thing, left, args.steps))
-        for task in tasks:
-            rows = task.result()
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            known += rows
+    if args.inversion:
+        inversion(args.model, args.sprites, args.pictures, args.steps)
+        return
+    tasks: list[Task] = [
+        (method, thing, colour)
+        for thing in args.objects
+        for method in args.methods
+        for colour in ((None,) if method == AGAIN else COLOURS)
+    ]
+    seeds = range(args.seeds)
+    settings = {"model": args.model, "steps": args.steps}
+    about = args.out / "settings.json"
+    if about.exists() and (there := json.loads(about.read_text())) != settings:
+        raise SystemExit(f"'{args.out}' has pictures with {there}, not {settings}; choose another folder.")
+    write(about, json.dumps(settings).encode())
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        if not args.judge:
+            start, jobs = perf_counter(), []
+            for task in tasks:
+                if left := [seed for seed in seeds if not strip(args.out, task, seed).exists()]:
+                    jobs.append(
+                        pool.submit(draw, args.out, task, left, args.steps, args.batch, args.model, args.device)
+                    )
+            for n, job in enumerate(as_completed(jobs), 1):
+                job.result()
+                print(f"{n} of {len(jobs)} sources drawn, {(perf_counter() - start) / 60:.1f} min", file=sys.stderr)
+        there = [(task, seed) for task in tasks for seed in seeds if strip(args.out, task, seed).exists()]
+        parts = pool.map(judged, [args.out] * len(there), *zip(*there, strict=True), chunksize=8)
+        rows = [row for part in parts for row in part]
+    write(args.out / "edits.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     print("| method | edits | new colour | same place (overlap) | change outside (of 255) |\n|---|---|---|---|---|")
     for method in args.methods:
         # Of a source that failed nothing can be said.
-        rows = [r for r in known if (r["method"], r["steps"]) == (method, args.steps) and r["thing"] in args.objects]
-        rows = [r for r in rows if r["source"]]
-        success = np.mean([r["success"] for r in rows])
-        place = np.mean([r["place"] for r in rows if r["place"] is not None])
-        change = np.mean([r["outside"] for r in rows])
-        print(f"| {method} | {len(rows)} | {success:.1%} | {place:.3f} | {change:.1f} |")
+        own = [row for row in rows if row["method"] == method and row["source"]]
+        success = np.mean([r["success"] for r in own])
+        place = np.mean([r["place"] for r in own if r["place"] is not None])
+        change = np.mean([r["outside"] for r in own])
+        print(f"| {method} | {len(own)} | {success:.1%} | {place:.3f} | {change:.1f} |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from PIL import Image
 
 import limelight
 from limelight.heads import Relevance
-from limelight.prompt_to_prompt import LocalBlend, SelfAttention, cross_attention, refinement, replacement
+from limelight.prompt_to_prompt import LocalBlend, SelfAttention, changed, cross_attention, refinement, replacement
 
 
 def pairs(matrix: torch.Tensor, tokens: int) -> dict[tuple[int, int], float]:
@@ -55,6 +55,12 @@ def test_two_words_swapped(prompt):
         (0, 0): 1, (1, 1): 1, (2, 2): 1, (3, 2): 1, (4, 3): 1, (5, 4): 1, (6, 5): 1, (7, 6): 0.5, (7, 7): 0.5,
         (8, 8): 1,
     }  # fmt: skip
+
+
+def test_what_differs_between_two_prompts(prompt):
+    assert changed(prompt("a red car and a blue dog"), prompt("a Blue car and a blue dog")) == (("red#1",), ("blue#1",))
+    assert changed(prompt("a dog and a dog"), prompt("a dog and a cat")) == (("dog#2",), ("cat#1",))
+    assert changed(prompt("a car"), prompt("a car at night")) == ((), ("at#1", "night#1"))
 
 
 def test_refinement_keeps_what_is_shared(prompt):

@@ -22,12 +22,17 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+import limelight
 import limelight.evaluate.runs as module
 from limelight import Concept, PromptError, Result, SettingsError
 from limelight.evaluate import report, run, score
+from limelight.evaluate.background import grown, pixel_change, read, structure_change, written
 from limelight.evaluate.scoring import VALUES
 from limelight.evaluate.statistics import best_of, compare
 from limelight.evaluate.store import Run
+from limelight.heads import Relevance
+from limelight.result import png
+from limelight.scores import Clip, image_text
 from limelight.suites import Case, attend_excite, load
 
 CASES = attend_excite()[::60][:2]
@@ -156,7 +161,7 @@ def test_changed_settings_are_refused(quick, whole):
     with pytest.raises(SettingsError, match=r"batch: 2 there, 4 now"):
         quick(whole, batch=4)
     changed = (replace(CASES[0], subset="mine"),)
-    with pytest.raises(SettingsError, match="with another subset or subjects"):
+    with pytest.raises(SettingsError, match="with another subset, subjects or concept"):
         run(whole, changed, METHODS, [0], batch=2, workers=1, **SMALL)
     with pytest.raises(SettingsError, match="unexpected keyword argument 'scales'"):
         run(whole, CASES, ["attend-and-excite:scales=3"], [0], workers=1, **SMALL)
@@ -231,6 +236,97 @@ def test_a_subject_that_is_not_there(quick, tmp_path):
     cases = load(tmp_path / "mine.csv")
     with pytest.raises(PromptError, match="'dig' is not in the prompt"):
         run(tmp_path / "run", cases, ["attend-and-excite"], [0], workers=1, **SMALL)
+
+
+EDITS = ("source", "plain", "prompt-to-prompt")
+
+
+@pytest.fixture
+def five(tmp_path, monkeypatch, tiny):
+    """A case of each list of edits, drawn by a tiny model, and the methods that did."""
+    monkeypatch.setattr(module, "load", lambda *args, **options: tiny)
+    layers = tuple((layer.place, layer.heads) for layer in tiny.layers if layer.kind == "cross")
+    cases = load("hrv-edit")[::50]
+    concepts = tuple(dict.fromkeys(case.concept for case in cases))
+    vectors = torch.rand(len(concepts), sum(heads for _, heads in layers))
+    file = Relevance(concepts, layers, vectors).save(tmp_path / "vectors.safetensors")
+    methods = (*EDITS, f"prompt-to-prompt-heads:relevance={json.dumps(str(file))}")
+    run(tmp_path / "run", cases, methods, [0, 1], workers=1, **SMALL)
+    return tmp_path / "run", cases, methods
+
+
+def test_edits_of_all_lists(five, tiny):
+    folder, cases, methods = five
+    assert len({case.concept for case in cases}) == 5
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    drawn = {(row["method"], row["case"], row["seed"]): Image.open(folder / row["file"]) for row in rows}
+    case = cases[0]
+    same = limelight.edit(tiny, case.source, case.prompt, seeds=[0, 1], **SMALL)
+    for seed in (0, 1):
+        assert drawn["prompt-to-prompt", case.name, seed].tobytes() == same.target.images[seed].tobytes()
+        assert drawn["source", case.name, seed].tobytes() == same.source.images[seed].tobytes()
+        assert drawn[methods[3], case.name, seed].tobytes() != same.target.images[seed].tobytes()
+        edited = json.loads(drawn["source", case.name, seed].text["limelight"])["edited"]
+        assert edited == written(grown(same.source.maps.mask("blue"))[seed])
+    # A source and its target, each with both branches, in two steps.
+    assert {row["calls"] for row in rows if row["method"].startswith("prompt")} == {8}
+
+    score(folder, {"clip": "pocket", "captioner": "none", "detector": "pocket"}, workers=1)
+    table = parquet.read_table(folder / "scores.parquet").to_pylist()
+    clip = Clip()
+    for row in table:
+        assert (row["pixels"] is None) == (row["method"] == "source")
+        assert (row["binding"] is not None) == (row["source"] == "a blue car")  # no other says a colour
+        picture = Image.open(folder / row["file"]).convert("RGB")
+        assert row["full_text"] == pytest.approx(image_text(clip, clip.images([picture]), row["prompt"]).item())
+    # Where words are everywhere, as with random weights, nothing is left to have a structure.
+    assert {row["method"] for row in table if row["structure"] is not None} == set(methods[1:])
+    text = report([folder], folder).with_name("report.md").read_text()
+    assert "structure changed outside | pixels changed outside" in text
+    assert "Change against plain" in text
+
+
+def test_edits_that_cannot_be_drawn(tmp_path, quick):
+    def refused(message, cases, method, **options):
+        with pytest.raises(SettingsError, match=message):
+            run(tmp_path / "run", cases, ["source", method], [0], workers=1, **SMALL, **options)
+        assert not (tmp_path / "run" / "source").exists()
+
+    colour, heads = load("hrv-edit-color"), "prompt-to-prompt-heads"
+    lacking = "'Weather Conditions' is no concept of these vectors; they have: Animals"
+    refused(lacking, load("hrv-edit-weather"), heads)
+    refused("has no concept", [Case("a cat", "mine", source="a dog")], heads)
+    refused("brings no new word", [replace(colour[0], prompt="a car")], heads)
+    refused("'a cat and a dog' has no source to be edited", [Case("a cat and a dog", "mine")], "prompt-to-prompt")
+    refused("Edits have no eta", colour, "prompt-to-prompt", eta=0.5)
+
+
+def test_what_changes_outside_a_mask():
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[:2, :2] = True
+    before, after = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))
+    after.paste((255, 255, 255), (0, 0, 4, 4))  # all of it within the mask
+    assert pixel_change(before, after, mask) == 0
+    after.paste((51, 0, 0), (4, 4, 8, 8))
+    assert pixel_change(before, after, mask) == pytest.approx((16 * 0.2**2 / (48 * 3)) ** 0.5)
+    assert pixel_change(before, after, torch.ones(4, 4, dtype=torch.bool)) is None
+    assert pixel_change(before, after.resize((4, 4)), mask) is None
+    one, other = torch.rand(2, 4, 3).double()
+    left = [1, 2, 3]  # of four patches the mask touches the first
+    cosine = torch.nn.functional.cosine_similarity
+    each = [(cosine(one[i], one[j], 0) - cosine(other[i], other[j], 0)).item() ** 2 for i in left for j in left]
+    assert structure_change(one, other, mask) == pytest.approx((sum(each) / 9) ** 0.5)
+    assert structure_change(one, 3 * one, mask) == pytest.approx(0, abs=1e-7)
+    assert structure_change(one, other, torch.ones(4, 4, dtype=torch.bool)) is None
+    assert grown(mask[None])[0].tolist() == [[True] * 3 + [False]] * 3 + [[False] * 4]
+    assert written(mask) == ["1100", "1100", "0000", "0000"]
+    # Of a wide picture the patches see the middle.
+    wide = torch.nn.functional.pad(mask, (2, 2), value=True)
+    assert structure_change(one, other, wide) == structure_change(one, other, mask)
+    assert read(png({"edited": written(mask)}, before)).equal(mask)
+    assert read(png({}, before)) is None
+    assert read(png({"edited": ["01", "0"]}, before)) is None
+    assert read(b"no picture") is None
 
 
 def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):

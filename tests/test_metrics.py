@@ -106,6 +106,17 @@ def test_without_templates_it_is_clip_score(clip, images):
     assert max(theirs) > 0
 
 
+def test_patches_are_the_last_keys(clip, images):
+    seen = []
+    handle = clip.model.vision_model.encoder.layers[-1].self_attn.k_proj.register_forward_hook(
+        lambda module, arguments, keys: seen.append(keys)
+    )
+    clip.images(images)
+    handle.remove()
+    assert torch.equal(clip.patches(images), seen[0][:, 1:])
+    assert clip.patches(images).shape == (3, 64, 128)
+
+
 def test_pictures_and_captions(clip, images):
     same, other = ImageImage(clip), ImageImage(clip)
     same.update(images, images)

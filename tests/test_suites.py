@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from limelight import SettingsError
+from limelight.heads import Relevance
 from limelight.suites import Case, Wanted, load, wanted
 
 
@@ -40,6 +41,12 @@ def test_lists_of_head_relevance_vectors():
         assert all((case.source is None) == name.startswith("multi") for case in cases)
     assert load("hrv-multi-2")[0].wanted == (Wanted("penguin", "green"), Wanted("bear", "purple"))
     assert load("hrv-edit-color")[0].name == "a blue car -> a brown car"
+    concepts = {case.concept for case in load("hrv-edit")}
+    assert len(concepts) == 5
+    assert all(concepts <= set(Relevance.load(name).concepts) for name in ("sd-1.4", "sdxl"))
+    # A detector can say whether a colour came; of "a T-shirt with a leopard pattern" it can say nothing.
+    assert load("hrv-edit-color")[0].wanted == (Wanted("car", "brown"),)
+    assert all(not case.wanted for name in ("pattern", "style", "weather") for case in load(f"hrv-edit-{name}"))
 
 
 def test_files_of_the_users(tmp_path):
@@ -49,6 +56,9 @@ def test_files_of_the_users(tmp_path):
         Case("a cat and a red dog", "mine", (Wanted("cat"), Wanted("dog", "red"))),
         Case("a photo of a cat on a mat, at night", "mine"),
     )
+    edits = tmp_path / "edits.csv"
+    edits.write_text("source_prompt,target_prompt,concept\na red car,a blue car,Color\n")
+    assert load(edits) == (Case("a blue car", "edits", (Wanted("car", "blue"),), "a red car", "Color"),)
     table = tmp_path / "mine.csv"
     table.write_text('\ufeffprompt,subset,subjects\n"two cars, red and blue",cars,red car;blue car\na cat,cats,\n')
     cases = load(str(table))

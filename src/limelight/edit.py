@@ -11,18 +11,20 @@ concept, see `limelight.heads`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .errors import SettingsError
 from .generate import Drawn, Step, checked, denoise, in_passes, provenance
 from .heads.relevance import Relevance
 from .inversion import Inversion, invert
-from .maps import RunningMean, none
+from .maps import AttentionMaps, RunningMean, none
 from .models.base import Conditioning, Model
 from .probe import Edit
 from .prompt_to_prompt import LocalBlend, Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
@@ -150,18 +152,8 @@ def edit(
             model, conditioning, noise, steps=steps, guidance_scale=guidance_scale, edits=edits,
             record=record or blend is not None, generators=generators,
         )  # fmt: skip
-        mean, step = RunningMean(), next(loop)
-        while True:
-            final = blend(step) if blend else step.latents
-            if record and step.maps is not None:
-                mean.add(step.maps)
-            if on_step:
-                on_step(step)
-            try:
-                step = loop.send(final)
-            except StopIteration:
-                maps = mean.result()
-                return Drawn(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
+        final, maps = _run(loop, blend, record, on_step)
+        return Drawn(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
 
     drawn = Drawn.join(in_passes(model, draw, len(seeds), batch, size, lean=True, rows=rows))
     settings = {
@@ -177,23 +169,41 @@ def edit(
         "cross_steps": cross_steps if isinstance(cross_steps, float | int) else dict(by_word(cross_steps)),
         "self_steps": self_steps,
         "strengthen": dict(strengthen or {}),
+        "relevance": Path(relevance).name if isinstance(relevance, str | Path) else "given" if relevance else None,
         "local": local,
         "reweight": dict(reweight or {}),
         "published": published,
         **provenance(model),
     }
+    return EditResult(*_split(drawn, texts, seeds, settings))
+
+
+def _run(
+    loop: Generator[Step, Tensor | None, None],
+    blend: LocalBlend | None,
+    record: bool,
+    on_step: Callable[[Step], None] | None,
+) -> tuple[Tensor, AttentionMaps | None]:
+    """Draw to the end, blending every step's latents if asked to: the finished ones, and the mean maps."""
+    mean, step = RunningMean(), next(loop)
+    while True:
+        final = blend(step) if blend else step.latents
+        if record and step.maps is not None:
+            mean.add(step.maps)
+        if on_step:
+            on_step(step)
+        try:
+            step = loop.send(final)
+        except StopIteration:
+            return final, mean.result()
+
+
+def _split(
+    drawn: Drawn, texts: Sequence[str], seeds: tuple[int, ...], settings: dict[str, Any]
+) -> tuple[Result, tuple[Result, ...]]:
+    """The source's and the targets' pictures, of rows that alternate between them."""
     results = []
     for i, text in enumerate(texts):
-        own = slice(i, None, rows)
-        results.append(
-            Result(
-                drawn.images[own],
-                drawn.latents[own],
-                drawn.maps.images(own),
-                (),
-                {"prompt": text, "subjects": [], **settings},
-                seeds,
-                (),
-            )
-        )
-    return EditResult(results[0], tuple(results[1:]))
+        own, facts = slice(i, None, len(texts)), {"prompt": text, "subjects": [], **settings}
+        results.append(Result(drawn.images[own], drawn.latents[own], drawn.maps.images(own), (), facts, seeds, ()))
+    return results[0], tuple(results[1:])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -99,6 +100,17 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
     padding = range(len(new), length)
     matrix[padding, padding] = 1
     return matrix
+
+
+def changed(source: Prompt, target: Prompt) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words of the source that the target lacks, and the other way round, as `Prompt.find` takes them."""
+    old, new = ([word.key for word in prompt.words] for prompt in (source, target))
+    lost, gained = list[str](), list[str]()
+    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind != "equal":
+            lost += [f"{old[i]}#{old[: i + 1].count(old[i])}" for i in range(a, b)]
+            gained += [f"{new[i]}#{new[: i + 1].count(new[i])}" for i in range(c, d)]
+    return tuple(lost), tuple(gained)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,14 @@ class Clip:
         return _unit(self.model.get_image_features(**inputs))
 
     @torch.inference_mode()
+    def patches(self, images: Sequence[Image.Image]) -> Tensor:
+        """What the last layer's attention knows each patch by, its keys: [images, patches, width]."""
+        inputs = self.processor.image_processor(list(images), return_tensors="pt").to(self.model.device)
+        vision = self.model.vision_model
+        states, layer = vision(**inputs, output_hidden_states=True).hidden_states[-2], vision.encoder.layers[-1]
+        return layer.self_attn.k_proj(layer.layer_norm1(states))[:, 1:]
+
+    @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit features [texts, width]."""
         inputs = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")

@@ -6,7 +6,7 @@ import csv
 import importlib.resources
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,14 @@ class Case:
         subset: the part of the suite that it belongs to.
         wanted: the things that it names, in its order; empty where nobody has said.
         source: of a suite of edits, the prompt of the picture that is to be edited.
+        concept: what kind of word an edit changes, as head relevance vectors name it.
     """
 
     prompt: str
     subset: str
     wanted: tuple[Wanted, ...] = ()
     source: str | None = None
+    concept: str | None = None
 
     @property
     def name(self) -> str:
@@ -72,13 +74,18 @@ def head_relevance(*names: str) -> tuple[Case, ...]:
     """Prompts on which head relevance vectors were compared.
 
     "multi_1" (66 of two animals) and "multi_2" (150 of two coloured animals) of several concepts; "edit_color",
-    "edit_material", "edit_pattern", "edit_style" (50 each) and "edit_weather" (25) of edits, each with its source.
+    "edit_material", "edit_pattern", "edit_style" (50 each) and "edit_weather" (25) of edits, each with its source and
+    its concept.
 
     Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
     with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
     """
     kinds = {name: "txt" if name.startswith("multi") else "csv" for name in names}
-    return tuple(case for name, kind in kinds.items() for case in read(DATA / "hrv" / f"{name}.{kind}", name))
+    return tuple(
+        replace(case, concept=_EDITS.get(name))
+        for name, kind in kinds.items()
+        for case in read(DATA / "hrv" / f"{name}.{kind}", name)
+    )
 
 
 ANIMALS = tuple("cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split())
@@ -109,7 +116,13 @@ def _case(subset: str, *things: Wanted) -> Case:
     return Case(named, subset, things)
 
 
-_EDITS = ("edit_color", "edit_material", "edit_pattern", "edit_style", "edit_weather")
+_EDITS = {
+    "edit_color": "Color",
+    "edit_material": "Material",
+    "edit_pattern": "Geometric Patterns",
+    "edit_style": "Image Style",
+    "edit_weather": "Weather Conditions",
+}
 SUITES: dict[str, Callable[[], tuple[Case, ...]]] = {
     "attend-excite": attend_excite,
     "single": single,
@@ -140,9 +153,9 @@ def read(path: Any, subset: str) -> tuple[Case, ...]:
 
     Args:
         path: a text file with a prompt a line, or a CSV file with the column "prompt" (or "target_prompt") and, if you
-            like, "subset", "subjects" ("red car;dog"), and "source_prompt" for edits. Without subjects, those of
-            prompts such as "a red car and a dog" are read from the prompt; of others guidance takes the nouns, and no
-            detector can say whether all is there.
+            like, "subset", "subjects" ("red car;dog"), and for edits "source_prompt" and "concept". Without subjects,
+            those of prompts such as "a red car and a dog" are read from the prompt (of edits, where they have a
+            colour); of others guidance takes the nouns, and no detector can say whether all is there.
         subset: what to call the cases that do not say.
 
     Raises:
@@ -178,10 +191,13 @@ def _from_rows(path: Any, text: str, subset: str) -> list[Case]:
             raise SettingsError(f"Line {rows.line_num} of '{path}' has no prompt.")
         source = (row.get("source_prompt") or "").strip() or None
         if given is None:
-            things = wanted(prompt) if source is None else ()
+            things = wanted(prompt)
+            if source is not None and not any(thing.colour for thing in things):
+                things = ()
         else:
             things = tuple(_thing(phrase) for phrase in given.split(";") if phrase.strip())
-        cases.append(Case(prompt, row.get("subset") or subset, things, source))
+        concept = (row.get("concept") or "").strip() or None
+        cases.append(Case(prompt, row.get("subset") or subset, things, source, concept))
     return cases
 
 

@@ -144,7 +144,8 @@ def report_command(
     folders: Annotated[list[Path], typer.Argument(help="Scored folders.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder to write into; by default the first of them.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="The method to compare with; by default plain.", show_default=False)
+        str | None,
+        typer.Option(help="The method to compare with; by default plain, or else the first.", show_default=False),
     ] = None,
 ) -> None:
     """Show methods side by side: report.html and report.md."""

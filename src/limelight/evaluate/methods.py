@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SettingsError
 from ..guidance import AttendAndExcite, Guidance
+from ..heads.relevance import relevance_for
 from ..models import Model
+from ..prompt_to_prompt import changed
 from ..suites import Case
 
 
@@ -20,13 +23,19 @@ class Method:
     Attributes:
         guidance: None draws plainly.
         prompt: what is drawn of a case.
+        edit: the settings of `limelight.edit` that make it of the case's source; None draws it from noise.
+        facts: what the edits depend on besides.
+        marked: whether its files say where the words are that an edit changes.
     """
 
     guidance: Guidance | None = None
     prompt: Callable[[Case], str] = lambda case: case.prompt
+    edit: Callable[[Case], dict[str, Any]] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    marked: bool = False
 
     def settings(self) -> dict[str, Any]:
-        return {"guidance": None if self.guidance is None else self.guidance.settings()}
+        return {"guidance": None if self.guidance is None else self.guidance.settings(), **self.facts}
 
 
 def _plain(model: Model) -> Method:
@@ -35,7 +44,7 @@ def _plain(model: Model) -> Method:
 
 def _source(model: Model) -> Method:
     """The picture that is to be edited, of a suite of edits."""
-    return Method(prompt=lambda case: case.prompt if case.source is None else case.source)
+    return Method(prompt=lambda case: case.prompt if case.source is None else case.source, marked=True)
 
 
 def _attend_and_excite(model: Model, **changes: Any) -> Method:
@@ -46,12 +55,59 @@ def _fast(model: Model, **changes: Any) -> Method:
     return Method(AttendAndExcite.fast(model, **changes))
 
 
+def _prompt_to_prompt(
+    model: Model, *, cross_steps: float = 0.8, self_steps: float = 0.4, published: bool = False
+) -> Method:
+    settings = {"cross_steps": cross_steps, "self_steps": self_steps, "published": published}
+
+    def edit(case: Case) -> dict[str, Any]:
+        _source_of(case)
+        return settings
+
+    return Method(edit=edit, facts={"edit": settings})
+
+
+def _prompt_to_prompt_heads(
+    model: Model,
+    *,
+    relevance: str | None = None,
+    cross_steps: float = 0.8,
+    self_steps: float = 0.9,
+    published: bool = False,
+) -> Method:
+    """P2P-HRV: the words that an edit brings in are strengthened by the heads of the case's concept."""
+    vectors = relevance_for(model, relevance)
+    settings = {"cross_steps": cross_steps, "self_steps": self_steps, "published": published}
+
+    def edit(case: Case) -> dict[str, Any]:
+        _, gained = changed(model.prompt(_source_of(case)), model.prompt(case.prompt))
+        if not gained or case.concept is None:
+            what = "brings no new word" if not gained else "has no concept; give it one in a column 'concept'"
+            raise SettingsError(f"No word of '{case.name}' can be strengthened by heads: it {what}.")
+        # The embedded model's own concepts have their own names.
+        known = {"color": "Colours"}.get(case.concept.casefold(), case.concept)
+        concept = known if known in vectors.concepts else case.concept
+        vectors.index(concept)
+        return {**settings, "strengthen": dict.fromkeys(gained, concept), "relevance": vectors}
+
+    sha = hashlib.sha256(vectors.vectors.numpy().tobytes()).hexdigest()[:16]
+    return Method(edit=edit, facts={"edit": {**settings, "vectors": sha}})
+
+
+def _source_of(case: Case) -> str:
+    if case.source is None:
+        raise SettingsError(f"'{case.prompt}' has no source to be edited; take a suite of edits, or 'source_prompt'.")
+    return case.source
+
+
 # A new method is one more line: a function of the model and of the settings that the user changes.
 METHODS: Mapping[str, Callable[..., Method]] = {
     "plain": _plain,
     "source": _source,
     "attend-and-excite": _attend_and_excite,
     "attend-and-excite-fast": _fast,
+    "prompt-to-prompt": _prompt_to_prompt,
+    "prompt-to-prompt-heads": _prompt_to_prompt_heads,
 }
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import SettingsError
 from ..result import write
-from .scoring import VALUES, Row
+from .scoring import LESS_IS_BETTER, VALUES, Row
 from .statistics import Difference, best_of, compare
 
 CHOSEN_BY = "full_text"  # how the best of several pictures is chosen: what a person without a detector has
@@ -62,7 +62,7 @@ def report(
     Args:
         folders: that were scored. A method that two of them have is named after its folder too.
         out: folder to write into.
-        reference: what the methods are compared with; by default "plain" or else the first.
+        reference: what the methods are compared with; by default "plain" or else the first that is not "source".
 
     Returns:
         The page's path.
@@ -72,7 +72,8 @@ def report(
     """
     rows, backbones = _rows([Path(folder) for folder in folders])
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    base = reference or ("plain" if "plain" in methods else methods[0])
+    drawn = [method for method in methods if method != "source"] or methods
+    base = reference or ("plain" if "plain" in methods else drawn[0])
     if base not in methods:
         raise SettingsError(f"No picture is by '{base}'; the methods are {', '.join(methods)}.")
     names = [name for name in VALUES if any(row[name] is not None for row in rows)]
@@ -119,7 +120,8 @@ def _line(method: str, subset: str, own: list[Row], base: list[Row], names: Sequ
     for name in () if is_base else names:
         pairs = _paired(own, base, name)
         if pairs:
-            changes[name] = compare([a for a, _ in pairs.values()], [b for _, b in pairs.values()])
+            change = compare([a for a, _ in pairs.values()], [b for _, b in pairs.values()])
+            changes[name] = replace(change, wins=1 - change.wins) if name in LESS_IS_BETTER else change
     return Line(method, subset, len(own), means, changes)
 
 
@@ -150,7 +152,7 @@ def _matched(by: Mapping[str, list[Row]], base: str) -> list[tuple[str, str, flo
     """For each method that costs more than the reference, by denoiser calls and by seconds: how many times as much."""
     found = []
     if any(row[CHOSEN_BY] is not None for row in by.get(base, ())):
-        for method in by:
+        for method in (m for m in by if m != "source"):  # what is edited competes with nobody
             for name, unit in COLUMNS.items():
                 ours, one = (_mean(row[name] for row in by[m]) for m in (method, base))
                 if ours and one and ours > 1.01 * one:

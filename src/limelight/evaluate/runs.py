@@ -16,11 +16,14 @@ import torch
 
 from ..concepts import Concept
 from ..concepts.binding import learned
+from ..edit import edit
 from ..errors import SettingsError
 from ..generate import fingerprint, generate
 from ..models import Model, load
+from ..prompt_to_prompt import changed
 from ..result import Result, png
 from ..suites import Case
+from .background import grown, written
 from .executor import open_executor
 from .methods import build, parse
 from .store import Run, Say, digest
@@ -85,33 +88,60 @@ class Painter:
         """All that the pictures of each method depend on."""
         return self._settings
 
-    def unknown(self, cases: Sequence[Case]) -> tuple[str, ...]:
-        """The words of the cases that the model has never seen."""
+    def check(self, cases: Sequence[Case]) -> tuple[str, ...]:
+        """The words of the cases that the model has never seen.
+
+        Raises:
+            SettingsError: a method cannot draw a case.
+        """
+        for edits in filter(None, (method.edit for method in self.methods.values())):
+            for option in sorted(self._options.keys() & {"eta", "clip_skip"}):
+                raise SettingsError(f"Edits have no {option}; leave it out.")
+            for case in cases:
+                edits(case)
         prompts = {method.prompt(case) for method in self.methods.values() for case in cases}
         return tuple(sorted({word for text in prompts for word in self.model.unknown(self.model.prompt(text))}))
 
     def draw(self, job: Job) -> Drawn:
         """Draw the pictures of a job."""
-        method = self.methods[job.method]
-        subjects = job.case.subjects if job.case.wanted and method.guidance is not None else "auto"
         with warnings.catch_warnings(), _one_thread(self.model.device), _counted(self.model) as count:
             warnings.filterwarnings("ignore", ".*has never seen")  # `run` says it once, of all cases
             start = time.perf_counter()
-            result = generate(
-                self.model,
-                method.prompt(job.case),
-                subjects=subjects,
-                seeds=job.seeds,
-                guidance=method.guidance,
-                batch=len(job.seeds),
-                record=False,
-                **self._options,
-            )
+            result, places = self._pictures(job)
             seconds = (time.perf_counter() - start) / len(job.seeds)
         files = [
-            png({**result.settings, "seed": seed}, image) for seed, image in zip(job.seeds, result.images, strict=True)
+            png({**result.settings, "seed": seed, **place}, image)
+            for seed, image, place in zip(job.seeds, result.images, places, strict=True)
         ]
         return Drawn(files, self._hashes[job.method], _calls(result, count[0]), seconds)
+
+    def _pictures(self, job: Job) -> tuple[Result, Sequence[dict[str, Any]]]:
+        """What a job draws, and for each picture what else is written into its file."""
+        method, case, count = self.methods[job.method], job.case, len(job.seeds)
+        places: Sequence[dict[str, Any]] = [{}] * count
+        if method.edit is not None:
+            assert case.source is not None  # or `check` would have refused it
+            both = edit(
+                self.model, case.source, case.prompt, seeds=job.seeds, batch=2 * count, record=False,
+                **method.edit(case), **self._options,
+            )  # fmt: skip
+            return both.target, places
+        words, _ = changed(*map(self.model.prompt, (case.source or case.prompt, case.prompt)))
+        marked = method.marked and bool(words)
+        result = generate(
+            self.model,
+            method.prompt(case),
+            subjects=case.subjects if case.wanted and method.guidance is not None else "auto",
+            seeds=job.seeds,
+            guidance=method.guidance,
+            batch=count,
+            record=marked,
+            **self._options,
+        )
+        if marked:
+            masks = torch.stack([result.maps.mask(word) for word in words]).any(dim=0)
+            places = [{"edited": written(mask)} for mask in grown(masks)]
+        return result, places
 
     def _depends_on(self, label: str, options: dict[str, Any]) -> dict[str, Any]:
         model = self.model
@@ -162,7 +192,8 @@ def run(
         engine, workers, address, share: see `executor.open_executor`.
         on_progress: told how many pictures are there, before the first and after each.
         say: told in a sentence what had to be mended.
-        options: of `limelight.generate`: steps, guidance_scale, negative, height, width, eta, clip_skip.
+        options: of `limelight.generate`: steps, guidance_scale, negative, height, width; and but for edits eta and
+            clip_skip.
 
     Returns:
         How many pictures were drawn.
@@ -183,7 +214,7 @@ def run(
         open_executor(start, engine=engine, workers=workers, address=address, share=share) as executor,
     ):
         (_, settings), *_ = executor.map(Painter.settings, [None])
-        (_, unknown), *_ = executor.map(Painter.unknown, [tuple(cases)])
+        (_, unknown), *_ = executor.map(Painter.check, [tuple(cases)])
         if unknown:
             listed = ", ".join(f"'{word}'" for word in unknown)
             say(f"The model '{model}' has never seen {listed}; what it draws for that means nothing.")

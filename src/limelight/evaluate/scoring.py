@@ -21,6 +21,7 @@ from ..models import POCKET
 from ..result import write
 from ..scores import Captioner, Clip, image_image, image_text, minimum_object, parts, text_text
 from ..suites import Case, wanted
+from .background import pixel_change, read, structure_change
 from .detect import Detector, Judged, OpenVocabulary
 from .executor import open_executor
 from .store import Key, Log, Say, digest, key, read_case, read_facts
@@ -35,7 +36,10 @@ VALUES = {
     "present": "things there",
     "binding": "right colour",
     "image_image": "CLIP, to the picture before",
+    "structure": "structure changed outside",
+    "pixels": "pixels changed outside",
 }
+LESS_IS_BETTER = ("structure", "pixels")
 REAL = {
     "clip": "openai/clip-vit-base-patch16",
     "captioner": "Salesforce/blip-image-captioning-base",
@@ -120,7 +124,7 @@ class Scorer:
             if self.captioner is not None:
                 values["caption"] = said = self.captioner.captions(images, self.paper)
                 values["text_text"] = text_text(self.clip, said, prompt, self.paper).tolist()
-            values["image_image"] = self._to_before(features, [batch.before[i] for i in places])
+            values |= self._to_before(images, features, [batch.before[i] for i in places])
         things = batch.case.wanted
         if self.detector is not None and things and all(self.detector.knows(thing.word) for thing in things):
             values |= _detected(self.detector, images, batch.case)
@@ -128,13 +132,25 @@ class Scorer:
             rows[i] = {name: column[n] for name, column in values.items()}
         return rows
 
-    def _to_before(self, features: torch.Tensor, before: Sequence[bytes | None]) -> list[float | None]:
+    def _to_before(
+        self, images: Sequence[Image.Image], features: torch.Tensor, before: Sequence[bytes | None]
+    ) -> dict[str, list[float | None]]:
+        """Against the picture before: similarity, and what changed outside the words that an edit is about."""
+        names = ("image_image", "structure", "pixels")
+        values: dict[str, list[float | None]] = {name: [None] * len(before) for name in names}
         there = [i for i, content in enumerate(before) if content is not None]
-        values: list[float | None] = [None] * len(before)
-        if there and self.clip is not None:
-            others = self.clip.images([_opened_image(content) for content in before if content is not None])
-            for i, value in zip(there, image_image(features[there], others).tolist(), strict=True):
-                values[i] = value
+        if not there or self.clip is None:
+            return values
+        others = [_opened_image(content) for content in before if content is not None]
+        similar = image_image(features[there], self.clip.images(others)).tolist()
+        masks = [read(content) for content in before if content is not None]
+        marked = any(mask is not None for mask in masks)
+        keys = [self.clip.patches(some) for some in ([images[i] for i in there], others)] if marked else []
+        for n, (i, mask) in enumerate(zip(there, masks, strict=True)):
+            values["image_image"][i] = similar[n]
+            if mask is not None:
+                values["structure"][i] = structure_change(keys[1][n], keys[0][n], mask)
+                values["pixels"][i] = pixel_change(others[n], images[i], mask)
         return values
 
 
@@ -234,6 +250,8 @@ def aggregate(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float | int 
             "things_present": _mean(own, "present"),
             "attribute_binding": _mean(own, "binding"),
             "image_similarity": _mean(own, "image_image"),
+            "structure_change": _mean(own, "structure"),
+            "pixel_change": _mean(own, "pixels"),
             "denoiser_calls": _mean(own, "calls"),
             "seconds": _mean(own, "seconds"),
         }
@@ -311,12 +329,12 @@ def _rows(path: Path) -> Iterator[Row]:
             continue
 
 
-def _before(pictures: Mapping[Key, Any]) -> dict[Key, Key]:
+def _before(pictures: Mapping[Key, tuple[Case, Path, Row]]) -> dict[Key, Key]:
     """For each picture the one that an edit or a guidance began with: of the source, or plain, with the same seed."""
     found = {}
-    for k in pictures:
-        other = next((o for m in ("source", "plain") if (o := (m, *k[1:])) in pictures), None)
-        if other is not None and other != k:
+    for k, (case, _, _) in pictures.items():
+        other = ("plain" if case.source is None else "source", *k[1:])
+        if other in pictures and other != k:
             found[k] = other
     return found
 

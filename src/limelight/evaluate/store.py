@@ -174,7 +174,7 @@ class Run:
         for name, facts in as_text.items():
             if self.facts["cases"].get(name, facts) != facts:
                 raise SettingsError(
-                    f"'{self.folder}' has '{name}' with another subset or subjects; choose another folder."
+                    f"'{self.folder}' has '{name}' with another subset, subjects or concept; choose another folder."
                 )
         self.facts["methods"] |= methods
         self.facts["cases"] |= as_text
@@ -229,7 +229,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 def read_case(name: str, facts: Mapping[str, Any]) -> Case:
     """A case as run.json tells it."""
     things = tuple(Wanted(*thing) for thing in facts["wanted"])
-    return Case(facts["prompt"], facts["subset"], things, facts["source"])
+    return Case(facts["prompt"], facts["subset"], things, facts["source"], facts.get("concept"))
 
 
 def key(row: Mapping[str, Any]) -> Key:
@@ -249,7 +249,8 @@ def _folder(name: str) -> str:
 
 def _case_facts(case: Case) -> dict[str, Any]:
     things = [[thing.word, thing.colour] for thing in case.wanted]
-    return {"prompt": case.prompt, "subset": case.subset, "wanted": things, "source": case.source}
+    facts = {"prompt": case.prompt, "subset": case.subset, "wanted": things, "source": case.source}
+    return facts if case.concept is None else {**facts, "concept": case.concept}
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
