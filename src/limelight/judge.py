@@ -49,7 +49,7 @@ class Judge(nn.Module):
         threshold: the score from which a subject counts as found.
     """
 
-    def __init__(self, words: Sequence[str], colours: Sequence[str], threshold: float = 0.35) -> None:
+    def __init__(self, words: Sequence[str], colours: Sequence[str], threshold: float = 0.3) -> None:
         super().__init__()
         self.words, self.colours, self.threshold = tuple(words), tuple(colours), threshold
         self.fine = nn.Sequential(
