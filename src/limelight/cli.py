@@ -22,7 +22,6 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import (
@@ -54,6 +53,7 @@ from .result import grid, png, slug, write
 from .subjects import resolve
 from .suites import SUITES
 from .suites import load as load_suite
+from .terminal import bar, console
 
 app = typer.Typer(
     help="Look at, steer and edit the attention of text-to-image diffusion models.",
@@ -64,7 +64,6 @@ app = typer.Typer(
 app.add_typer(heads_app, name="heads")
 app.add_typer(concept_app, name="concept")
 app.add_typer(evaluate, name="evaluate")
-console = Console(highlight=False)
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
 
 PromptText = Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat and a dog'.", show_default=False)]
@@ -473,14 +472,8 @@ def _open(
 
 
 def _with_progress(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(label[:40], total=None)
-
-        def show(step: Step) -> None:
-            progress.update(task, completed=step.index + 1, total=step.count)
-
-        return draw(*args, on_step=show, **options)
+    with bar(label) as show:
+        return draw(*args, on_step=lambda step: show(step.index + 1, step.count), **options)
 
 
 def _with_table(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:
