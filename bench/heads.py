@@ -48,7 +48,7 @@ def pass_of(model: limelight.Model, counting: Counting, counted: bool) -> float:
     if counted:
         counter = Counter(model, counting)  # keys are computed once a run
         start = time.process_time()
-        counter(job)
+        counter.count(job)
         return time.process_time() - start
     start = time.process_time()
     prompts = [model.prompt(counting.prompts[i]) for i in job]
