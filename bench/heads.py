@@ -2,8 +2,8 @@
 
     python -m bench.heads cost                      # time and memory of counting against plain sampling, as ratios
     python -m bench.heads prompts                   # agreement of two samples of so many prompts
-    python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Colours
-    python -m bench.heads edits --out FILE          # what strengthening and adjusting change, as the judge sees it
+    python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Colours, three ways
+    python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the judge sees it
 
 Each prints a Markdown table. The last two keep what they drew and go on where they were.
 """
@@ -17,11 +17,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 import limelight
 from limelight.edits import HeadGain, adjust, strengthen
@@ -31,6 +33,8 @@ from limelight.heads.counting import Counter, Counting
 from limelight.heads.relevance import Relevance
 from limelight.heads.weakening import Experiment, strip, weakened
 from limelight.judge import Judge
+from limelight.result import png, slug, write
+from limelight.scores import Clip
 from limelight.suites import attend_excite
 
 from .attend_excite import SHAPES
@@ -109,11 +113,22 @@ def prompts(vectors: str) -> None:
     print("| 95 % interval of the five largest elements, width | " + " | ".join(cells) + " |")
 
 
-def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, counts: list[int] | None) -> None:
+EXPERIMENTS = ("pocket-animals", "pocket-colours", "pocket-coloured")
+
+
+def weakening(
+    out: Path,
+    vectors: str,
+    seeds: int,
+    steps: int,
+    every: int,
+    counts: list[int] | None,
+    names: Sequence[str] = EXPERIMENTS,
+) -> None:
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
-    print("| concept | prompts | area MoRHF | random | LeRHF | area between | 95 % interval |")
-    print("|---|---|---|---|---|---|---|")
-    for name in ("pocket-animals", "pocket-colours"):
+    print("| experiment | prompts | pictures | area MoRHF | random | LeRHF | area between | 95 % interval |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in names:
         experiment = Experiment.of(name)
         experiment = replace(experiment, prompts=experiment.prompts[::every])
         found = weakened(
@@ -130,22 +145,29 @@ def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, count
         strip(out / name, found, experiment.prompts[0][0]).save(out / name / "strip.png")
         area, low, high = found.between()
         areas = " | ".join(f"{found.area(order):.4f}" for order in ("MoRHF", "random", "LeRHF"))
+        drawn = len(experiment.prompts) * seeds * (2 + 3 * (len(found.counts) - 2))  # none and all once for all orders
         print(
-            f"| {experiment.concept} | {len(experiment.prompts)} | {areas} | {area:.4f} | {low:.4f} to {high:.4f} |",
+            f"| {name}, '{experiment.prompts[0][0]}' | {len(experiment.prompts)} | {drawn} | {areas} | {area:.4f} "
+            f"| {low:.4f} to {high:.4f} |",
             flush=True,
         )
 
 
-# Concept -> (its opposite, its words, prompts of a word): what is judged is whether the picture shows the word.
+# Concept -> (its opposite, its words, prompts of a word). Colours stand alone: in "a red car" the red comes with "car".
 JUDGED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "Animals": ("Colours", ("cat", "bird", "lion", "frog", "owl"), ("a {}", "a {} and a car")),
-    "Colours": ("Animals", ("red", "yellow", "green", "blue", "purple"), ("a {} car", "a {} bow")),
+    "Colours": ("Animals", ("red", "yellow", "green", "blue", "purple"), ("a {}", "a photo of a {}")),
 }
+METHODS = ("plain", "strengthen own", "strengthen other", "adjust own-other", "adjust other-own")
 
 
 def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
-    """The judge's view of a word that is strengthened as its own concept and as another."""
-    model, judge, relevance = limelight.load("pocket", device="cpu"), Judge.load(), Relevance.load(vectors)
+    """A word that is strengthened as its own concept and as another, in the eyes of the judge and of the CLIP.
+
+    Pictures that are in the folder are not drawn again; all are judged anew.
+    """
+    model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
+    judge, clip = Judge.load(), Clip()
 
     def made(method: str, word: str, own: str, other: str) -> list[HeadGain]:
         return {
@@ -156,29 +178,24 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
             "adjust other-own": [adjust(word, other, own, relevance=relevance)],
         }[method]
 
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    there = {(row["method"], row["word"]) for row in rows}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    methods = ("plain", "strengthen own", "strengthen other", "adjust own-other", "adjust other-own")
-    print("| concept | method | pictures | the word is shown |\n|---|---|---|---|")
-    for (own, (other, words, templates)), method in itertools.product(JUDGED.items(), methods):
+    print(
+        "| concept | edit | pictures | the judge finds the word | CLIP, similarity to the word |\n|---|---|---|---|---|"
+    )
+    for (own, (other, words, templates)), method in itertools.product(JUDGED.items(), METHODS):
+        found, similar = list[bool](), list[float]()
         for word in words:
-            if (method, word) in there:
-                continue
-            prompts, acting = [t.format(word) for t in templates], made(method, word, own, other)
-            options: dict[str, Any] = {"seeds": range(seeds), "steps": steps, "edits": acting, "record": False}
-            results = limelight.generate(model, prompts, subjects=[()] * len(prompts), **options)
-            new = [
-                {"concept": own, "method": method, "word": word, "prompt": prompt, "seed": seed}
-                | {"shown": any(word in (d.word, d.colour) for d in found)}
-                for prompt, result in zip(prompts, results, strict=True)
-                for seed, found in enumerate(judge.detect(result.images))
-            ]
-            with out.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in new))
-            rows += new
-        mine = [row["shown"] for row in rows if (row["concept"], row["method"]) == (own, method)]
-        print(f"| {own} | {method} | {len(mine)} | {sum(mine) / len(mine):.1%} |", flush=True)
+            prompts = [template.format(word) for template in templates]
+            paths = [out / own / slug(method) / f"{slug(p)}-{seed}.png" for p in prompts for seed in range(seeds)]
+            if not all(path.exists() for path in paths):
+                acting: dict[str, Any] = {"edits": made(method, word, own, other), "steps": steps, "record": False}
+                results = limelight.generate(model, prompts, subjects=[()] * len(prompts), seeds=range(seeds), **acting)
+                for path, image in zip(paths, [i for r in results for i in r.images], strict=True):
+                    write(path, png({"steps": steps}, image))
+            images = [Image.open(path).convert("RGB") for path in paths]
+            found += [any(word in (d.word, d.colour) for d in seen) for seen in judge.detect(images)]
+            similar += (clip.images(images) @ clip.texts([word])[0]).tolist()
+        share, mean = sum(found) / len(found), sum(similar) / len(similar)
+        print(f"| {own} | {method} | {len(found)} | {share:.0%} | {mean:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -193,6 +210,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--experiments", nargs="+", default=EXPERIMENTS)
     parser.add_argument("--counts", type=int, nargs="+", help="numbers of weakened heads")
     args = parser.parse_args()
     if args.side:
@@ -206,7 +224,7 @@ def main() -> None:
     elif args.out is None:
         parser.error("--out is needed")
     elif args.what == "weakening":
-        weakening(args.out, args.vectors, args.seeds, args.steps, args.every, args.counts)
+        weakening(args.out, args.vectors, args.seeds, args.steps, args.every, args.counts, args.experiments)
     else:
         edits(args.out, args.vectors, args.seeds, args.steps)
 
