@@ -108,7 +108,8 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
     pytest.importorskip("matplotlib")
     out = tmp_path / "v.safetensors"
     code, text, _ = limelight(
-        *("heads", "compute", "--out", str(out), "--limit", "2", "--steps", "2", "--batch", "2", "--device", "cpu")
+        *("heads", "compute", "--out", str(out), "--limit", "2", "--steps", "2", "--batch", "2", "--device", "cpu"),
+        *("--workers", "1"),
     )
     assert code == 0, text
     assert "2 of 2 prompts" in text
@@ -140,6 +141,8 @@ def test_bad_input_on_the_command_line(limelight, tmp_path):  # noqa: F811
         ("heads", "compute", "--out", out, "--share", "half"): "--share half is no share",
         ("heads", "compute", "--out", out, "--concepts", "none.csv"): "'none.csv' cannot be read as concepts",
         ("heads", "compute", "--out", out, "--prompts", "none.txt"): "'none.txt' cannot be read as prompts",
+        ("heads", "compute", "--out", out, "--engine", "spark"): "'spark' is no engine; use local or ray",
+        ("heads", "compute", "--out", out, "--share", "99/99", "--limit", "2"): "The share 99/99 holds no prompts",
         ("heads", "weaken", "birds", "--out", out): "'birds' is no experiment; there are: color",
         ("heads", "weaken", "color", "--out", out): "'Color' is no concept of these vectors",
         ("heads", "weaken", "--seeds", "x", "--out", out): "--seeds: 'x' is no whole number",
