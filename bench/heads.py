@@ -124,6 +124,7 @@ def weakening(
     every: int,
     counts: list[int] | None,
     names: Sequence[str] = EXPERIMENTS,
+    everywhere: bool = False,
 ) -> None:
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
     print("| experiment | prompts | pictures | area MoRHF | random | LeRHF | area between | 95 % interval |")
@@ -131,6 +132,8 @@ def weakening(
     for name in names:
         experiment = Experiment.of(name)
         experiment = replace(experiment, prompts=experiment.prompts[::every])
+        if everywhere:
+            experiment = replace(experiment, scale=None)
         found = weakened(
             model,
             relevance,
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--experiments", nargs="+", default=EXPERIMENTS)
+    parser.add_argument("--everywhere", action="store_true", help="weaken heads of all levels of the denoiser")
     parser.add_argument("--counts", type=int, nargs="+", help="numbers of weakened heads")
     args = parser.parse_args()
     if args.side:
@@ -224,7 +228,9 @@ def main() -> None:
     elif args.out is None:
         parser.error("--out is needed")
     elif args.what == "weakening":
-        weakening(args.out, args.vectors, args.seeds, args.steps, args.every, args.counts, args.experiments)
+        weakening(
+            args.out, args.vectors, args.seeds, args.steps, args.every, args.counts, args.experiments, args.everywhere
+        )
     else:
         edits(args.out, args.vectors, args.seeds, args.steps)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_cli import limelight  # noqa: F401 - a fixture
 
+from limelight import generate
+from limelight.edits import weaken
 from limelight.errors import SettingsError
 from limelight.heads import Relevance
 from limelight.heads.weakening import Curves, Experiment, counts_of_heads, ordered, weakened
@@ -93,6 +98,26 @@ def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
         assert torch.allclose(again.scores[order], first.scores[order], atol=1e-5)
     with pytest.raises(SettingsError, match="scores of other settings"):
         weakened(pocket, relevance, EXPERIMENT, tmp_path, **{**options, "steps": 2})
+
+
+def test_only_the_level_that_draws_takes_part(pocket, tmp_path):
+    """Without its 48 heads on 4 x 4 the embedded model draws the same picture; the 40 on 8 x 8 are the experiments'."""
+    drawing = Experiment.of("pocket-colours").heads(pocket)
+    assert (len(drawing), Experiment("Colours", ()).heads(pocket)) == (40, tuple(range(88)))
+    options = {"subjects": [], "seeds": [10], "steps": 4, "record": False}
+    idle = [head for head in range(88) if head not in drawing]
+    plain, same, other = (
+        torch.from_numpy(np.array(generate(pocket, "a red car", edits=edits, **options).images[0])).float()
+        for edits in ([], [weaken(idle)], [weaken(drawing)])
+    )
+    assert (same - plain).abs().mean() < 2
+    assert (other - plain).abs().mean() > 10
+    curves = weakened(
+        pocket, Relevance.load("pocket"), replace(EXPERIMENT, scale=2), tmp_path, seeds=(0,), counts=(8,), steps=1
+    )
+    assert curves.counts == (0, 8, 40)
+    with pytest.raises(SettingsError, match="'pocket' has no cross-attention layers of the scale 3"):
+        weakened(pocket, Relevance.load("pocket"), replace(EXPERIMENT, scale=3), tmp_path)
 
 
 def test_weakening_everything_loses_the_animal(pocket, tmp_path):
