@@ -30,6 +30,7 @@ bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.fast --out out/fast
 	$(BIN)/python -m bench.heads cost
 	$(BIN)/python -m bench.heads prompts
+	$(BIN)/python -m bench.heads routes
 	$(BIN)/python -m bench.heads weakening --out out/weakening
 	$(BIN)/python -m bench.heads edits --out out/edits
 	$(BIN)/python -m bench.recording

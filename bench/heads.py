@@ -2,6 +2,7 @@
 
     python -m bench.heads cost                      # time and memory of counting against plain sampling, as ratios
     python -m bench.heads prompts                   # agreement of two samples of so many prompts
+    python -m bench.heads routes                    # which words and levels the picture depends on
     python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Colours, three ways
     python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the judge sees it
 
@@ -17,16 +18,17 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 import limelight
-from limelight.edits import HeadGain, adjust, strengthen
+from limelight.edits import HeadGain, adjust, strengthen, weaken
 from limelight.heads import pictures
 from limelight.heads.concepts import Concepts
 from limelight.heads.counting import Counter, Counting
@@ -111,6 +113,38 @@ def prompts(vectors: str) -> None:
         top = list(relevance.order(name)[:5])
         cells.append(f"{float(width[i, top].mean()):.0%}")
     print("| 95 % interval of the five largest elements, width | " + " | ".join(cells) + " |")
+
+
+ROUTES = (("red", "car"), ("green", "bow"), ("blue", "bowl"), ("yellow", "balloon"), ("purple", "car"))
+
+
+def routes(steps: int) -> None:
+    """What comes to the picture by which word, and by the heads of which level."""
+    model, judge, clip = limelight.load("pocket", device="cpu"), Judge.load(), Clip()
+    every, drawing = (Experiment("Colours", (), scale).heads(model) for scale in (None, model.guided_scale))
+    idle = [head for head in every if head not in drawing]
+    sides: dict[str, Callable[[str, str], list[HeadGain]]] = {
+        "nothing": lambda colour, thing: [],
+        "the colour word": lambda colour, thing: [weaken(every, word=colour)],
+        "the noun": lambda colour, thing: [weaken(every, word=thing)],
+        f"the text, {len(idle)} heads of other levels": lambda colour, thing: [weaken(idle)],
+        f"the text, {len(drawing)} heads that guidance reads": lambda colour, thing: [weaken(drawing)],
+    }
+    print("| turned away | change, 0 to 255 | similarity to the colour | thing found | colour found |")
+    print("|---|---|---|---|---|")
+    plain: list[np.ndarray] = []
+    for name, made in sides.items():
+        options: dict[str, Any] = {"subjects": [], "seeds": [10], "steps": steps, "record": False}
+        images = [limelight.generate(model, f"a {c} {t}", edits=made(c, t), **options).images[0] for c, t in ROUTES]
+        arrays = [np.asarray(image, dtype=float) for image in images]
+        plain = plain or arrays
+        change = np.mean([np.abs(a - b).mean() for a, b in zip(arrays, plain, strict=True)])
+        similar = (clip.images(images) * clip.texts([c for c, _ in ROUTES])).sum(dim=1).mean()
+        seen = list(zip(ROUTES, judge.detect(images), strict=True))
+        things = sum(any(d.word == thing for d in found) for (_, thing), found in seen)
+        colours = sum(any(d.colour == colour for d in found) for (colour, _), found in seen)
+        cells = f"{change:.1f} | {float(similar):.2f} | {things} of {len(seen)} | {colours} of {len(seen)}"
+        print(f"| {name} | {cells} |", flush=True)
 
 
 EXPERIMENTS = ("pocket-animals", "pocket-colours", "pocket-coloured")
@@ -203,7 +237,7 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "prompts", "weakening", "edits"])
+    parser.add_argument("what", choices=["cost", "prompts", "routes", "weakening", "edits"])
     parser.add_argument("--size", choices=["pocket", *SHAPES], default="pocket")
     parser.add_argument("--side", choices=["plain", "counted"], help=argparse.SUPPRESS)
     parser.add_argument("--repeat", type=int, default=3)
@@ -225,6 +259,8 @@ def main() -> None:
         cost(args.size, args.repeat, args.steps, args.batch)
     elif args.what == "prompts":
         prompts(args.vectors)
+    elif args.what == "routes":
+        routes(args.steps)
     elif args.out is None:
         parser.error("--out is needed")
     elif args.what == "weakening":

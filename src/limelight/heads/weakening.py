@@ -156,11 +156,11 @@ def weakened(
     relevance.of(model)
     among = experiment.heads(model)
     heads = len(among)
+    if not heads:
+        raise SettingsError(f"'{model.name}' has no cross-attention layers of the scale {experiment.scale}.")
     numbers = tuple(sorted({0, heads, *(counts if counts is not None else counts_of_heads(heads))}))
     if numbers[0] < 0 or numbers[-1] > heads:
         raise SettingsError(f"counts={list(counts or ())} must be numbers of heads from 0 to {heads}.")
-    if not heads:
-        raise SettingsError(f"'{model.name}' has no cross-attention layers of the scale {experiment.scale}.")
     lists = {o: tuple(h for h in ordered(relevance, experiment.concept, o) if h in among) for o in orders}
     folder = Path(folder)
     settings = {
