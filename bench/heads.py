@@ -147,7 +147,7 @@ def routes(steps: int) -> None:
         print(f"| {name} | {cells} |", flush=True)
 
 
-EXPERIMENTS = ("pocket-animals", "pocket-colours", "pocket-coloured")
+EXPERIMENTS = ("pocket-animals", "pocket-colours", "pocket-bare-colours")
 
 
 def weakening(

@@ -102,7 +102,7 @@ def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
 
 def test_only_the_level_that_draws_takes_part(pocket, tmp_path):
     """Without its 48 heads on 4 x 4 the embedded model draws the same picture; the 40 on 8 x 8 are the experiments'."""
-    drawing = Experiment.of("pocket-colours").heads(pocket)
+    drawing = Experiment.of("pocket-bare-colours").heads(pocket)
     assert (len(drawing), Experiment("Colours", ()).heads(pocket)) == (40, tuple(range(88)))
     options = {"subjects": [], "seeds": [10], "steps": 4, "record": False}
     idle = [head for head in range(88) if head not in drawing]

@@ -57,7 +57,7 @@ class Experiment:
     def of(cls, name: str) -> Experiment:
         """One of the paper's nine ("color", "weather", "animals", "material", "style", "patterns", "nature", "fruits",
         "furniture"), of its five with words from outside the concepts ("other-color"...), or of the embedded model's
-        three: "pocket-animals" ("a cat"), "pocket-colours" ("a red") and "pocket-coloured" ("a red car")."""
+        three: "pocket-animals" ("a cat"), "pocket-colours" ("a red car") and "pocket-bare-colours" ("a red")."""
         data = json.loads((DATA / "weakening.json").read_text())
         if name not in data["experiments"]:
             raise SettingsError(f"'{name}' is no experiment; there are: {', '.join(data['experiments'])}.")
