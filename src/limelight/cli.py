@@ -44,7 +44,7 @@ from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
 from .evaluate.cli import app as evaluate
 from .guidance import step_of
-from .heads.commands import _bar, parse_adjust, parse_strengthen
+from .heads.commands import parse_adjust, parse_strengthen
 from .heads.commands import app as heads_app
 from .heads.relevance import relevance_for
 from .models import SCHEDULERS, quiet
@@ -353,7 +353,7 @@ def calibrate_command(
     """Propose thresholds of Attend-and-Excite for a model: what its better subjects have without guidance."""
     cases, seed_list = load_suite(suite)[::every], parse_seeds(seeds)
     opened = _open(model, device, scheduler)
-    with _bar("calibrating") as show:
+    with bar("calibrating") as show:
         found = calibrate(
             opened,
             [case.prompt for case in cases],
