@@ -44,8 +44,8 @@ from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
 from .evaluate.cli import app as evaluate
 from .guidance import step_of
-from .heads.commands import parse_adjust, parse_strengthen
 from .heads.commands import app as heads_app
+from .heads.commands import parse_adjust, parse_strengthen
 from .heads.relevance import relevance_for
 from .models import SCHEDULERS, quiet
 from .prompt import Prompt
