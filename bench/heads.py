@@ -2,8 +2,9 @@
 
     python -m bench.heads cost                      # time and memory of counting against plain sampling, as ratios
     python -m bench.heads prompts                   # agreement of two samples of so many prompts
-    python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Colours
-    python -m bench.heads edits --out FILE          # what strengthening and adjusting change, as the judge sees it
+    python -m bench.heads routes                    # which words and levels the picture depends on
+    python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Colours, three ways
+    python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the judge sees it
 
 Each prints a Markdown table. The last two keep what they drew and go on where they were.
 """
@@ -17,20 +18,25 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 import limelight
-from limelight.edits import HeadGain, adjust, strengthen
+from limelight.edits import HeadGain, adjust, strengthen, weaken
 from limelight.heads import pictures
 from limelight.heads.concepts import Concepts
 from limelight.heads.counting import Counter, Counting
 from limelight.heads.relevance import Relevance
 from limelight.heads.weakening import Experiment, strip, weakened
 from limelight.judge import Judge
+from limelight.result import png, slug, write
+from limelight.scores import Clip
 from limelight.suites import attend_excite
 
 from .attend_excite import SHAPES
@@ -48,7 +54,7 @@ def pass_of(model: limelight.Model, counting: Counting, counted: bool) -> float:
     if counted:
         counter = Counter(model, counting)  # keys are computed once a run
         start = time.process_time()
-        counter(job)
+        counter.count(job)
         return time.process_time() - start
     start = time.process_time()
     prompts = [model.prompt(counting.prompts[i]) for i in job]
@@ -109,13 +115,59 @@ def prompts(vectors: str) -> None:
     print("| 95 % interval of the five largest elements, width | " + " | ".join(cells) + " |")
 
 
-def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, counts: list[int] | None) -> None:
+ROUTES = (("red", "car"), ("green", "bow"), ("blue", "bowl"), ("yellow", "balloon"), ("purple", "car"))
+
+
+def routes(steps: int) -> None:
+    """What comes to the picture by which word, and by the heads of which level."""
+    model, judge, clip = limelight.load("pocket", device="cpu"), Judge.load(), Clip()
+    every, drawing = (Experiment("Colours", (), scale).heads(model) for scale in (None, model.guided_scale))
+    idle = [head for head in every if head not in drawing]
+    sides: dict[str, Callable[[str, str], list[HeadGain]]] = {
+        "nothing": lambda colour, thing: [],
+        "the colour word": lambda colour, thing: [weaken(every, word=colour)],
+        "the noun": lambda colour, thing: [weaken(every, word=thing)],
+        f"the text, {len(idle)} heads of other levels": lambda colour, thing: [weaken(idle)],
+        f"the text, {len(drawing)} heads that guidance reads": lambda colour, thing: [weaken(drawing)],
+    }
+    print("| turned away | change, 0 to 255 | similarity to the colour | thing found | colour found |")
+    print("|---|---|---|---|---|")
+    plain: list[np.ndarray] = []
+    for name, made in sides.items():
+        options: dict[str, Any] = {"subjects": [], "seeds": [10], "steps": steps, "record": False}
+        images = [limelight.generate(model, f"a {c} {t}", edits=made(c, t), **options).images[0] for c, t in ROUTES]
+        arrays = [np.asarray(image, dtype=float) for image in images]
+        plain = plain or arrays
+        change = np.mean([np.abs(a - b).mean() for a, b in zip(arrays, plain, strict=True)])
+        similar = (clip.images(images) * clip.texts([c for c, _ in ROUTES])).sum(dim=1).mean()
+        seen = list(zip(ROUTES, judge.detect(images), strict=True))
+        things = sum(any(d.word == thing for d in found) for (_, thing), found in seen)
+        colours = sum(any(d.colour == colour for d in found) for (colour, _), found in seen)
+        cells = f"{change:.1f} | {float(similar):.2f} | {things} of {len(seen)} | {colours} of {len(seen)}"
+        print(f"| {name} | {cells} |", flush=True)
+
+
+EXPERIMENTS = ("pocket-animals", "pocket-colours", "pocket-bare-colours")
+
+
+def weakening(
+    out: Path,
+    vectors: str,
+    seeds: int,
+    steps: int,
+    every: int,
+    counts: list[int] | None,
+    names: Sequence[str] = EXPERIMENTS,
+    everywhere: bool = False,
+) -> None:
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
-    print("| concept | prompts | area MoRHF | random | LeRHF | area between | 95 % interval |")
-    print("|---|---|---|---|---|---|---|")
-    for name in ("pocket-animals", "pocket-colours"):
+    print("| experiment | prompts | pictures | area MoRHF | random | LeRHF | area between | 95 % interval |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in names:
         experiment = Experiment.of(name)
         experiment = replace(experiment, prompts=experiment.prompts[::every])
+        if everywhere:
+            experiment = replace(experiment, scale=None)
         found = weakened(
             model,
             relevance,
@@ -130,22 +182,29 @@ def weakening(out: Path, vectors: str, seeds: int, steps: int, every: int, count
         strip(out / name, found, experiment.prompts[0][0]).save(out / name / "strip.png")
         area, low, high = found.between()
         areas = " | ".join(f"{found.area(order):.4f}" for order in ("MoRHF", "random", "LeRHF"))
+        drawn = len(experiment.prompts) * seeds * (2 + 3 * (len(found.counts) - 2))  # none and all once for all orders
         print(
-            f"| {experiment.concept} | {len(experiment.prompts)} | {areas} | {area:.4f} | {low:.4f} to {high:.4f} |",
+            f"| {name}, '{experiment.prompts[0][0]}' | {len(experiment.prompts)} | {drawn} | {areas} | {area:.4f} "
+            f"| {low:.4f} to {high:.4f} |",
             flush=True,
         )
 
 
-# Concept -> (its opposite, its words, prompts of a word): what is judged is whether the picture shows the word.
+# Concept -> (its opposite, its words, prompts of a word). Colours stand alone: in "a red car" the red comes with "car".
 JUDGED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "Animals": ("Colours", ("cat", "bird", "lion", "frog", "owl"), ("a {}", "a {} and a car")),
-    "Colours": ("Animals", ("red", "yellow", "green", "blue", "purple"), ("a {} car", "a {} bow")),
+    "Colours": ("Animals", ("red", "yellow", "green", "blue", "purple"), ("a {}", "a photo of a {}")),
 }
+METHODS = ("plain", "strengthen own", "strengthen other", "adjust own-other", "adjust other-own")
 
 
 def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
-    """The judge's view of a word that is strengthened as its own concept and as another."""
-    model, judge, relevance = limelight.load("pocket", device="cpu"), Judge.load(), Relevance.load(vectors)
+    """A word that is strengthened as its own concept and as another, in the eyes of the judge and of the CLIP.
+
+    Pictures that are in the folder are not drawn again; all are judged anew.
+    """
+    model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
+    judge, clip = Judge.load(), Clip()
 
     def made(method: str, word: str, own: str, other: str) -> list[HeadGain]:
         return {
@@ -156,34 +215,29 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
             "adjust other-own": [adjust(word, other, own, relevance=relevance)],
         }[method]
 
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    there = {(row["method"], row["word"]) for row in rows}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    methods = ("plain", "strengthen own", "strengthen other", "adjust own-other", "adjust other-own")
-    print("| concept | method | pictures | the word is shown |\n|---|---|---|---|")
-    for (own, (other, words, templates)), method in itertools.product(JUDGED.items(), methods):
+    print(
+        "| concept | edit | pictures | the judge finds the word | CLIP, similarity to the word |\n|---|---|---|---|---|"
+    )
+    for (own, (other, words, templates)), method in itertools.product(JUDGED.items(), METHODS):
+        found, similar = list[bool](), list[float]()
         for word in words:
-            if (method, word) in there:
-                continue
-            prompts, acting = [t.format(word) for t in templates], made(method, word, own, other)
-            options: dict[str, Any] = {"seeds": range(seeds), "steps": steps, "edits": acting, "record": False}
-            results = limelight.generate(model, prompts, subjects=[()] * len(prompts), **options)
-            new = [
-                {"concept": own, "method": method, "word": word, "prompt": prompt, "seed": seed}
-                | {"shown": any(word in (d.word, d.colour) for d in found)}
-                for prompt, result in zip(prompts, results, strict=True)
-                for seed, found in enumerate(judge.detect(result.images))
-            ]
-            with out.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in new))
-            rows += new
-        mine = [row["shown"] for row in rows if (row["concept"], row["method"]) == (own, method)]
-        print(f"| {own} | {method} | {len(mine)} | {sum(mine) / len(mine):.1%} |", flush=True)
+            prompts = [template.format(word) for template in templates]
+            paths = [out / own / slug(method) / f"{slug(p)}-{seed}.png" for p in prompts for seed in range(seeds)]
+            if not all(path.exists() for path in paths):
+                acting: dict[str, Any] = {"edits": made(method, word, own, other), "steps": steps, "record": False}
+                results = limelight.generate(model, prompts, subjects=[()] * len(prompts), seeds=range(seeds), **acting)
+                for path, image in zip(paths, [i for r in results for i in r.images], strict=True):
+                    write(path, png({"steps": steps}, image))
+            images = [Image.open(path).convert("RGB") for path in paths]
+            found += [any(word in (d.word, d.colour) for d in seen) for seen in judge.detect(images)]
+            similar += (clip.images(images) @ clip.texts([word])[0]).tolist()
+        share, mean = sum(found) / len(found), sum(similar) / len(similar)
+        print(f"| {own} | {method} | {len(found)} | {share:.0%} | {mean:.3f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "prompts", "weakening", "edits"])
+    parser.add_argument("what", choices=["cost", "prompts", "routes", "weakening", "edits"])
     parser.add_argument("--size", choices=["pocket", *SHAPES], default="pocket")
     parser.add_argument("--side", choices=["plain", "counted"], help=argparse.SUPPRESS)
     parser.add_argument("--repeat", type=int, default=3)
@@ -193,6 +247,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--experiments", nargs="+", default=EXPERIMENTS)
+    parser.add_argument("--everywhere", action="store_true", help="weaken heads of all levels of the denoiser")
     parser.add_argument("--counts", type=int, nargs="+", help="numbers of weakened heads")
     args = parser.parse_args()
     if args.side:
@@ -203,10 +259,14 @@ def main() -> None:
         cost(args.size, args.repeat, args.steps, args.batch)
     elif args.what == "prompts":
         prompts(args.vectors)
+    elif args.what == "routes":
+        routes(args.steps)
     elif args.out is None:
         parser.error("--out is needed")
     elif args.what == "weakening":
-        weakening(args.out, args.vectors, args.seeds, args.steps, args.every, args.counts)
+        weakening(
+            args.out, args.vectors, args.seeds, args.steps, args.every, args.counts, args.experiments, args.everywhere
+        )
     else:
         edits(args.out, args.vectors, args.seeds, args.steps)
 

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from test_evaluate import kill_a_worker
 
 import limelight
 from limelight.errors import SettingsError
@@ -163,7 +165,7 @@ def test_a_stopped_run_goes_on(tiny_module, counted, tmp_path):
 
 def test_the_drawing_and_the_model_are_left_alone(tiny_module):
     before = {n: len(m._forward_hooks) + len(m._forward_pre_hooks) for n, m in tiny_module.denoiser.named_modules()}
-    Counter(tiny_module, COUNTING)(range(1))
+    Counter(tiny_module, COUNTING).count(range(1))
     # Read on the side, a pass gives the same bits.
     conditioning, noise = tiny_module.encode([tiny_module.prompt("a cat")], ""), torch.ones(1, 4, 16, 16).double()
     timestep, heard = tiny_module.timesteps(2)[0], []
@@ -360,28 +362,53 @@ def test_vectors_of_another_model(tiny_module):
         Relevance.load("sd-1.4").of(tiny_module)
 
 
+SMALL = Counting(Concepts.read("pocket"), ("a cat", "a red car", "a dog", "a cat"), steps=2, batch=1, blocks=3)
+
+
+@pytest.fixture(scope="module")
+def alone(pocket):
+    """The counts of one worker."""
+    return compute(pocket, SMALL)
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_two_workers_count_the_same(engine, alone):
+    kill, killed = kill_a_worker("ray::_Actor")  # that processes survive it: tests/test_evaluate.py
+    shared = compute("pocket", SMALL, device="cpu", engine=engine, workers=2, on_job=kill)
+    assert len(killed) == (engine == "ray")
+    assert shared.counted.all()
+    assert torch.equal(shared.counts, alone.counts)
+    assert torch.equal(shared.blocks, alone.blocks)
+
+
+def test_an_open_model_stays_here(tiny_module):
+    for options in ({"workers": 2}, {"engine": "ray"}):
+        with pytest.raises(SettingsError, match="cannot go to other workers; give its name"):
+            compute(tiny_module, COUNTING, **options)
+
+
+def test_words_that_nobody_knows_are_named(pocket):
+    strange = Concepts({"A": ("cat", "quokka"), "B": ("red", "mauve")})
+    with pytest.warns(UserWarning, match="never seen 'quokka', 'mauve'; counts of them mean nothing"):
+        compute(pocket, Counting(strange, ("a cat",), steps=1))
+
+
 @pytest.mark.slow
-def test_counting_survives_a_kill(pocket, tmp_path):
-    """A run killed in the middle and begun again gives the counts of an undisturbed one."""
+def test_counting_survives_a_kill(alone, tmp_path):
+    """A run of two workers killed in the middle and begun again gives the counts of an undisturbed one."""
     script = """
-import sys, time, limelight, torch
-from pathlib import Path
-from limelight.heads.concepts import Concepts
-from limelight.heads.counting import Counting, compute
-torch.set_num_threads(1)
-counting = Counting(Concepts.read("pocket"), ("a cat", "a red car", "a dog"), steps=2, batch=1, blocks=3)
-model = limelight.load("pocket", device="cpu")
-compute(model, counting, Path(sys.argv[1]), every=0, on_job=lambda *_: time.sleep(600))
+import sys, time
+from test_heads import SMALL, compute
+compute("pocket", SMALL, sys.argv[1], device="cpu", workers=2, every=0, on_job=lambda *_: time.sleep(600))
 """
-    counting = Counting(Concepts.read("pocket"), ("a cat", "a red car", "a dog"), steps=2, batch=1, blocks=3)
     out = tmp_path / "killed.safetensors"
-    process = subprocess.Popen([sys.executable, "-c", script, str(out)])
+    process = subprocess.Popen([sys.executable, "-c", script, str(out)], cwd=Path(__file__).parent)
     while not out.exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert Relevance.load(out).counted.tolist() == [True, False, False]
-    again, whole = compute(pocket, counting, out), compute(pocket, counting)
-    assert torch.equal(again.counts, whole.counts)
-    assert torch.equal(again.blocks, whole.blocks)
-    assert torch.equal(Relevance.load(out).counts, whole.counts)
+    assert int(Relevance.load(out).counted.sum()) == 1
+    again = compute("pocket", SMALL, out, device="cpu", workers=1)
+    assert torch.equal(again.counts, alone.counts)
+    assert torch.equal(again.blocks, alone.blocks)
+    assert torch.equal(Relevance.load(out).counts, alone.counts)

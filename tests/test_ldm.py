@@ -22,7 +22,7 @@ import limelight
 from limelight import AttendAndExcite, ModelError, PromptError, SettingsError
 from limelight.edits import strengthen
 from limelight.explain import explain
-from limelight.heads.counting import Counter, Counting
+from limelight.heads.counting import Counting, compute
 from limelight.heads.relevance import Relevance, relevance_for
 from limelight.maps import AttentionMaps
 from limelight.objectives import excite
@@ -346,11 +346,9 @@ def test_editing_a_picture(tiny_ldm):
 def test_counting_equals_a_literal_implementation(tiny_ldm):
     words = {"Animals": ("cat", "zebrafish", "frog"), "Colours": ("red", "rose-colored", "blue")}
     counting = Counting(type(CONCEPTS)(words), (PROMPT, "the red cats"), steps=2, batch=2, blocks=2, guidance_scale=5.0)
-    counter = Counter(tiny_ldm, counting)
-    counts = counter(range(2))
+    relevance = compute(tiny_ldm, counting)
     expected = literal(tiny_ldm.pipeline, dataclasses.replace(counting, guidance_scale=5.0))
-    assert torch.equal(counts.steps, expected)
-    relevance = counter.relevance(counts)
+    assert torch.equal(relevance.counts, expected)
     plain = limelight.generate(tiny_ldm, "the cats", steps=2)
     more = limelight.generate(tiny_ldm, "the cats", steps=2, edits=[strengthen("cats", "Animals", relevance=relevance)])
     assert (more.latents - plain.latents).abs().max() > 1e-4

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_cli import limelight  # noqa: F401 - a fixture
 
+from limelight import generate
+from limelight.edits import weaken
 from limelight.errors import SettingsError
 from limelight.heads import Relevance
 from limelight.heads.weakening import Curves, Experiment, counts_of_heads, ordered, weakened
@@ -95,6 +100,26 @@ def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
         weakened(pocket, relevance, EXPERIMENT, tmp_path, **{**options, "steps": 2})
 
 
+def test_only_the_level_that_draws_takes_part(pocket, tmp_path):
+    """Without its 48 heads on 4 x 4 the embedded model draws the same picture; the 40 on 8 x 8 are the experiments'."""
+    drawing = Experiment.of("pocket-bare-colours").heads(pocket)
+    assert (len(drawing), Experiment("Colours", ()).heads(pocket)) == (40, tuple(range(88)))
+    options = {"subjects": [], "seeds": [10], "steps": 4, "record": False}
+    idle = [head for head in range(88) if head not in drawing]
+    plain, same, other = (
+        torch.from_numpy(np.array(generate(pocket, "a red car", edits=edits, **options).images[0])).float()
+        for edits in ([], [weaken(idle)], [weaken(drawing)])
+    )
+    assert (same - plain).abs().mean() < 2
+    assert (other - plain).abs().mean() > 10
+    curves = weakened(
+        pocket, Relevance.load("pocket"), replace(EXPERIMENT, scale=2), tmp_path, seeds=(0,), counts=(8,), steps=1
+    )
+    assert curves.counts == (0, 8, 40)
+    with pytest.raises(SettingsError, match="'pocket' has no cross-attention layers of the scale 3"):
+        weakened(pocket, Relevance.load("pocket"), replace(EXPERIMENT, scale=3), tmp_path)
+
+
 def test_weakening_everything_loses_the_animal(pocket, tmp_path):
     """The ends of the curves: with every head turned away from the prompt, pictures say less of it."""
     curves = weakened(
@@ -108,7 +133,8 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
     pytest.importorskip("matplotlib")
     out = tmp_path / "v.safetensors"
     code, text, _ = limelight(
-        *("heads", "compute", "--out", str(out), "--limit", "2", "--steps", "2", "--batch", "2", "--device", "cpu")
+        *("heads", "compute", "--out", str(out), "--limit", "2", "--steps", "2", "--batch", "2", "--device", "cpu"),
+        *("--workers", "1"),
     )
     assert code == 0, text
     assert "2 of 2 prompts" in text
@@ -140,6 +166,8 @@ def test_bad_input_on_the_command_line(limelight, tmp_path):  # noqa: F811
         ("heads", "compute", "--out", out, "--share", "half"): "--share half is no share",
         ("heads", "compute", "--out", out, "--concepts", "none.csv"): "'none.csv' cannot be read as concepts",
         ("heads", "compute", "--out", out, "--prompts", "none.txt"): "'none.txt' cannot be read as prompts",
+        ("heads", "compute", "--out", out, "--engine", "spark"): "'spark' is no engine; use local or ray",
+        ("heads", "compute", "--out", out, "--share", "99/99", "--limit", "2"): "The share 99/99 holds no prompts",
         ("heads", "weaken", "birds", "--out", out): "'birds' is no experiment; there are: color",
         ("heads", "weaken", "color", "--out", out): "'Color' is no concept of these vectors",
         ("heads", "weaken", "--seeds", "x", "--out", out): "--seeds: 'x' is no whole number",

@@ -21,7 +21,6 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import (
@@ -46,8 +45,8 @@ from .edits import adjust as adjust_edit
 from .edits import strengthen as strengthen_edit
 from .evaluate.cli import app as evaluate
 from .guidance import step_of
-from .heads.commands import _bar, parse_adjust, parse_strengthen
 from .heads.commands import app as heads_app
+from .heads.commands import parse_adjust, parse_strengthen
 from .heads.relevance import relevance_for
 from .models import SCHEDULERS, quiet
 from .prompt import Prompt
@@ -55,6 +54,7 @@ from .result import grid, png, slug, write
 from .subjects import resolve
 from .suites import SUITES
 from .suites import load as load_suite
+from .terminal import bar, console
 
 app = typer.Typer(
     help="Look at, steer and edit the attention of text-to-image diffusion models.",
@@ -66,7 +66,6 @@ app.command("learn")(learn_command)
 app.add_typer(heads_app, name="heads")
 app.add_typer(concept_app, name="concept")
 app.add_typer(evaluate, name="evaluate")
-console = Console(highlight=False)
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
 
 PromptText = Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat and a dog'.", show_default=False)]
@@ -356,7 +355,7 @@ def calibrate_command(
     """Propose thresholds of Attend-and-Excite for a model: what its better subjects have without guidance."""
     cases, seed_list = load_suite(suite)[::every], parse_seeds(seeds)
     opened = _open(model, device, scheduler)
-    with _bar("calibrating") as show:
+    with bar("calibrating") as show:
         found = calibrate(
             opened,
             [case.prompt for case in cases],
@@ -475,14 +474,8 @@ def _open(
 
 
 def _with_progress(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(label[:40], total=None)
-
-        def show(step: Step) -> None:
-            progress.update(task, completed=step.index + 1, total=step.count)
-
-        return draw(*args, on_step=show, **options)
+    with bar(label) as show:
+        return draw(*args, on_step=lambda step: show(step.index + 1, step.count), **options)
 
 
 def _with_table(label: str, draw: Callable[..., Any], *args: Any, **options: Any) -> Any:

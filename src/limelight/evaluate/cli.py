@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from ..concepts.commands import ConceptFiles, read_concepts
 from ..errors import SettingsError
-from ..models import quiet
 from ..suites import SUITES, load
+from ..terminal import bar, console
 from .executor import ENGINES
 from .methods import METHODS
 
 app = typer.Typer(help="Compare methods on many prompts: run, score, report.", no_args_is_help=True)
-console = Console(highlight=False)
 
 Engine = Annotated[str, typer.Option(help=f"Who does the work: {' or '.join(ENGINES)}.")]
 Workers = Annotated[
@@ -70,7 +64,7 @@ def run_command(
         raise SettingsError(f"The suite '{suite}' has no prompt {first}.")
     names = [name.strip() for name in methods.split(",") if name.strip()]
     chosen = list(range(int(seeds))) if seeds.isdecimal() else parse_seeds(seeds)
-    with _bar("drawing") as show:
+    with bar("drawing") as show:
         drawn = run(
             out,
             cases,
@@ -119,7 +113,7 @@ def score_command(
 
     given = {"clip": clip, "captioner": captioner, "detector": detector}
     backbones: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    with _bar("measuring") as show:
+    with bar("measuring") as show:
         found = score(
             folder,
             {**backbones, "paper": paper},
@@ -153,23 +147,6 @@ def report_command(
 
     page = report(folders, out or folders[0], reference=reference)
     console.print(f"{escape(str(page))} and report.md")
-
-
-class _Rate(ProgressColumn):
-    """Pictures a second since the start, without those that were there."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2f}/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    quiet()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-    # The rate of the last five minutes: workers finish several pictures at once.
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=300) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _say(text: str) -> None:

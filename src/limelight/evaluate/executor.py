@@ -88,6 +88,25 @@ def open_executor(
         executor.close()
 
 
+def device_of(slot: int, device: str | None = None) -> str | None:
+    """The device of the worker in a slot: where CUDA is asked for, or nothing is, the GPUs in turns."""
+    if device in (None, "cuda") and torch.cuda.is_available():
+        return f"cuda:{slot % torch.cuda.device_count()}"
+    return device
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU, sums depend in their last digits on the number of threads; workers are what makes use of the cores."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

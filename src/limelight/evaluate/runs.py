@@ -24,7 +24,7 @@ from ..prompt_to_prompt import changed
 from ..result import Result, png
 from ..suites import Case
 from .background import grown, written
-from .executor import open_executor
+from .executor import device_of, one_thread, open_executor
 from .methods import build, parse
 from .store import Run, Say, digest
 
@@ -73,9 +73,7 @@ class Painter:
         concepts: Sequence[Concept] = (),
         slot: int = 0,
     ) -> None:
-        if device in (None, "cuda") and torch.cuda.is_available():
-            device = f"cuda:{slot % torch.cuda.device_count()}"
-        self.model = load(source, device=device, scheduler=scheduler)
+        self.model = load(source, device=device_of(slot, device), scheduler=scheduler)
         self._bound = ExitStack()  # for as long as the worker lives
         for concept in concepts:
             self._bound.enter_context(concept.bind(self.model))
@@ -104,7 +102,7 @@ class Painter:
 
     def draw(self, job: Job) -> Drawn:
         """Draw the pictures of a job."""
-        with warnings.catch_warnings(), _one_thread(self.model.device), _counted(self.model) as count:
+        with warnings.catch_warnings(), one_thread(self.model.device), _counted(self.model) as count:
             warnings.filterwarnings("ignore", ".*has never seen")  # `run` says it once, of all cases
             start = time.perf_counter()
             result, places = self._pictures(job)
@@ -241,18 +239,6 @@ def run(
                     drawn += 1
                     on_progress(there + drawn, len(wanted))
     return drawn
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU, sums depend in their last digits on the number of threads; workers are what makes use of the cores."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -7,25 +7,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..errors import SettingsError
-from ..models import Model
+from ..evaluate.cli import Device, Engine, RayAddress, Workers
+from ..models import load
 from ..result import png, slug, write
 from ..suites import attend_excite
+from ..terminal import bar, console
 from .concepts import SHIPPED as CONCEPTS
 from .concepts import Concepts
 from .relevance import SHIPPED, Relevance, relevance_for
 
 app = typer.Typer(help="Which attention heads a concept needs: compute, show, weaken.", no_args_is_help=True)
-console = Console(highlight=False)
 
 Source = Annotated[str, typer.Argument(help=f"{', '.join(SHIPPED)} (shipped), or a file.", show_default=False)]
 ModelName = Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id (owner/name).")]
-Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the first that is there.")]
 ConceptNames = Annotated[
     str | None, typer.Option("--concepts", help="Some concepts, e.g. 'Animals,Color'; by default all.")
 ]
@@ -49,6 +47,9 @@ def compute(
     guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 7.5,
     batch: Annotated[int, typer.Option(help="Prompts in one pass; part of what fixes the counts.", min=1)] = 4,
     device: Device = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Count which concept every head attends to most while the model draws."""
     from .counting import Counting
@@ -60,9 +61,18 @@ def compute(
     lines = _lines(prompts) if prompts else [case.prompt for case in attend_excite()]
     chosen = Concepts.read(concepts or ("pocket" if model == "pocket" else "paper"))
     counting = Counting(chosen, tuple(lines[:limit]), seed, steps, guidance_scale, batch)
-    opened = _open(model, device)
-    with _bar("counting") as show:
-        relevance = count(opened, counting, out, share=(int(match[1]), int(match[2])), on_job=show)
+    with bar("counting") as show:
+        relevance = count(
+            model,
+            counting,
+            out,
+            share=(int(match[1]), int(match[2])),
+            device=device,
+            engine=engine,
+            workers=workers,
+            address=ray_address,
+            on_job=show,
+        )
     assert relevance.counted is not None
     console.print(f"{int(relevance.counted.sum())} of {len(counting.prompts)} prompts in {escape(str(out))}")
     _table(relevance, relevance.concepts)
@@ -169,10 +179,10 @@ def weaken(
     chosen = replace(chosen, prompts=chosen.prompts[::every])
     numbers = [_whole(part, "--counts") for part in counts.split(",")] if counts else None
     drawn_seeds = [_whole(part, "--seeds") for part in seeds.split(",")]
-    opened = _open(model, device)
-    relevance = relevance_for(opened, vectors)
-    relevance.index(chosen.concept)
-    with _bar(experiment) as show_job:
+    with bar(experiment) as show_job:
+        opened = load(model, device=device)
+        relevance = relevance_for(opened, vectors)
+        relevance.index(chosen.concept)
         found = weakened(
             opened,
             relevance,
@@ -255,33 +265,3 @@ def _whole(text: str, option: str) -> int:
     if not text.strip().isdecimal():
         raise SettingsError(f"{option}: '{text}' is no whole number; write for example 10,20,30.")
     return int(text)
-
-
-def _open(model: str, device: str | None) -> Model:
-    from ..cli import _open as open_quietly
-
-    return open_quietly(model, device)
-
-
-class _bar:  # noqa: N801 - used as a function
-    """A progress bar for functions that report (done, all)."""
-
-    def __init__(self, label: str) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=console, transient=True)
-        self.task = self.progress.add_task(label, total=None)
-
-    def __enter__(self) -> _bar:
-        self.progress.__enter__()
-        return self
-
-    def __exit__(self, *arguments: object) -> None:
-        self.progress.__exit__(*arguments)  # type: ignore[arg-type]
-
-    def __call__(self, done: int, of: int) -> None:
-        self.progress.update(self.task, completed=done, total=of)

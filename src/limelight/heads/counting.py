@@ -15,8 +15,8 @@ import importlib.metadata
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SettingsError
+from ..evaluate.executor import device_of, one_thread, open_executor
 from ..generate import denoise
-from ..models.base import Layer, Model
+from ..models import Model, load
+from ..models.base import Layer
 from ..probe import Probe
 from .concepts import Concepts
 from .relevance import Relevance, vectors_of
@@ -118,8 +120,21 @@ class Counts:
         return Counts(self.steps + other.steps, self.blocks + other.blocks, self.counted | other.counted)
 
 
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """What a worker says before its first job.
+
+    Attributes:
+        empty: vectors that nothing has been counted for yet, with all that the counts depend on.
+        unknown: words of the concepts that the model has never seen.
+    """
+
+    empty: Relevance
+    unknown: tuple[str, ...]
+
+
 class Counter:
-    """Counts passes on one model: a function of a job alone, with what all jobs share at hand.
+    """Counts passes on one model: a function of a job alone, with what all jobs share at hand. What a worker keeps.
 
     Args:
         model: draws; its weights and attention are left as they are.
@@ -131,49 +146,53 @@ class Counter:
         self.layers = tuple(layer for layer in model.layers if layer.kind == "cross")
         if not self.layers:
             raise SettingsError(f"'{model.name}' has no cross-attention layers to count.")
-        self.keys, self.slots = _tables(model, counting.concepts, self.layers)
+        self.keys, self.slots, self.unknown = _tables(model, counting.concepts, self.layers)
         self.lengths = (self.slots >= 0).sum(dim=-1)  # tokens of each word [concepts, words]
 
-    def __call__(self, job: range) -> Counts:
-        """Draw and count one pass of prompts."""
+    def begin(self, job: None = None) -> Begun:
+        """What all jobs share; the job of finding it out has no content of its own."""
+        counting, concepts = self.counting, self.counting.concepts.names
+        layers = tuple((layer.place, layer.heads) for layer in self.layers)
+        shape = sum(layer.heads for layer in self.layers), len(concepts)
+        steps = torch.zeros(len(self.model.timesteps(counting.steps)), *shape, dtype=torch.int64)
+        blocks = torch.zeros(counting.blocks, *shape, dtype=torch.int64)
+        counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
+        vectors = vectors_of(steps.sum(dim=0))
+        return Begun(Relevance(concepts, layers, vectors, steps, blocks, counted, self.facts), self.unknown)
+
+    def count(self, job: range) -> tuple[Counts, str]:
+        """Draw and count one pass of prompts.
+
+        Returns:
+            The counts, and the hash of the weights that they are of.
+        """
         model, counting = self.model, self.counting
         height, width = counting.height or model.default_size[0], counting.width or model.default_size[1]
         prompts = [model.prompt(counting.prompts[i]) for i in job]
         noise = [counting.generator(i, "noise") for i in job]
         negative = "" if counting.guidance_scale > 1 else None
-        conditioning = model.encode(prompts, negative, (height, width))
-        latents = model.noise(noise, height, width)
-        passes = len(model.timesteps(counting.steps))
-        drawn = torch.stack([counting.words(i, passes, len(self.layers)) for i in job], dim=2)
-        watch = _Watch(self, drawn)
-        with Probe(model, (), images=len(prompts), queries=watch) as probe:
-            for step in denoise(
-                model,
-                conditioning,
-                latents,
-                steps=counting.steps,
-                guidance_scale=counting.guidance_scale,
-                generators=noise,
-            ):
-                probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
-                watch.step = step.index + 1
+        with one_thread(model.device):
+            conditioning = model.encode(prompts, negative, (height, width))
+            latents = model.noise(noise, height, width)
+            passes = len(model.timesteps(counting.steps))
+            drawn = torch.stack([counting.words(i, passes, len(self.layers)) for i in job], dim=2)
+            watch = _Watch(self, drawn)
+            with Probe(model, (), images=len(prompts), queries=watch) as probe:
+                for step in denoise(
+                    model,
+                    conditioning,
+                    latents,
+                    steps=counting.steps,
+                    guidance_scale=counting.guidance_scale,
+                    generators=noise,
+                ):
+                    probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
+                    watch.step = step.index + 1
         blocks = torch.zeros(counting.blocks, *watch.images.shape[1:], dtype=torch.int64)
         blocks.index_add_(0, torch.tensor([i % counting.blocks for i in job]), watch.images.cpu())
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
         counted[list(job)] = True
-        return Counts(watch.steps.cpu(), blocks, counted)
-
-    def relevance(self, counts: Counts) -> Relevance:
-        """What has been counted so far, as vectors."""
-        return Relevance(
-            self.counting.concepts.names,
-            tuple((layer.place, layer.heads) for layer in self.layers),
-            vectors_of(counts.steps.sum(dim=0)),
-            counts.steps,
-            counts.blocks,
-            counts.counted,
-            self.facts,
-        )
+        return Counts(watch.steps.cpu(), blocks, counted), self.weights
 
     @cached_property
     def weights(self) -> str:
@@ -242,12 +261,14 @@ class _Watch:
 
 
 @torch.no_grad()
-def _tables(model: Model, concepts: Concepts, layers: Sequence[Layer]) -> tuple[dict[Layer, Tensor], Tensor]:
+def _tables(
+    model: Model, concepts: Concepts, layers: Sequence[Layer]
+) -> tuple[dict[Layer, Tensor], Tensor, tuple[str, ...]]:
     """The keys of every token of every word, and where each word has its own.
 
     Returns:
         For each layer [1 + tokens, heads, width], the begin token first; and int64 [concepts, words, longest], the rows
-        of each word's tokens, -1 where it has fewer.
+        of each word's tokens, -1 where it has fewer; and the words that the model has never seen.
     """
     prompts = [model.prompt(word) for words in concepts.words.values() for word in words]
     for prompt in prompts:
@@ -257,10 +278,7 @@ def _tables(model: Model, concepts: Concepts, layers: Sequence[Layer]) -> tuple[
             raise SettingsError(
                 f"The word '{prompt.text}' is longer than the {len(prompt.ids)} tokens this model reads; shorten it."
             )
-    unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
-    if unknown:
-        listed = ", ".join(f"'{word}'" for word in unknown)
-        warnings.warn(f"The model '{model.name}' has never seen {listed}; counts of them mean nothing.", stacklevel=4)
+    unknown = tuple(dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt)))
     longest = max(prompt.end - 1 for prompt in prompts)
     slots = torch.full((len(prompts), longest), -1)
     parts: list[Tensor] = []
@@ -283,61 +301,81 @@ def _tables(model: Model, concepts: Concepts, layers: Sequence[Layer]) -> tuple[
         if module.norm_k is not None:
             key = module.norm_k(key)
         keys[layer] = key.to(torch.promote_types(key.dtype, torch.float32))
-    return keys, slots.unflatten(0, (len(concepts.names), concepts.each))
+    return keys, slots.unflatten(0, (len(concepts.names), concepts.each)), unknown
 
 
 _OWN = frozenset({"versions"})  # facts that may differ between runs of one count
 
 
 def compute(
-    model: Model,
+    model: str | Path | Model,
     counting: Counting,
     out: str | Path | None = None,
     *,
     share: tuple[int, int] = (1, 1),
     every: float = 20.0,
+    device: str | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
     on_job: Callable[[int, int], None] | None = None,
 ) -> Relevance:
-    """Count, and go on where an earlier run with the same file was stopped.
+    """Count, and go on where an earlier run with the same file was stopped. The counts are the same whoever does them.
 
     Args:
-        model: see `limelight.load`.
+        model: a name that every worker loads, see `limelight.load`; or one that is open, which counts in this process.
         counting: what to count.
         out: the file, written anew from time to time and at the end; None keeps nothing.
         share: (which, of how many) parts of the work to do, from 1; `merge` adds the parts' files.
         every: least seconds between two writings.
+        device: of the workers' models, see `limelight.load`.
+        engine, workers, address: see `limelight.evaluate.executor.open_executor`.
         on_job: called after every pass with the prompts done and the prompts of this share.
 
     Raises:
-        SettingsError: the file holds other counts, or cannot be written.
+        SettingsError: the file holds other counts, or cannot be written; or the workers have different models.
+        ExecutorError: a pass failed again and again.
     """
-    counter = Counter(model, counting)
+    if isinstance(model, Model):
+        if engine != "local" or (workers or 1) > 1:
+            raise SettingsError(f"The open model '{model.name}' cannot go to other workers; give its name instead.")
+        workers = 1
     jobs = counting.jobs(share)
-    total = _begun(Path(out), counter.facts) if out is not None and Path(out).exists() else None
-    if total is not None:
+    prompts = sum(map(len, jobs))
+    if not jobs:
+        raise SettingsError(f"The share {share[0]}/{share[1]} holds no prompts; there are {len(counting.prompts)}.")
+    start = partial(_start, model, device, counting)
+    with open_executor(start, engine=engine, workers=workers, address=address) as executor:
+        (_, begun), *_ = executor.map(Counter.begin, [None])
+        if begun.unknown:
+            listed = ", ".join(f"'{word}'" for word in begun.unknown)
+            name = begun.empty.facts["model"]
+            warnings.warn(f"The model '{name}' has never seen {listed}; counts of them mean nothing.", stacklevel=2)
+        total = _resumed(Path(out), begun.empty) if out is not None and Path(out).exists() else _counts(begun.empty)
         mine = {i for job in jobs for i in job}
-        strangers = [i for i in total.counted.nonzero().flatten().tolist() if i not in mine]
-        if strangers:
+        if any(i not in mine for i in total.counted.nonzero().flatten().tolist()):
             raise SettingsError(
                 f"'{out}' holds prompts of another share than {share[0]}/{share[1]}; choose another file."
             )
-        jobs = [job for job in jobs if not bool(total.counted[list(job)].all())]
-    prompts = sum(map(len, counting.jobs(share)))
-    written = time.monotonic()
-    for job in jobs:
-        counts = counter(job)
-        total = counts if total is None else total + counts
-        if out is not None and time.monotonic() - written >= every:
-            counter.relevance(total).save(out)
-            written = time.monotonic()
-        if on_job:
-            on_job(int(total.counted.sum()), prompts)
-    if total is None:
-        raise SettingsError(f"The share {share[0]}/{share[1]} holds no prompts; there are {len(counting.prompts)}.")
-    relevance = counter.relevance(total)
+        written = time.monotonic()
+        left = [job for job in jobs if not bool(total.counted[list(job)].all())]
+        for _, (counts, weights) in executor.map(Counter.count, left):
+            if weights != begun.empty.facts["weights"]:
+                raise SettingsError("Two workers would count different models: their weights differ.")
+            total = total + counts
+            if out is not None and time.monotonic() - written >= every:
+                _with(begun.empty, total).save(out)
+                written = time.monotonic()
+            if on_job:
+                on_job(int(total.counted.sum()), prompts)
+    relevance = _with(begun.empty, total)
     if out is not None:
         relevance.save(out)
     return relevance
+
+
+def _start(model: str | Path | Model, device: str | None, counting: Counting, slot: int) -> Counter:
+    return Counter(model if isinstance(model, Model) else load(model, device=device_of(slot, device)), counting)
 
 
 def merge(parts: Sequence[Relevance]) -> Relevance:
@@ -351,16 +389,19 @@ def merge(parts: Sequence[Relevance]) -> Relevance:
     for part in parts[1:]:
         _check_same(first.facts, part.facts, "One of the parts")
         counts = counts + _counts(part)
+    return _with(first, counts)
+
+
+def _with(relevance: Relevance, counts: Counts) -> Relevance:
+    """The vectors of the same run with other counts."""
     vectors = vectors_of(counts.steps.sum(dim=0))
-    return Relevance(
-        first.concepts, first.layers, vectors, counts.steps, counts.blocks, counts.counted, dict(first.facts)
-    )
+    return replace(relevance, vectors=vectors, counts=counts.steps, blocks=counts.blocks, counted=counts.counted)
 
 
-def _begun(path: Path, facts: Mapping[str, Any]) -> Counts:
+def _resumed(path: Path, empty: Relevance) -> Counts:
     """What an earlier run left in its file."""
     relevance = Relevance.load(path)
-    _check_same(relevance.facts, facts, f"'{path}'")
+    _check_same(relevance.facts, empty.facts, f"'{path}'")
     return _counts(relevance)
 
 

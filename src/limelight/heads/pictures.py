@@ -42,6 +42,8 @@ def heatmaps(relevance: Relevance, concepts: Sequence[str] = (), *, columns: int
         axis.set_xticks([0, widest - 1], ["0", str(widest - 1)], fontsize=7)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
+    figure.supxlabel("head", fontsize=9)
+    figure.supylabel("layer", fontsize=9)
     return _drawn(figure)
 
 
