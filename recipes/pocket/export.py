@@ -2,7 +2,7 @@
 
 Half-precision safetensors: the generator in diffusers' own layout (`StableDiffusionPipeline.from_pretrained(F)` loads
 it), the CLIP and the captioner in transformers', the judge as one file, and `limelight.json` with the words that the
-generator knows and the guidance that suits it. What is not named on the command line stays as it is.
+generator knows and the settings that suit it. What is not named on the command line stays as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .vocabulary import COLOURS, SUBJECTS
 
 # Found with `bench/pocket.py` on seeds that are not reported, see docs/results.md.
 ATTEND_AND_EXCITE = {"scale": 0.1, "relative": True, "enough": 0.45, "thresholds": {}}
+INVERSION = {"steps": 200}
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def main() -> None:
     for name in ("clip", "captioner"):
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
-    about = {"words": sorted({*OTHER_WORDS, *COLOURS, *SUBJECTS}), "attend_and_excite": ATTEND_AND_EXCITE}
+    words = sorted({*OTHER_WORDS, *COLOURS, *SUBJECTS})
+    about = {"words": words, "attend_and_excite": ATTEND_AND_EXCITE, "inversion": INVERSION}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())
