@@ -167,6 +167,10 @@ def run(
     scheduler: str | None = None,
     concepts: Sequence[Concept] = (),
     batch: int = 8,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
     engine: str = "local",
     workers: int | None = None,
     address: str | None = None,
@@ -190,8 +194,8 @@ def run(
         engine, workers, address, share: see `executor.open_executor`.
         on_progress: told how many pictures are there, before the first and after each.
         say: told in a sentence what had to be mended.
-        options: of `limelight.generate`: steps, guidance_scale, negative, height, width; and but for edits eta and
-            clip_skip.
+        steps, guidance_scale, height, width: see `limelight.generate`.
+        options: others of `limelight.generate`: negative; and, but for edits, eta and clip_skip.
 
     Returns:
         How many pictures were drawn.
@@ -206,6 +210,7 @@ def run(
     if not (cases and methods and seeds) or batch < 1:
         raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one picture.")
     seeds, drawn = sorted(set(seeds)), 0
+    options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
     start = partial(Painter, tuple(methods), model, device, scheduler, options, tuple(concepts))
     with (
         Run(folder, say) as store,
