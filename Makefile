@@ -36,6 +36,7 @@ bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.recording
 	$(BIN)/python -m bench.edit --out out/edit --steps 20
 	$(BIN)/python -m bench.edit --inversion
+	$(BIN)/python -m bench.learn --out out/learn
 	$(BIN)/python -m bench.segmentation --out out/segmentation.jsonl
 
 evaluate: $(STAMP)  ## the 276 prompts of Attend-and-Excite, 4 seeds, plain and guided -> out/attend-excite/report.html
