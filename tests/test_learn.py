@@ -80,7 +80,9 @@ def test_loss_and_gradient_are_those_of_training_a_resized_table(tiny_pipeline, 
     assert step.gradient > 0
 
 
-def test_only_the_new_rows_learn_and_nothing_remains(tiny):
+@pytest.mark.parametrize("family", ["tiny", "tiny_ldm"])
+def test_only_the_new_rows_learn_and_nothing_remains(family, request):
+    tiny = request.getfixturevalue(family)
     parts = {"text": tiny.pipeline.text_encoder, "unet": tiny.denoiser, "vae": tiny.pipeline.vae}
     for part in parts.values():
         part.eval()
