@@ -32,7 +32,8 @@ SETTINGS = {
     "every second to 0.3": "attend-and-excite:until=0.3:every=2",
     "every second to 0.2": "attend-and-excite:until=0.2:every=2",
     "every second to 0.2, twice the step": "attend-and-excite:until=0.2:every=2:scale=0.2",
-    "fast": "attend-and-excite-fast",
+    "to 0.1, twice the step": "attend-and-excite:until=0.1:scale=0.2",
+    "fast: to 0.14": "attend-and-excite-fast",
 }
 
 

@@ -144,12 +144,12 @@ def test_the_passes_of_a_whole_run(tiny, passes, thresholds):
     assert sum(rows for rows, gradient in passes if not gradient) == 20
 
 
-def test_fast_takes_at_most_nine_gradient_steps(tiny, passes):
+def test_fast_takes_seven_gradient_steps(tiny, passes):
     fast = AttendAndExcite.fast(resolution=8)
     assert fast == AttendAndExcite.fast(tiny, resolution=8)
     assert AttendAndExcite.fast(scale=3).scale == 3
     run(tiny, fast, steps=50, record=False, guidance_scale=1.0)
-    assert 1 <= sum(rows for rows, gradient in passes if gradient) <= 9
+    assert sum(rows for rows, gradient in passes if gradient) == 7
 
 
 def test_a_compiled_denoiser_is_steered_uncompiled(tiny):
