@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 
 import limelight
+from limelight.evaluate.background import pixel_change
 from limelight.judge import Detection, Judge, overlap
 from limelight.result import grid, write
 from limelight.suites import COLOURS
@@ -115,13 +116,12 @@ def judged(out: Path, task: Task, seed: int) -> list[Row]:
 
 def outside(before: Image.Image, after: Image.Image, boxes: list[Detection]) -> float:
     """Root mean square difference of two pictures outside some boxes, in levels of 0..255."""
-    keep = np.ones(before.size[::-1], dtype=bool)
-    height, width = keep.shape
+    mask = torch.zeros(before.height, before.width, dtype=torch.bool)
     for found in boxes:
         left, top, right, bottom = found.box
-        keep[int(top * height) : int(bottom * height) + 1, int(left * width) : int(right * width) + 1] = False
-    change = (np.asarray(before, dtype=np.float64) - np.asarray(after, dtype=np.float64))[keep]
-    return float(np.sqrt((change**2).mean())) if change.size else 0.0
+        rows = slice(int(top * before.height), int(bottom * before.height) + 1)
+        mask[rows, int(left * before.width) : int(right * before.width) + 1] = True
+    return 255 * (pixel_change(before, after, mask) or 0.0)
 
 
 def timing(folder: str, steps: int, repeat: int) -> None:

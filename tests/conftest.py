@@ -76,10 +76,8 @@ def text_config(tokenizer: CLIPTokenizer, **changes) -> CLIPTextConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+def tiny_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
         sample_size=16,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -89,6 +87,12 @@ def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
         attention_head_dim=2,
         norm_num_groups=8,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
+    torch.manual_seed(0)
+    unet = tiny_unet()
     for name, parameter in unet.named_parameters():
         if "attn2.to_q" in name or "attn2.to_k" in name:
             parameter.data *= 4
@@ -175,16 +179,7 @@ def tiny_ldm_parts() -> dict:
             d_model=32,
         )
     )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
+    unet = tiny_unet()
     for name, parameter in [*unet.named_parameters(), *bert.named_parameters()]:
         if "attn2.to_q" in name or "attn2.to_k" in name:
             parameter.data *= 4

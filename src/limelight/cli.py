@@ -54,7 +54,7 @@ from .result import grid, png, slug, write
 from .subjects import resolve
 from .suites import SUITES
 from .suites import load as load_suite
-from .terminal import bar, console
+from .terminal import Device, bar, console
 
 app = typer.Typer(
     help="Look at, steer and edit the attention of text-to-image diffusion models.",
@@ -70,7 +70,6 @@ SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
 
 PromptText = Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat and a dog'.", show_default=False)]
 ModelName = Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id (owner/name).")]
-Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the first that is there.")]
 
 
 @app.command("generate")

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SettingsError
 from ..models import load, quiet
+from ..terminal import console
 from .concept import Concept
 
 app = typer.Typer(help="Learned words (textual inversion): show, convert.", no_args_is_help=True)
-console = Console(highlight=False)
 
 ConceptFiles = Annotated[
     list[str] | None,

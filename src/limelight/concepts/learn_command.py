@@ -11,20 +11,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import SettingsError
 from ..models import Model, load, quiet
 from ..result import slug
+from ..terminal import Device, bar, console, read_lines
 from .concept import Concept
-from .inversion import TrainStep
 from .report import verdict
 from .state import InversionConfig, TrainState
 from .training import STATE, Row, learn
 
-console = Console(highlight=False)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -76,7 +73,7 @@ def learn_command(
         str | None,
         typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id.", show_default="pocket"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the first that is there.")] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16.", show_default="bfloat16 on CUDA, else float32")
     ] = None,
@@ -98,7 +95,7 @@ def learn_command(
         "lr": lr,
         "batch": batch,
         "accumulate": accumulate,
-        "templates": "style" if style else _lines(templates) if templates else None,
+        "templates": "style" if style else read_lines(templates, "sentences") if templates else None,
         "size": size,
         "fit": fit,
         "flip": flip,
@@ -125,28 +122,24 @@ def learn_command(
         begun = f"'{config.init}'" if config.init else init or "random vectors"
         said = f"'{config.token}' begins as {begun}"
     console.print(f"{escape(said)}, {config.vectors} vector{'s' * (config.vectors != 1)}; in {escape(str(folder))}")
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("pictures", total=config.steps, completed=saved.step if resume else 0)
 
-        def show(step: TrainStep) -> None:
-            progress.update(bar, completed=step.state.step, description=f"error {step.loss:.4f}")
+    def saved_now(row: Row) -> None:
+        console.print(
+            f"step {row.step}: error on fixed noise {row.held:.4f}, cosine to the beginning {row.cosine:.3f}, "
+            f"length {row.norm:.2f}"
+        )
 
-        def saved_now(row: Row) -> None:
-            progress.print(
-                f"step {row.step}: error on fixed noise {row.held:.4f}, cosine to the beginning {row.cosine:.3f}, "
-                f"length {row.norm:.2f}"
-            )
-
-        try:
+    try:
+        with bar("pictures") as show:
+            show(saved.step if resume else 0, config.steps)
             report = learn(
                 opened, pictures, config, folder, resume=resume, start=start, every=every, patience=patience,
-                prompts=preview or [], on_step=show, on_save=saved_now,
+                prompts=preview or [], on_save=saved_now,
+                on_step=lambda step: show(step.state.step, config.steps, f"error {step.loss:.4f}"),
             )  # fmt: skip
-        except KeyboardInterrupt:
-            progress.stop()
-            _say_how_to_go_on(folder)
-            raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        _say_how_to_go_on(folder)
+        raise typer.Exit(130) from None
     console.print(
         f"'{escape(report.concept.token)}' learned in {report.rows[-1].step} steps. {escape(verdict(report))}"
     )
@@ -174,12 +167,3 @@ def _open(source: str, device: str | None, dtype: str | None) -> Model:
         cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
         dtype = "bfloat16" if cuda else "float32"
     return load(source, device=device, dtype=DTYPES[dtype])
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"'{path}' cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}."
-        ) from None

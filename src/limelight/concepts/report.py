@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from .state import InversionConfig
+
 if TYPE_CHECKING:
     from .training import Report, Row
 
@@ -53,21 +55,20 @@ with limelight.Concept.load("FOLDER").bind(model):
 def card(report: Report, preview: str, prompts: Sequence[str]) -> str:
     """The README.md of a concept's folder."""
     about, last = report.concept.about, report.rows[-1]
-    config = about["config"]
+    config = InversionConfig(**about["config"])
     first, final, best = report.held[0].held, report.held[-1].held, report.best
-    passes = config["batch"] * config["accumulate"]
     return _CARD.format(
         about=about,
         token=report.concept.token,
         preview=preview,
         prompts=prompts,
         listed=", ".join(f'"{prompt}"' for prompt in prompts),
-        begun=f"'{config['init']}'" if config["init"] else "other vectors",
+        begun=f"'{config.init}'" if config.init else "other vectors",
         count=len(report.concept.vectors[0]),
         widths=" and ".join(str(v.shape[1]) for v in report.concept.vectors),
         steps=last.step,
-        pictures=passes,
-        rate=config["lr"] * (passes if config["scale_lr"] else 1),
+        pictures=config.batch * config.accumulate,
+        rate=config.rate,
         stopped=f"; ended early, the word is that of step {best.step}" if report.stopped else "",
         held=f"{first:.4f} at first, {final:.4f} at last, least {best.held:.4f} after {best.step} steps",
         last=last,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from ..concepts.commands import ConceptFiles, read_concepts
 from ..errors import SettingsError
 from ..suites import SUITES, load
-from ..terminal import bar, console
+from ..terminal import Device, bar, console
 from .executor import ENGINES
 from .methods import METHODS
 
@@ -25,7 +25,6 @@ RayAddress = Annotated[
     str | None, typer.Option(help="Of a Ray cluster, e.g. auto; by default a Ray of this machine.", show_default=False)
 ]
 Share = Annotated[float, typer.Option(help="GPUs (or CPU cores) that each Ray worker takes.", min=0.01)]
-Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default the first that is there.")]
 
 
 @app.command("run")

@@ -124,8 +124,9 @@ class Painter:
                 **method.edit(case), **self._options,
             )  # fmt: skip
             return both.target, places
-        words, _ = changed(*map(self.model.prompt, (case.source or case.prompt, case.prompt)))
-        marked = method.marked and bool(words)
+        words: Sequence[str] = ()
+        if method.marked and case.source is not None:
+            words, _ = changed(self.model.prompt(case.source), self.model.prompt(case.prompt))
         result = generate(
             self.model,
             method.prompt(case),
@@ -133,10 +134,10 @@ class Painter:
             seeds=job.seeds,
             guidance=method.guidance,
             batch=count,
-            record=marked,
+            record=bool(words),
             **self._options,
         )
-        if marked:
+        if words:
             masks = torch.stack([result.maps.mask(word) for word in words]).any(dim=0)
             places = [{"edited": written(mask)} for mask in grown(masks)]
         return result, places

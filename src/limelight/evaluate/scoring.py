@@ -23,7 +23,7 @@ from ..scores import Captioner, Clip, image_image, image_text, minimum_object, p
 from ..suites import Case, wanted
 from .background import pixel_change, read, structure_change
 from .detect import Detector, Judged, OpenVocabulary
-from .executor import open_executor
+from .executor import device_of, open_executor
 from .store import Key, Log, Say, digest, key, read_case, read_facts
 
 Row = dict[str, Any]
@@ -82,8 +82,7 @@ class Scorer:
     """
 
     def __init__(self, names: Backbones, device: str | None = None, slot: int = 0) -> None:
-        if device is None:
-            device = f"cuda:{slot % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        device = device_of(slot, device) or "cpu"
         if device == "cpu":
             torch.set_num_threads(1)  # sums depend in their last digits on the number of threads
         clip, captioner, detector = names.clip, names.captioner, names.detector

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SettingsError
-from ..evaluate.cli import Device, Engine, RayAddress, Workers
+from ..evaluate.cli import Engine, RayAddress, Workers
 from ..models import load
 from ..result import png, slug, write
 from ..suites import attend_excite
-from ..terminal import bar, console
+from ..terminal import Device, bar, console, read_lines
 from .concepts import SHIPPED as CONCEPTS
 from .concepts import Concepts
 from .relevance import SHIPPED, Relevance, relevance_for
@@ -58,7 +58,7 @@ def compute(
     match = re.fullmatch(r"(\d+)/(\d+)", share)
     if match is None:
         raise SettingsError(f"--share {share} is no share; write for example 2/4.")
-    lines = _lines(prompts) if prompts else [case.prompt for case in attend_excite()]
+    lines = read_lines(prompts, "prompts") if prompts else [case.prompt for case in attend_excite()]
     chosen = Concepts.read(concepts or ("pocket" if model == "pocket" else "paper"))
     counting = Counting(chosen, tuple(lines[:limit]), seed, steps, guidance_scale, batch)
     with bar("counting") as show:
@@ -251,14 +251,6 @@ def _some(relevance: Relevance, concepts: str | None) -> tuple[str, ...]:
     if concepts is None:
         return relevance.concepts
     return tuple(relevance.concepts[relevance.index(name)] for name in concepts.split(","))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"'{path}' cannot be read as prompts ({error}).") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _whole(text: str, option: str) -> int:
