@@ -85,10 +85,11 @@ def test_subjects_are_asked_for(limelight, tmp_path, monkeypatch):
 
 
 def test_words_that_the_model_has_never_seen(limelight, tmp_path):
-    arguments = ["generate", "a cat and a xylophone", "--no-guidance", "--steps", "1", "--out", str(tmp_path)]
-    code, out, _ = limelight(*arguments)
+    options = ["--steps", "1", "--out", str(tmp_path)]
+    code, out, _ = limelight("generate", "a cat and a xylophone", "--compare", *options)
     assert code == 0
-    assert "warning: 'pocket' has never seen 'xylophone'; try words of `limelight info`." in out
+    assert "'pocket' has never seen 'zebra'" in limelight("edit", "a cat", "a zebra", *options)[1]
+    assert out.count("warning: 'pocket' has never seen 'xylophone'; what it draws for them means nothing.") == 1
     assert " elephant " in limelight("info")[1]
 
 

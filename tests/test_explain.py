@@ -100,7 +100,7 @@ def test_the_page_holds_everything(explanation):
     assert "2" in {cell.strip() for cell in page.text}, "tries of refinement"
 
 
-@pytest.mark.filterwarnings("ignore:The model 'pocket' has never seen")
+@pytest.mark.filterwarnings("ignore::limelight.UnknownWords")
 def test_a_prompt_is_text_and_no_html(pocket):
     prompt = 'a <b>cat</b> & a "dog" <script>alert(1)</script>'
     page = Page(explain(pocket, prompt, words=["cat", "dog"], steps=1).html())
@@ -109,7 +109,7 @@ def test_a_prompt_is_text_and_no_html(pocket):
     assert "<script>alert(1)</script>" in "".join(page.text)
 
 
-@pytest.mark.filterwarnings("ignore:The model 'pocket' has never seen")
+@pytest.mark.filterwarnings("ignore::limelight.UnknownWords")
 def test_a_plain_explanation_without_subjects(pocket):
     plain = explain(pocket, "sunset over there", steps=1, over_steps=True)
     assert [figure.name for figure in plain.figures[0]] == ["words", "steps", "animation"]

@@ -170,7 +170,7 @@ def test_eta(tiny):
 
 def test_words_that_the_model_has_never_seen(tiny):
     tiny.about = About(words=frozenset({"a", "cat", "and"}))
-    with pytest.warns(UserWarning, match="has never seen 'zebra', 'Kiwi'"):
+    with pytest.warns(limelight.UnknownWords, match="has never seen 'zebra', 'Kiwi'"):
         limelight.generate(tiny, "a zebra and a Cat and a Kiwi", steps=1)
     tiny.about = About()
     assert tiny.unknown(tiny.prompt("a zebra")) == ()

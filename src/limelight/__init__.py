@@ -4,7 +4,7 @@ from .attach import attach
 from .calibration import Calibration, calibrate
 from .concepts import Concept
 from .edit import EditResult, edit
-from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError
+from .errors import LimelightError, ModelError, ProbeError, PromptError, SettingsError, UnknownWords
 from .generate import Step, denoise, generate
 from .guidance import AttendAndExcite, Guidance
 from .inversion import invert
@@ -31,6 +31,7 @@ __all__ = [
     "SettingsError",
     "Step",
     "StepMaps",
+    "UnknownWords",
     "attach",
     "calibrate",
     "denoise",

@@ -31,6 +31,7 @@ from . import (
     Result,
     SettingsError,
     Step,
+    UnknownWords,
     calibrate,
     edit,
     generate,
@@ -156,7 +157,6 @@ def generate_command(
     if subjects == "ask":
         subjects = _ask(parsed)
     names, _ = resolve(parsed, _subjects(subjects), needed=guidance)
-    _warn_of_unknown(drawn_by, parsed)
     if subjects == "auto" and guidance:
         console.print(f"subjects: {escape(', '.join(map(str, names)))}")
     options: dict[str, Any] = {
@@ -311,7 +311,6 @@ def explain_command(
     _check_folder(out)
     drawn_by = _open(model, device, scheduler, concept, context)
     parsed = drawn_by.prompt(prompt)
-    _warn_of_unknown(drawn_by, parsed)
     explanation = explain(
         drawn_by,
         prompt,
@@ -438,14 +437,6 @@ def _edits(
     return edits
 
 
-def _warn_of_unknown(model: Model, parsed: Prompt) -> None:
-    unknown = model.unknown(parsed)
-    if unknown:
-        listed = ", ".join(f"'{word}'" for word in unknown)
-        cure = "; try words of `limelight info`" if model.about.words is not None else ""
-        console.print(f"warning: '{model.name}' has never seen {escape(listed)}{cure}.")
-
-
 def _ask(parsed: Prompt) -> str:
     """Which tokens to put on stage, asked on the terminal."""
     if not sys.stdin.isatty():
@@ -538,12 +529,15 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")  # of the libraries below, for programmers as well
-    try:
-        app()
-    except LimelightError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries below, for programmers as well
+        warnings.simplefilter("default", UnknownWords)
+        warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", markup=False)
+        try:
+            app()
+        except LimelightError as error:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import SettingsError
-from .generate import Drawn, Step, checked, denoise, in_passes, provenance
+from .generate import Drawn, Step, checked, denoise, in_passes, provenance, warn_of_unknown
 from .heads.relevance import Relevance
 from .inversion import Inversion, invert
 from .maps import AttentionMaps, RunningMean, none
@@ -109,6 +109,9 @@ def edit(
     Raises:
         PromptError: a word is in none of the prompts, or "replace" got prompts of different numbers of words.
         SettingsError: a setting is out of range.
+
+    Warns:
+        UnknownWords: as `limelight.generate`.
     """
     targets = [target] if isinstance(target, str) else list(target)
     seeds = checked(seeds)
@@ -116,6 +119,7 @@ def edit(
         raise SettingsError("An edit needs at least one target prompt.")
     texts = [source, *targets]
     prompts = [model.prompt(text) for text in texts]
+    warn_of_unknown(model, prompts)
     size = (height or model.default_size[0], width or model.default_size[1])
     if null_text and image is None:
         raise SettingsError("null_text inverts a real picture; give one as image.")

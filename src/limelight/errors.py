@@ -1,5 +1,7 @@
 """The errors that a user can mend. Each is one sentence that quotes the user's words and says what to do."""
 
+from collections.abc import Iterable
+
 
 class LimelightError(Exception):
     """Base of limelight's own errors; the command line prints its text and exits with 2."""
@@ -19,3 +21,17 @@ class SettingsError(LimelightError, ValueError):
 
 class ProbeError(LimelightError, RuntimeError):
     """An attention layer that should have been seen was not."""
+
+
+class UnknownWords(UserWarning):
+    """Words that a model has never seen, where its folder says which ones it knows.
+
+    Args:
+        model: its name.
+        words: as the user wrote them.
+        so: what follows from it.
+    """
+
+    def __init__(self, model: str, words: Iterable[str], so: str = "what it draws for them means nothing") -> None:
+        listed = ", ".join(f"'{word}'" for word in words)
+        super().__init__(f"'{model}' has never seen {listed}; {so}. `limelight info` lists the words of such a model.")

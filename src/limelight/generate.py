@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .concepts.binding import learned
 from .edits import HeadGain, bound, described
-from .errors import PromptError, SettingsError
+from .errors import PromptError, SettingsError, UnknownWords
 from .guidance import Guidance, Move, Steering, layers_to_read
 from .maps import AttentionMaps, RunningMean, StepMaps, join, none, size_of, spilled, without_heads
 from .models.base import Conditioning, Layer, Model
@@ -180,7 +180,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         SettingsError: a setting is out of range, or a single picture or the recorded steps do not fit into memory.
 
     Warns:
-        UserWarning: the prompt has words that the model has never seen (where the model's folder lists those it knows).
+        UnknownWords: the prompt has words that the model has never seen, where its folder lists those it knows.
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     seeds = checked(seeds)
@@ -189,7 +189,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str))
     parsed = [model.prompt(text) for text in texts]
     staged = [resolve(p, s, needed=guidance is not None) for p, s in zip(parsed, asked, strict=True)]
-    _warn_of_unknown(model, parsed)
+    warn_of_unknown(model, parsed)
     size = (
         model.default_size[0] if height is None else height,
         model.default_size[1] if width is None else width,
@@ -455,10 +455,8 @@ def _limited(device: torch.device, memory: float | None) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _warn_of_unknown(model: Model, prompts: Sequence[Prompt]) -> None:
+def warn_of_unknown(model: Model, prompts: Sequence[Prompt]) -> None:
+    """Warn the caller's caller of words that the model has never seen."""
     unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
     if unknown:
-        listed = ", ".join(f"'{word}'" for word in unknown)
-        warnings.warn(
-            f"The model '{model.name}' has never seen {listed}; what it draws for that means nothing.", stacklevel=3
-        )
+        warnings.warn(UnknownWords(model.name, unknown), stacklevel=3)

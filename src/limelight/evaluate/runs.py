@@ -17,7 +17,7 @@ import torch
 from ..concepts import Concept
 from ..concepts.binding import learned
 from ..edit import edit
-from ..errors import SettingsError
+from ..errors import SettingsError, UnknownWords
 from ..generate import fingerprint, generate
 from ..models import Model, load
 from ..prompt_to_prompt import changed
@@ -103,7 +103,7 @@ class Painter:
     def draw(self, job: Job) -> Drawn:
         """Draw the pictures of a job."""
         with warnings.catch_warnings(), one_thread(self.model.device), _counted(self.model) as count:
-            warnings.filterwarnings("ignore", ".*has never seen")  # `run` says it once, of all cases
+            warnings.simplefilter("ignore", UnknownWords)  # `run` says it once, of all cases
             start = time.perf_counter()
             result, places = self._pictures(job)
             seconds = (time.perf_counter() - start) / len(job.seeds)
@@ -220,8 +220,7 @@ def run(
         (_, settings), *_ = executor.map(Painter.settings, [None])
         (_, unknown), *_ = executor.map(Painter.check, [tuple(cases)])
         if unknown:
-            listed = ", ".join(f"'{word}'" for word in unknown)
-            say(f"The model '{model}' has never seen {listed}; what it draws for that means nothing.")
+            say(str(UnknownWords(model, unknown)))
         store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
         jobs = [
             Job(label, case, tuple(seeds[i : i + batch]))

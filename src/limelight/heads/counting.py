@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import SettingsError, UnknownWords
 from ..evaluate.executor import device_of, one_thread, open_executor
-from ..generate import denoise
+from ..generate import denoise, fingerprint
 from ..models import Model, load
 from ..models.base import Layer
 from ..probe import Probe
@@ -192,18 +192,7 @@ class Counter:
         blocks.index_add_(0, torch.tensor([i % counting.blocks for i in job]), watch.images.cpu())
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
         counted[list(job)] = True
-        return Counts(watch.steps.cpu(), blocks, counted), self.weights
-
-    @cached_property
-    def weights(self) -> str:
-        """A hash of what makes queries and keys: models of one name may have been trained further."""
-        digest = hashlib.blake2b(digest_size=8)
-        for layer in self.layers:
-            module = self.model.denoiser.get_submodule(layer.name)
-            for part in (module.to_q, module.to_k):
-                for parameter in part.parameters():
-                    digest.update(parameter.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return Counts(watch.steps.cpu(), blocks, counted), fingerprint(self.model)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -212,7 +201,7 @@ class Counter:
         versions = {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")}
         return {
             "model": model.name,
-            "weights": self.weights,
+            "weights": fingerprint(self.model),
             "scheduler": type(model.scheduler).__name__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "words": {name: list(words) for name, words in counting.concepts.words.items()},
@@ -348,9 +337,8 @@ def compute(
     with open_executor(start, engine=engine, workers=workers, address=address) as executor:
         (_, begun), *_ = executor.map(Counter.begin, [None])
         if begun.unknown:
-            listed = ", ".join(f"'{word}'" for word in begun.unknown)
-            name = begun.empty.facts["model"]
-            warnings.warn(f"The model '{name}' has never seen {listed}; counts of them mean nothing.", stacklevel=2)
+            so = "counts of them mean nothing"
+            warnings.warn(UnknownWords(begun.empty.facts["model"], begun.unknown, so), stacklevel=2)
         total = _resumed(Path(out), begun.empty) if out is not None and Path(out).exists() else _counts(begun.empty)
         mine = {i for job in jobs for i in job}
         if any(i not in mine for i in total.counted.nonzero().flatten().tolist()):
