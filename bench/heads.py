@@ -2,7 +2,7 @@
 
     python -m bench.heads cost                      # time and memory of counting against plain sampling, as ratios
     python -m bench.heads prompts                   # agreement of two samples of so many prompts
-    python -m bench.heads routes                    # which words and levels the picture depends on
+    python -m bench.heads routes                    # which words the picture depends on
     python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Colours, three ways
     python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the judge sees it
 
@@ -29,6 +29,7 @@ from PIL import Image
 
 import limelight
 from limelight.edits import HeadGain, adjust, strengthen, weaken
+from limelight.evaluate.statistics import compare
 from limelight.heads import pictures
 from limelight.heads.concepts import Concepts
 from limelight.heads.counting import Counter, Counting
@@ -37,7 +38,7 @@ from limelight.heads.weakening import Experiment, strip, weakened
 from limelight.judge import Judge
 from limelight.result import png, slug, write
 from limelight.scores import Clip
-from limelight.suites import attend_excite
+from limelight.suites import ANIMALS, COLOURS, attend_excite
 
 from .attend_excite import SHAPES
 from .attend_excite import build as build_pipeline
@@ -115,35 +116,38 @@ def prompts(vectors: str) -> None:
     print("| 95 % interval of the five largest elements, width | " + " | ".join(cells) + " |")
 
 
-ROUTES = (("red", "car"), ("green", "bow"), ("blue", "bowl"), ("yellow", "balloon"), ("purple", "car"))
+THINGS = ("car", "bow", "bowl", "balloon", "crown")
 
 
-def routes(steps: int) -> None:
-    """What comes to the picture by which word, and by the heads of which level."""
+def routes(seeds: int, steps: int) -> None:
+    """What comes to the picture by which word: things in every colour, with one word turned away."""
     model, judge, clip = limelight.load("pocket", device="cpu"), Judge.load(), Clip()
-    every, drawing = (Experiment("Colours", (), scale).heads(model) for scale in (None, model.guided_scale))
-    idle = [head for head in every if head not in drawing]
+    pairs = list(itertools.product(COLOURS, THINGS))
+    heads = range(sum(layer.heads for layer in model.layers if layer.kind == "cross"))
     sides: dict[str, Callable[[str, str], list[HeadGain]]] = {
         "nothing": lambda colour, thing: [],
-        "the colour word": lambda colour, thing: [weaken(every, word=colour)],
-        "the noun": lambda colour, thing: [weaken(every, word=thing)],
-        f"the text, {len(idle)} heads of other levels": lambda colour, thing: [weaken(idle)],
-        f"the text, {len(drawing)} heads that guidance reads": lambda colour, thing: [weaken(drawing)],
+        "the colour word": lambda colour, thing: [weaken(heads, word=colour)],
+        "the noun": lambda colour, thing: [weaken(heads, word=thing)],
     }
-    print("| turned away | change, 0 to 255 | similarity to the colour | thing found | colour found |")
-    print("|---|---|---|---|---|")
+    print("| turned away | pictures | change, 0 to 255 | similarity to the colour | thing found | colour found |")
+    print("|---|---|---|---|---|---|")
     plain: list[np.ndarray] = []
     for name, made in sides.items():
-        options: dict[str, Any] = {"subjects": [], "seeds": [10], "steps": steps, "record": False}
-        images = [limelight.generate(model, f"a {c} {t}", edits=made(c, t), **options).images[0] for c, t in ROUTES]
+        options: dict[str, Any] = {"subjects": [], "seeds": range(seeds), "steps": steps, "record": False}
+        drawn = [
+            (pair, image)
+            for pair in pairs
+            for image in limelight.generate(model, "a {} {}".format(*pair), edits=made(*pair), **options).images
+        ]
+        images = [image for _, image in drawn]
         arrays = [np.asarray(image, dtype=float) for image in images]
         plain = plain or arrays
         change = np.mean([np.abs(a - b).mean() for a, b in zip(arrays, plain, strict=True)])
-        similar = (clip.images(images) * clip.texts([c for c, _ in ROUTES])).sum(dim=1).mean()
-        seen = list(zip(ROUTES, judge.detect(images), strict=True))
-        things = sum(any(d.word == thing for d in found) for (_, thing), found in seen)
-        colours = sum(any(d.colour == colour for d in found) for (colour, _), found in seen)
-        cells = f"{change:.1f} | {float(similar):.2f} | {things} of {len(seen)} | {colours} of {len(seen)}"
+        similar = (clip.images(images) * clip.texts([colour for (colour, _), _ in drawn])).sum(dim=1).mean()
+        seen = list(zip(drawn, judge.detect(images), strict=True))
+        things = sum(any(d.word == thing for d in found) for ((_, thing), _), found in seen) / len(seen)
+        colours = sum(any(d.colour == colour for d in found) for ((colour, _), _), found in seen) / len(seen)
+        cells = f"{len(seen)} | {change:.1f} | {float(similar):.3f} | {things:.0%} | {colours:.0%}"
         print(f"| {name} | {cells} |", flush=True)
 
 
@@ -158,7 +162,6 @@ def weakening(
     every: int,
     counts: list[int] | None,
     names: Sequence[str] = EXPERIMENTS,
-    everywhere: bool = False,
 ) -> None:
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
     print("| experiment | prompts | pictures | area MoRHF | random | LeRHF | area between | 95 % interval |")
@@ -166,8 +169,6 @@ def weakening(
     for name in names:
         experiment = Experiment.of(name)
         experiment = replace(experiment, prompts=experiment.prompts[::every])
-        if everywhere:
-            experiment = replace(experiment, scale=None)
         found = weakened(
             model,
             relevance,
@@ -190,49 +191,64 @@ def weakening(
         )
 
 
-# Concept -> (its opposite, its words, prompts of a word). Colours stand alone: in "a red car" the red comes with "car".
-JUDGED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "Animals": ("Colours", ("cat", "bird", "lion", "frog", "owl"), ("a {}", "a {} and a car")),
-    "Colours": ("Animals", ("red", "yellow", "green", "blue", "purple"), ("a {}", "a photo of a {}")),
+# Name -> (the words' concept, the words, prompts of a word).
+JUDGED: dict[str, tuple[str, Sequence[str], tuple[str, ...]]] = {
+    "animals": ("Animals", ANIMALS, ("a {}", "a {} and a car")),
+    "colours": ("Colours", COLOURS, ("a {} car", "a {} cat")),
+    "bare colours": ("Colours", COLOURS, ("a {}", "a photo of a {}")),
 }
-METHODS = ("plain", "strengthen own", "strengthen other", "adjust own-other", "adjust other-own")
 
 
 def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
-    """A word that is strengthened as its own concept and as another, in the eyes of the judge and of the CLIP.
+    """A word that is strengthened as its own concept and as each other, in the eyes of the judge and of the CLIP.
 
     Pictures that are in the folder are not drawn again; all are judged anew.
     """
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
     judge, clip = Judge.load(), Clip()
 
-    def made(method: str, word: str, own: str, other: str) -> list[HeadGain]:
+    def made(word: str, own: str) -> dict[str, dict[str, list[HeadGain]]]:
+        others = [concept for concept in relevance.concepts if concept != own]
         return {
-            "plain": [],
-            "strengthen own": [strengthen(word, own, relevance=relevance)],
-            "strengthen other": [strengthen(word, other, relevance=relevance)],
-            "adjust own-other": [adjust(word, own, other, relevance=relevance)],
-            "adjust other-own": [adjust(word, other, own, relevance=relevance)],
-        }[method]
+            "none": {"": []},
+            "strengthen own": {"": [strengthen(word, own, relevance=relevance)]},
+            "strengthen other": {other: [strengthen(word, other, relevance=relevance)] for other in others},
+            "adjust own - other": {other: [adjust(word, own, other, relevance=relevance)] for other in others},
+            "adjust other - own": {other: [adjust(word, other, own, relevance=relevance)] for other in others},
+        }
 
-    print(
-        "| concept | edit | pictures | the judge finds the word | CLIP, similarity to the word |\n|---|---|---|---|---|"
-    )
-    for (own, (other, words, templates)), method in itertools.product(JUDGED.items(), METHODS):
-        found, similar = list[bool](), list[float]()
-        for word in words:
-            prompts = [template.format(word) for template in templates]
-            paths = [out / own / slug(method) / f"{slug(p)}-{seed}.png" for p in prompts for seed in range(seeds)]
-            if not all(path.exists() for path in paths):
-                acting: dict[str, Any] = {"edits": made(method, word, own, other), "steps": steps, "record": False}
-                results = limelight.generate(model, prompts, subjects=[()] * len(prompts), seeds=range(seeds), **acting)
-                for path, image in zip(paths, [i for r in results for i in r.images], strict=True):
-                    write(path, png({"steps": steps}, image))
-            images = [Image.open(path).convert("RGB") for path in paths]
-            found += [any(word in (d.word, d.colour) for d in seen) for seen in judge.detect(images)]
-            similar += (clip.images(images) @ clip.texts([word])[0]).tolist()
-        share, mean = sum(found) / len(found), sum(similar) / len(similar)
-        print(f"| {own} | {method} | {len(found)} | {share:.0%} | {mean:.3f} |", flush=True)
+    print("| words | edit | pictures | found by the judge | similarity to the word | its change | 95 % interval |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (own, words, templates) in JUDGED.items():
+        plain: list[float] = []
+        for method, variants in made(words[0], own).items():
+            found, similar = list[bool](), list[list[float]]()  # of every picture; of every variant and prompt
+            for variant, word in itertools.product(variants, words):
+                prompts = [template.format(word) for template in templates]
+                folder = out / slug(name) / slug(f"{method} {variant}")
+                paths = [folder / f"{slug(p)}-{seed}.png" for p in prompts for seed in range(seeds)]
+                if not all(path.exists() for path in paths):
+                    results = limelight.generate(
+                        model,
+                        prompts,
+                        subjects=[()] * len(prompts),
+                        seeds=range(seeds),
+                        edits=made(word, own)[method][variant],
+                        steps=steps,
+                        record=False,
+                    )
+                    for path, image in zip(paths, [i for r in results for i in r.images], strict=True):
+                        write(path, png({"steps": steps}, image))
+                images = [Image.open(path).convert("RGB") for path in paths]
+                found += [any(word in (d.word, d.colour) for d in seen) for seen in judge.detect(images)]
+                scores = clip.images(images) @ clip.texts([word])[0]
+                similar.append(scores.unflatten(0, (len(prompts), seeds)).mean(dim=1).tolist())
+            means = torch.tensor(similar).view(len(variants), -1).mean(dim=0).tolist()  # of every prompt
+            plain = plain or means
+            change = compare(means, plain)
+            cells = f"{sum(found) / len(found):.0%} | {sum(means) / len(means):.3f} | {change.mean:+.3f}"
+            ends = f"{change.low:+.3f} to {change.high:+.3f}"
+            print(f"| {name} | {method} | {len(found)} | {cells} | {ends} |", flush=True)
 
 
 def main() -> None:
@@ -248,7 +264,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--experiments", nargs="+", default=EXPERIMENTS)
-    parser.add_argument("--everywhere", action="store_true", help="weaken heads of all levels of the denoiser")
     parser.add_argument("--counts", type=int, nargs="+", help="numbers of weakened heads")
     args = parser.parse_args()
     if args.side:
@@ -260,13 +275,11 @@ def main() -> None:
     elif args.what == "prompts":
         prompts(args.vectors)
     elif args.what == "routes":
-        routes(args.steps)
+        routes(args.seeds, args.steps)
     elif args.out is None:
         parser.error("--out is needed")
     elif args.what == "weakening":
-        weakening(
-            args.out, args.vectors, args.seeds, args.steps, args.every, args.counts, args.experiments, args.everywhere
-        )
+        weakening(args.out, args.vectors, args.seeds, args.steps, args.every, args.counts, args.experiments)
     else:
         edits(args.out, args.vectors, args.seeds, args.steps)
 

@@ -155,7 +155,7 @@ def test_info(limelight):
         (["--seeds", "x"], "error: 'x' is no list of seeds"),
         (["--model", "nowhere"], "error: 'nowhere' is neither a folder nor a hub id"),
         (["--height", "100"], "error: The size 100x128 does not fit this model"),
-        (["--resolution", "7"], "error: No layer has maps of 7x7 for this picture; there are: 8x8, 4x4."),
+        (["--resolution", "7"], "error: No layer has maps of 7x7 for this picture; there are: 8x8."),
         (["--steps", "0"], "error: steps=0 does not fit the schedule; it must be 1 to 1000."),
         (["--steps", "2000"], "error: steps=2000 does not fit the schedule"),
         (["--seeds", "0-99999999999"], "error: '0-99999999999' is 100000000000 seeds"),

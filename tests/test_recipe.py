@@ -11,7 +11,7 @@ from torch import nn
 
 from limelight.prompt import parse
 from recipes.pocket import parts
-from recipes.pocket.denoiser import grounding_loss
+from recipes.pocket.denoiser import RECOLOURED, Denoise, Pool, grounding_loss
 from recipes.pocket.judge import Gallery, judge_loss, targets
 from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Thing, caption, tint
 from recipes.pocket.training import Run
@@ -92,6 +92,30 @@ def test_grounding_loss_by_hand():
     assert grounding_loss(maps, positions, masks, torch.ones(2)).item() == pytest.approx(0.5**2 / 2)
     assert grounding_loss(maps, positions, masks, torch.tensor([0.5, 1.0])).item() == pytest.approx(0.5**3 / 2)
     assert grounding_loss(maps, positions * 0, masks, torch.ones(2)).item() == 0
+
+
+def test_a_colour_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
+    captions = ["a red car and a blue dog", "a cat"] * 200
+    words = [["car", "red", "dog", "blue"], ["cat"]] * 200
+    state = {"latents": torch.zeros(400, 4, 16, 16), "masks": torch.zeros(400, 6, 8, 8)}
+    torch.save({**state, "captions": captions, "words": words}, tmp_path / "part-0.pt")
+    pool = Pool(tmp_path, pocket)
+    latents, ids, recoloured, positions, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
+    changed = ids != recoloured
+    assert set(changed.nonzero()[:, 1].tolist()) == {2, 6}
+    assert set(recoloured[changed].tolist()) <= set(pool.colours.tolist())
+    coloured = positions[:, 1] == 2
+    # A colour may be replaced by itself, both by themselves in one caption of 121.
+    assert changed[coloured].any(dim=1).float().mean() == pytest.approx(RECOLOURED, abs=0.1)
+
+    row = changed[:, 2].nonzero()[0]
+    seen: list[torch.Tensor] = []
+    handle = pocket.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    Denoise(pocket)(latents[row], torch.tensor([500]), ids[row], recoloured[row])
+    handle.remove()
+    own, other = (pocket.pipeline.text_encoder(some[row])[0] for some in (ids, recoloured))
+    assert torch.equal(seen[0], torch.where(changed[row][..., None], own, other))
+    assert not torch.equal(seen[0][0, 3], own[0, 3])
 
 
 def test_the_judges_scenes_and_targets(tmp_path):

@@ -13,8 +13,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import CLIPTokenizer
 
-from .parts import load_checkpoint
+from .parts import by_word, load_checkpoint, text_encoder
 from .scenes import OTHER_WORDS
 from .vocabulary import COLOURS, SUBJECTS
 
@@ -36,6 +37,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.checkpoint:
         pipeline = load_checkpoint(args.checkpoint, args.vae or args.out / "vae")
+        if (args.out / "tokenizer").exists():
+            kept, made = CLIPTokenizer.from_pretrained(args.out, subfolder="tokenizer"), pipeline.tokenizer
+            if kept.get_vocab().keys() == made.get_vocab().keys():  # then words keep their numbers
+                text = text_encoder(kept)
+                by_word(pipeline.text_encoder, made, text, kept)
+                pipeline.register_modules(text_encoder=text, tokenizer=kept)
         pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
     if args.judge:
         shutil.copyfile(args.judge, args.out / "judge.safetensors")
@@ -47,7 +54,8 @@ def main() -> None:
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())
-        if config.pop("_name_or_path", None):  # where it lay on the machine that trained it
+        here = [config.pop(key, None) for key in ("_name_or_path", "is_local", "local_files_only")]
+        if any(value is not None for value in here):  # where it lay on the machine that trained it
             path.write_text(json.dumps(config, indent=2) + "\n")
     for path in args.out.rglob("*.safetensors"):
         path.chmod(0o644)

@@ -53,14 +53,15 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
 
 
 def denoiser() -> UNet2DConditionModel:
-    """Cross-attention on the 8 x 8 and 4 x 4 levels only: the maps that guidance reads lie one level deep."""
+    """Cross-attention on 8 x 8 on the way up alone: elsewhere, and on 4 x 4, it learned nothing that counts."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 128, 160),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128),
         layers_per_block=2,
         cross_attention_dim=WIDTH,
         attention_head_dim=8,
@@ -96,14 +97,19 @@ def pipeline(
 
 
 def begin_with(folder: Path, words: CLIPTokenizer, text: CLIPTextModel, unet: UNet2DConditionModel) -> None:
-    """Copy the weights of an earlier pipeline; embeddings go by word, since the vocabulary may have grown."""
+    """Copy the weights of an earlier pipeline, whose vocabulary may have been smaller."""
     unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict())
-    state = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32).state_dict()
+    earlier = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+    by_word(earlier, CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"), text, words)
+
+
+def by_word(source: CLIPTextModel, known: CLIPTokenizer, text: CLIPTextModel, words: CLIPTokenizer) -> None:
+    """Copy a text encoder's weights to one whose tokenizer numbers its words in another way, or knows more."""
+    state, ids = source.state_dict(), known.get_vocab()
     (name,) = (key for key in state if key.endswith("token_embedding.weight"))
-    known = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
-    shared = {token: i for token, i in words.get_vocab().items() if token in known}
+    shared = {token: i for token, i in words.get_vocab().items() if token in ids}
     embeddings = text.state_dict()[name].clone()
-    embeddings[list(shared.values())] = state[name][[known[token] for token in shared]]
+    embeddings[list(shared.values())] = state[name][[ids[token] for token in shared]]
     text.load_state_dict({**state, name: embeddings})
 
 

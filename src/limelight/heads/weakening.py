@@ -39,19 +39,10 @@ class Experiment:
     Attributes:
         concept: of the vectors.
         prompts: (prompt, the concept's own word in it) pairs. The word alone is what pictures are compared with.
-        scale: only heads of layers of this scale (see `limelight.models.Layer`) take part; None takes all. Relevance
-            tells what a head looks at, not whether the picture depends on it; where whole levels of a model do nothing,
-            their heads would only shift the curves.
     """
 
     concept: str
     prompts: tuple[tuple[str, str], ...]
-    scale: int | None = None
-
-    def heads(self, model: Model) -> tuple[int, ...]:
-        """The heads that take part, by index in execution order."""
-        scales = [layer.scale for layer in model.layers if layer.kind == "cross" for _ in range(layer.heads)]
-        return tuple(i for i, scale in enumerate(scales) if self.scale in (None, scale))
 
     @classmethod
     def of(cls, name: str) -> Experiment:
@@ -64,7 +55,7 @@ class Experiment:
         facts = data["experiments"][name]
         combinations = itertools.product(*(data["lists"][items] for items in facts["items"]))
         prompts = tuple((facts["template"].format(*c), c[facts["of"]]) for c in combinations)
-        return cls(facts["concept"], prompts, facts.get("scale"))
+        return cls(facts["concept"], prompts)
 
 
 def counts_of_heads(heads: int) -> tuple[int, ...]:
@@ -91,7 +82,7 @@ class Curves:
 
     Attributes:
         experiment: its prompts.
-        heads: how many heads take part.
+        heads: how many the model has.
         counts: numbers of weakened heads, from 0 to all.
         scores: for each order cosine similarity [counts, prompts, seeds] of the picture to the concept's word.
     """
@@ -154,14 +145,11 @@ def weakened(
         options: for `limelight.generate`.
     """
     relevance.of(model)
-    among = experiment.heads(model)
-    heads = len(among)
-    if not heads:
-        raise SettingsError(f"'{model.name}' has no cross-attention layers of the scale {experiment.scale}.")
+    heads = len(relevance.heads)
     numbers = tuple(sorted({0, heads, *(counts if counts is not None else counts_of_heads(heads))}))
     if numbers[0] < 0 or numbers[-1] > heads:
         raise SettingsError(f"counts={list(counts or ())} must be numbers of heads from 0 to {heads}.")
-    lists = {o: tuple(h for h in ordered(relevance, experiment.concept, o) if h in among) for o in orders}
+    lists = {order: ordered(relevance, experiment.concept, order) for order in orders}
     folder = Path(folder)
     settings = {
         "model": model.name,
@@ -178,7 +166,7 @@ def weakened(
             (p, word) for p, word in experiment.prompts if any((order, number, p, seed) not in known for seed in seeds)
         ]
         if missing:
-            chosen = list((among if order == "all" else lists[order])[:number])
+            chosen = list((range(heads) if order == "all" else lists[order])[:number])
             results = generate(
                 model,
                 [p for p, _ in missing],
