@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 import limelight
 import limelight.evaluate.runs as module
-from limelight import Concept, PromptError, Result, SettingsError, UnknownWords
+from limelight import Concept, PromptError, Result, SettingsError
 from limelight.evaluate import report, run, score
 from limelight.evaluate.background import grown, pixel_change, read, structure_change, written
 from limelight.evaluate.scoring import VALUES
@@ -333,7 +333,7 @@ def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
     said = []
     cases = (Case("a cat and a zebra", "mine"), Case("a wug and a zebra", "mine"))
     run(tmp_path / "run", cases, ["plain"], [0], workers=1, say=said.append, **SMALL)
-    assert said == [str(UnknownWords("pocket", ["wug", "zebra"]))]
+    assert said == ["The model 'pocket' has never seen 'wug', 'zebra'; what it draws for that means nothing."]
     assert not [warning for warning in recwarn if "never seen" in str(warning.message)]
 
 

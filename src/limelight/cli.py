@@ -532,7 +532,7 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries below, for programmers as well
         warnings.simplefilter("default", UnknownWords)
-        warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", markup=False)
+        warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", markup=False, soft_wrap=True)
         try:
             app()
         except LimelightError as error:

@@ -30,8 +30,11 @@ class UnknownWords(UserWarning):
         model: its name.
         words: as the user wrote them.
         so: what follows from it.
+        cure: what to do.
     """
 
-    def __init__(self, model: str, words: Iterable[str], so: str = "what it draws for them means nothing") -> None:
+    def __init__(
+        self, model: str, words: Iterable[str], so: str = "what it draws for that means nothing", cure: str = ""
+    ) -> None:
         listed = ", ".join(f"'{word}'" for word in words)
-        super().__init__(f"'{model}' has never seen {listed}; {so}. `limelight info` lists the words of such a model.")
+        super().__init__("; ".join(filter(None, (f"The model '{model}' has never seen {listed}", so, cure))) + ".")

@@ -459,4 +459,5 @@ def warn_of_unknown(model: Model, prompts: Sequence[Prompt]) -> None:
     """Warn the caller's caller of words that the model has never seen."""
     unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
     if unknown:
-        warnings.warn(UnknownWords(model.name, unknown), stacklevel=3)
+        cure = "try words of `limelight info`" if model.about.words is not None else ""
+        warnings.warn(UnknownWords(model.name, unknown, cure=cure), stacklevel=3)

@@ -161,8 +161,8 @@ class AttendAndExcite(Guidance):
     def fast(cls, model: Model | None = None, **changes: Any) -> AttendAndExcite:
         """At most a tenth more work than plain sampling: the first seventh of the steps alone, without refinement.
 
-        Of 50 steps 7 are guided. On the embedded model that cures 27 of the 30 pictures that guidance to the middle
-        cures (docs/results.md, "How little guidance cures as much").
+        Of 50 steps 7 are guided. On the embedded model that cures as many pictures as guidance to the middle
+        (docs/results.md, "How little guidance cures as much").
 
         Args:
             model: with the scale of the step that suits it.

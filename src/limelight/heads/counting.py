@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..errors import SettingsError, UnknownWords
 from ..evaluate.executor import device_of, one_thread, open_executor
-from ..generate import denoise, fingerprint
+from ..generate import denoise
 from ..models import Model, load
 from ..models.base import Layer
 from ..probe import Probe
@@ -192,7 +192,18 @@ class Counter:
         blocks.index_add_(0, torch.tensor([i % counting.blocks for i in job]), watch.images.cpu())
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
         counted[list(job)] = True
-        return Counts(watch.steps.cpu(), blocks, counted), fingerprint(self.model)
+        return Counts(watch.steps.cpu(), blocks, counted), self.weights
+
+    @cached_property
+    def weights(self) -> str:
+        """A hash of what makes queries and keys: models of one name may have been trained further."""
+        digest = hashlib.blake2b(digest_size=8)
+        for layer in self.layers:
+            module = self.model.denoiser.get_submodule(layer.name)
+            for part in (module.to_q, module.to_k):
+                for parameter in part.parameters():
+                    digest.update(parameter.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -201,7 +212,7 @@ class Counter:
         versions = {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")}
         return {
             "model": model.name,
-            "weights": fingerprint(self.model),
+            "weights": self.weights,
             "scheduler": type(model.scheduler).__name__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "words": {name: list(words) for name, words in counting.concepts.words.items()},
