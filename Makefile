@@ -4,18 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format bench evaluate clean
+.PHONY: demo test check docs format bench evaluate clean
 
 demo: $(STAMP)  ## "a cat and a dog" plain and guided, from the embedded model -> out/demo.png
 	$(BIN)/python examples/demo.py out/demo.png
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## two processes of one thread each, whole test files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the site, with every warning an error -> out/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix
@@ -40,7 +43,7 @@ bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.segmentation --out out/segmentation.jsonl
 
 evaluate: $(STAMP)  ## the 276 prompts of Attend-and-Excite, 4 seeds, plain and guided -> out/attend-excite/report.html
-	$(BIN)/limelight evaluate run --suite attend-excite --seeds 4 --out out/attend-excite
+	$(BIN)/limelight evaluate run --suite attend-excite --seeds 0-3 --out out/attend-excite
 	$(BIN)/limelight evaluate score out/attend-excite
 	$(BIN)/limelight evaluate report out/attend-excite
 

@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bench.count import Flops
-from limelight.compat import StableDiffusionAttendAndExcitePipeline
-from limelight.models import POCKET
+from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline
+from limelight.models.loading import POCKET
 
 # What is measured: steps, how many of them are guided, and tries of refinement (20 at a threshold that is never met).
 RUNS = {"plain": (4, 0, 0), "guided": (4, 4, 0), "20 tries": (4, 4, 20)}

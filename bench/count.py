@@ -26,10 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from limelight.guidance import AttendAndExcite, Steering
-from limelight.models import Conditioning
-from limelight.models.unet import UNet, _guided_scale, unet_layers
-from limelight.prompt import Prompt
+from limelight.guidance.attend_and_excite import AttendAndExcite
+from limelight.guidance.base import Steering
+from limelight.models.base import Conditioning
+from limelight.models.unet import UNet, _guided_scale, unet_sites
+from limelight.prompts.prompt import Prompt
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -136,8 +137,8 @@ class Bare(UNet):
         with torch.device("meta"):
             self.denoiser = UNet2DConditionModel(**CONFIGURATIONS[name])
         config = self.denoiser.config
-        self.name, self.layers, self.scheduler = name, unet_layers(self.denoiser), DDIMScheduler()
-        self.guided_scale = _guided_scale(self.layers, config.sample_size)
+        self.name, self.sites, self.scheduler = name, unet_sites(self.denoiser), DDIMScheduler()
+        self.guided_scale = _guided_scale(self.sites, config.sample_size)
         self.size = (config.sample_size, config.sample_size)
         self.latents = torch.empty(1, 4, *self.size, device="meta")
         states = {"encoder_hidden_states": torch.empty(1, 77, config.cross_attention_dim, device="meta")}
@@ -163,7 +164,7 @@ class Bare(UNet):
 
     def theirs(self) -> None:
         """One gradient step as diffusers' pipeline takes it, but for the loss, whose value nobody knows here."""
-        guided = next(layer for layer in self.layers if layer.scale == self.guided_scale)
+        guided = next(layer for layer in self.sites if layer.scale == self.guided_scale)
         store = deprecated.AttentionStore(guided.size(self.size))
         processors = {
             name: deprecated.AttendExciteAttnProcessor(store, name.partition("_")[0])

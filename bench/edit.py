@@ -1,9 +1,9 @@
-"""What editing changes and what it keeps, as the embedded model's judge sees it.
+"""What editing changes and what it keeps, as the embedded model's detector sees it.
 
-`python -m bench.edit --out FOLDER --steps 20` draws "a red car" and edits it to every other colour, for every colour
-and five objects, and keeps the pictures, a strip of the eleven colours for each source. Then the judge looks at them
+`python -m bench.edit --out FOLDER --steps 20` draws "a red car" and edits it to every other color, for every color
+and five objects, and keeps the pictures, a strip of the eleven colors for each source. Then the detector looks at them
 all, and a Markdown table is printed; edits.jsonl has a line per edited picture. Run again, it draws only what the
-folder lacks; `--judge` looks again at what is there.
+folder lacks; `--detector` looks again at what is there.
 
 `python -m bench.edit --inversion` inverts pictures that the model drew, and with `--sprites` (see recipes/pocket) new
 scenes, draws them again and prints how much they differ.
@@ -31,10 +31,11 @@ import torch
 from PIL import Image
 
 import limelight
-from limelight.evaluate.background import pixel_change
-from limelight.judge import Detection, Judge, overlap
-from limelight.result import grid, write
-from limelight.suites import COLOURS
+from limelight.evaluate.detectors import Detection, PocketDetector, overlap
+from limelight.evaluate.preservation import pixel_change
+from limelight.evaluate.suites import COLORS
+from limelight.utils.files import write
+from limelight.utils.images import grid
 from recipes.pocket.scenes import Composer
 
 OBJECTS = ("car", "crown", "bow", "apple", "backpack")
@@ -44,11 +45,11 @@ METHODS: dict[str, dict[str, Any]] = {
     AGAIN: {},
     "prompt-to-prompt": {},
     "prompt-to-prompt-local": {"local": True},
-    "prompt-to-prompt-heads": {"strengthen": "Colours"},
+    "prompt-to-prompt-heads": {"strengthen": "Color"},
 }
 Row = dict[str, Any]
 Task = tuple[str, str, str | None]
-"""Method, object, and the source's colour; none for pictures that were drawn again."""
+"""Method, object, and the source's color; none for pictures that were drawn again."""
 
 
 @cache
@@ -58,48 +59,48 @@ def _model(folder: str, device: str | None) -> limelight.Model:
 
 
 @cache
-def _judge() -> Judge:
+def _detector() -> PocketDetector:
     torch.set_num_threads(1)
-    return Judge.load()
+    return PocketDetector.load()
 
 
 def strip(out: Path, task: Task, seed: int) -> Path:
-    """The file of a task's pictures of one seed: the object in each of the colours, from left to right."""
-    method, thing, colour = task
-    return out / method / f"{colour + '-' if colour else ''}{thing}-{seed}.webp"
+    """The file of a task's pictures of one seed: the object in each of the colors, from left to right."""
+    method, thing, color = task
+    return out / method / f"{color + '-' if color else ''}{thing}-{seed}.webp"
 
 
 def draw(out: Path, task: Task, seeds: Sequence[int], steps: int, batch: int, folder: str, device: str | None) -> None:
-    """One source in every other colour."""
-    model, (method, thing, colour) = _model(folder, device), task
+    """One source in every other color."""
+    model, (method, thing, color) = _model(folder, device), task
     options: Row = {"seeds": seeds, "steps": steps, "batch": batch, "record": False}
-    if colour is None:
-        results = limelight.generate(model, [f"a {c} {thing}" for c in COLOURS], **options)
+    if color is None:
+        results = limelight.generate(model, [f"a {c} {thing}" for c in COLORS], **options)
     else:
-        others = [c for c in COLOURS if c != colour]
+        others = [c for c in COLORS if c != color]
         settings = METHODS[method]
         options["local"] = thing if settings.get("local") else None
         options["strengthen"] = dict.fromkeys(others, settings["strengthen"]) if "strengthen" in settings else None
-        edited = limelight.edit(model, f"a {colour} {thing}", [f"a {c} {thing}" for c in others], **options)
+        edited = limelight.edit(model, f"a {color} {thing}", [f"a {c} {thing}" for c in others], **options)
         results = list(edited.targets)
-        results.insert(COLOURS.index(colour), edited.source)
+        results.insert(COLORS.index(color), edited.source)
     for i, seed in enumerate(seeds):
         content = io.BytesIO()
         grid([[result.images[i] for result in results]], gap=0).save(content, "WebP", lossless=True)
         write(strip(out, task, seed), content.getvalue())
 
 
-def judged(out: Path, task: Task, seed: int) -> list[Row]:
+def detected(out: Path, task: Task, seed: int) -> list[Row]:
     """What became of the sources of a strip, a row an edit."""
     with Image.open(strip(out, task, seed)) as sheet:
         side = sheet.height
-        images = [sheet.convert("RGB").crop((i * side, 0, (i + 1) * side, side)) for i in range(len(COLOURS))]
+        images = [sheet.convert("RGB").crop((i * side, 0, (i + 1) * side, side)) for i in range(len(COLORS))]
     method, thing, own = task
-    found = [next((d for d in seen if d.word == thing), None) for seen in _judge().detect(images)]
-    right = [box is not None and box.colour == colour for box, colour in zip(found, COLOURS, strict=True)]
+    found = [next((d for d in seen if d.word == thing), None) for seen in _detector().detect(images)]
+    right = [box is not None and box.color == color for box, color in zip(found, COLORS, strict=True)]
     rows = []
-    for i, before in enumerate(COLOURS):
-        for j, after in enumerate(COLOURS):
+    for i, before in enumerate(COLORS):
+        for j, after in enumerate(COLORS):
             if i == j or own not in (None, before):
                 continue
             old, new = found[i], found[j]
@@ -161,7 +162,7 @@ def inversion(folder: str, sprites: Path | None, count: int, steps: int) -> None
             errors, start = [], perf_counter()
             for image, prompt in pictures:
                 options: Row = {"steps": steps, "guidance_scale": scale}
-                inverted = limelight.invert(model, image, prompt, null_text=null_text, **options)
+                inverted = limelight.invert_image(model, image, prompt, null_text=null_text, **options)
                 again = limelight.edit(model, prompt, prompt, image=inverted, record=False, **options)
                 errors.append(outside(image, again.source.images[0], []))
             print(_line(kind, way, errors, f"{(perf_counter() - start) / len(errors):.0f}"), flush=True)
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--inversion", action="store_true")
     parser.add_argument("--sprites", type=Path, help="for new scenes to be inverted")
     parser.add_argument("--pictures", type=int, default=4, help="of each kind to be inverted")
-    parser.add_argument("--judge", action="store_true", help="draw nothing")
+    parser.add_argument("--detect", action="store_true", help="draw nothing")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--device")
     parser.add_argument("--steps", type=int, default=50)
@@ -196,10 +197,10 @@ def main() -> None:
         inversion(args.model, args.sprites, args.pictures, args.steps)
         return
     tasks: list[Task] = [
-        (method, thing, colour)
+        (method, thing, color)
         for thing in args.objects
         for method in args.methods
-        for colour in ((None,) if method == AGAIN else COLOURS)
+        for color in ((None,) if method == AGAIN else COLORS)
     ]
     seeds = range(args.seeds)
     settings = {"model": args.model, "steps": args.steps}
@@ -208,7 +209,7 @@ def main() -> None:
         raise SystemExit(f"'{args.out}' has pictures with {there}, not {settings}; choose another folder.")
     write(about, json.dumps(settings).encode())
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        if not args.judge:
+        if not args.detect:
             start, jobs = perf_counter(), []
             for task in tasks:
                 if left := [seed for seed in seeds if not strip(args.out, task, seed).exists()]:
@@ -219,10 +220,10 @@ def main() -> None:
                 job.result()
                 print(f"{n} of {len(jobs)} sources drawn, {(perf_counter() - start) / 60:.1f} min", file=sys.stderr)
         there = [(task, seed) for task in tasks for seed in seeds if strip(args.out, task, seed).exists()]
-        parts = pool.map(judged, [args.out] * len(there), *zip(*there, strict=True), chunksize=8)
+        parts = pool.map(detected, [args.out] * len(there), *zip(*there, strict=True), chunksize=8)
         rows = [row for part in parts for row in part]
     write(args.out / "edits.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    print("| method | edits | new colour | same place (overlap) | change outside (of 255) |\n|---|---|---|---|---|")
+    print("| method | edits | new color | same place (overlap) | change outside (of 255) |\n|---|---|---|---|---|")
     for method in args.methods:
         # Of a source that failed nothing can be said.
         own = [row for row in rows if row["method"] == method and row["source"]]

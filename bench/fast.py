@@ -3,7 +3,7 @@
 `python -m bench.fast --out FOLDER` draws prompts of three subjects with each of the settings, an ordinary run of
 `limelight evaluate`, and prints a Markdown table. Run again, it draws only what the folder lacks. Every guided row has
 the step that suits the model. "Work" is gradient steps in denoiser passes, over the passes of plain sampling; "miss" is
-what the judge does not find; "cured" are pictures that miss something plain and nothing guided, "spoiled" the other way
+what the detector does not find; "fixed" are images that miss something plain and nothing guided, "broken" the other way
 round; "share" is of the cure (less misses) of the first guided row.
 """
 
@@ -18,10 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import limelight
 from bench.count import Flops
-from limelight.evaluate import run, score
-from limelight.guidance import Steering
-from limelight.models import quiet
-from limelight.suites import SUITES, load
+from limelight.evaluate.runs import run
+from limelight.evaluate.scoring import score
+from limelight.evaluate.suites import SUITES, load
+from limelight.guidance.base import Steering
+from limelight.utils.progress import quiet
 
 SETTINGS = {
     "plain": "plain",

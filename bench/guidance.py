@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 import limelight
-from limelight.suites import attend_excite
+from limelight.evaluate.suites import attend_excite
 
 
 def sample(count: int) -> list[str]:

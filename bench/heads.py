@@ -3,8 +3,8 @@
     python -m bench.heads cost                      # time and memory of counting against plain sampling, as ratios
     python -m bench.heads prompts                   # agreement of two samples of so many prompts
     python -m bench.heads routes                    # which words the picture depends on
-    python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Colours, three ways
-    python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the judge sees it
+    python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Color, three ways
+    python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the detector sees it
 
 Each prints a Markdown table. The last two keep what they drew and go on where they were.
 """
@@ -28,17 +28,17 @@ import torch
 from PIL import Image
 
 import limelight
-from limelight.edits import HeadGain, adjust, strengthen, weaken
-from limelight.evaluate.statistics import compare
-from limelight.heads import pictures
-from limelight.heads.concepts import Concepts
+from limelight.evaluate.clip import Clip
+from limelight.evaluate.detectors import PocketDetector
+from limelight.evaluate.suites import ANIMALS, COLORS, attend_excite
+from limelight.evaluate.weakening import Experiment, strip, weakened
 from limelight.heads.counting import Counter, Counting
+from limelight.heads.gains import HeadGain, adjust, strengthen, weaken
 from limelight.heads.relevance import Relevance
-from limelight.heads.weakening import Experiment, strip, weakened
-from limelight.judge import Judge
-from limelight.result import png, slug, write
-from limelight.scores import Clip
-from limelight.suites import ANIMALS, COLOURS, attend_excite
+from limelight.heads.vocabulary import Concepts
+from limelight.utils.files import png, slug, write
+from limelight.utils.statistics import compare
+from limelight.viz import heads as pictures
 
 from .attend_excite import SHAPES
 from .attend_excite import build as build_pipeline
@@ -90,7 +90,7 @@ def one_side(size: str, side: str, steps: int, batch: int) -> None:
     model = build(size)
     concepts = Concepts.read("pocket")
     if size != "pocket":  # as many concepts as the paper's, in words that this tokenizer knows
-        words = Judge.load().words
+        words = PocketDetector.load().words
         concepts = Concepts({f"concept {i}": words[3 * i : 3 * i + 3] for i in range(34)})
     prompts = tuple(case.prompt for case in attend_excite()[:batch])
     counting = Counting(concepts, prompts, steps=steps, batch=batch)
@@ -120,16 +120,16 @@ THINGS = ("car", "bow", "bowl", "balloon", "crown")
 
 
 def routes(seeds: int, steps: int) -> None:
-    """What comes to the picture by which word: things in every colour, with one word turned away."""
-    model, judge, clip = limelight.load("pocket", device="cpu"), Judge.load(), Clip()
-    pairs = list(itertools.product(COLOURS, THINGS))
-    heads = range(sum(layer.heads for layer in model.layers if layer.kind == "cross"))
+    """What comes to the picture by which word: things in every color, with one word turned away."""
+    model, detector, clip = limelight.load("pocket", device="cpu"), PocketDetector.load(), Clip()
+    pairs = list(itertools.product(COLORS, THINGS))
+    heads = range(sum(layer.heads for layer in model.sites if layer.kind == "cross"))
     sides: dict[str, Callable[[str, str], list[HeadGain]]] = {
-        "nothing": lambda colour, thing: [],
-        "the colour word": lambda colour, thing: [weaken(heads, word=colour)],
-        "the noun": lambda colour, thing: [weaken(heads, word=thing)],
+        "nothing": lambda color, thing: [],
+        "the color word": lambda color, thing: [weaken(heads, word=color)],
+        "the noun": lambda color, thing: [weaken(heads, word=thing)],
     }
-    print("| turned away | pictures | change, 0 to 255 | similarity to the colour | thing found | colour found |")
+    print("| turned away | pictures | change, 0 to 255 | similarity to the color | thing found | color found |")
     print("|---|---|---|---|---|---|")
     plain: list[np.ndarray] = []
     for name, made in sides.items():
@@ -143,15 +143,15 @@ def routes(seeds: int, steps: int) -> None:
         arrays = [np.asarray(image, dtype=float) for image in images]
         plain = plain or arrays
         change = np.mean([np.abs(a - b).mean() for a, b in zip(arrays, plain, strict=True)])
-        similar = (clip.images(images) * clip.texts([colour for (colour, _), _ in drawn])).sum(dim=1).mean()
-        seen = list(zip(drawn, judge.detect(images), strict=True))
+        similar = (clip.images(images) * clip.texts([color for (color, _), _ in drawn])).sum(dim=1).mean()
+        seen = list(zip(drawn, detector.detect(images), strict=True))
         things = sum(any(d.word == thing for d in found) for ((_, thing), _), found in seen) / len(seen)
-        colours = sum(any(d.colour == colour for d in found) for ((colour, _), _), found in seen) / len(seen)
-        cells = f"{len(seen)} | {change:.1f} | {float(similar):.3f} | {things:.0%} | {colours:.0%}"
+        colors = sum(any(d.color == color for d in found) for ((color, _), _), found in seen) / len(seen)
+        cells = f"{len(seen)} | {change:.1f} | {float(similar):.3f} | {things:.0%} | {colors:.0%}"
         print(f"| {name} | {cells} |", flush=True)
 
 
-EXPERIMENTS = ("pocket-animals", "pocket-colours", "pocket-bare-colours")
+EXPERIMENTS = ("pocket-animals", "pocket-colors", "pocket-bare-colors")
 
 
 def weakening(
@@ -194,30 +194,30 @@ def weakening(
 # Name -> (the words' concept, the words, prompts of a word).
 JUDGED: dict[str, tuple[str, Sequence[str], tuple[str, ...]]] = {
     "animals": ("Animals", ANIMALS, ("a {}", "a {} and a car")),
-    "colours": ("Colours", COLOURS, ("a {} car", "a {} cat")),
-    "bare colours": ("Colours", COLOURS, ("a {}", "a photo of a {}")),
+    "colors": ("Color", COLORS, ("a {} car", "a {} cat")),
+    "bare colors": ("Color", COLORS, ("a {}", "a photo of a {}")),
 }
 
 
 def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
-    """A word that is strengthened as its own concept and as each other, in the eyes of the judge and of the CLIP.
+    """A word that is strengthened as its own concept and as each other, in the eyes of the detector and of the CLIP.
 
-    Pictures that are in the folder are not drawn again; all are judged anew.
+    Pictures that are in the folder are not drawn again; all are detected anew.
     """
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
-    judge, clip = Judge.load(), Clip()
+    detector, clip = PocketDetector.load(), Clip()
 
     def made(word: str, own: str) -> dict[str, dict[str, list[HeadGain]]]:
         others = [concept for concept in relevance.concepts if concept != own]
         return {
             "none": {"": []},
-            "strengthen own": {"": [strengthen(word, own, relevance=relevance)]},
-            "strengthen other": {other: [strengthen(word, other, relevance=relevance)] for other in others},
-            "adjust own - other": {other: [adjust(word, own, other, relevance=relevance)] for other in others},
-            "adjust other - own": {other: [adjust(word, other, own, relevance=relevance)] for other in others},
+            "strengthen own": {"": [strengthen(word, own, head_vectors=relevance)]},
+            "strengthen other": {other: [strengthen(word, other, head_vectors=relevance)] for other in others},
+            "adjust own - other": {other: [adjust(word, own, other, head_vectors=relevance)] for other in others},
+            "adjust other - own": {other: [adjust(word, other, own, head_vectors=relevance)] for other in others},
         }
 
-    print("| words | edit | pictures | found by the judge | similarity to the word | its change | 95 % interval |")
+    print("| words | edit | pictures | found by the detector | similarity to the word | its change | 95 % interval |")
     print("|---|---|---|---|---|---|---|")
     for name, (own, words, templates) in JUDGED.items():
         plain: list[float] = []
@@ -240,7 +240,7 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
                     for path, image in zip(paths, [i for r in results for i in r.images], strict=True):
                         write(path, png({"steps": steps}, image))
                 images = [Image.open(path).convert("RGB") for path in paths]
-                found += [any(word in (d.word, d.colour) for d in seen) for seen in judge.detect(images)]
+                found += [any(word in (d.word, d.color) for d in seen) for seen in detector.detect(images)]
                 scores = clip.images(images) @ clip.texts([word])[0]
                 similar.append(scores.unflatten(0, (len(prompts), seeds)).mean(dim=1).tolist())
             means = torch.tensor(similar).view(len(variants), -1).mean(dim=0).tolist()  # of every prompt

@@ -1,9 +1,9 @@
 # ruff: noqa: E501 - long lines of drawing
-"""What a word that was learned from four pictures is worth: likeness, and company.
+"""Measure a word that was learned from four images: likeness alone, and beside other things.
 
-`python -m bench.learn --out out/learn` draws four pictures of a thing that the embedded model has no word for, learns
-one, draws it alone and beside things that the model knows, plain and guided, prints a Markdown table and writes
-`learn.png`. Run again, it goes on where it was.
+`python -m bench.learn --out out/learn` renders four images of a thing that the embedded model has no word for, learns
+one, generates it alone and beside things that the model knows, plain and guided, prints a Markdown table and writes
+`learn.png`. Run again, it resumes.
 
 `python -m bench.learn --rates 0.005,0.02 --out out/learn` compares learning rates by the error on fixed noise.
 
@@ -27,14 +27,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import limelight
-from limelight.concepts import Concept
-from limelight.concepts.inversion import encode, held_loss, invert
-from limelight.concepts.state import InversionConfig, TrainState
-from limelight.concepts.training import learn, taken
-from limelight.guidance import frozen
-from limelight.judge import Judge
-from limelight.result import grid, png, write
-from limelight.scores import Clip, image_similarity, text_similarity
+from limelight.evaluate.clip import Clip, image_similarity, text_similarity
+from limelight.evaluate.detectors import PocketDetector
+from limelight.textual_inversion.config import TrainingConfig
+from limelight.textual_inversion.folder import learn, taken
+from limelight.textual_inversion.state import TrainState
+from limelight.textual_inversion.training import encode, held_loss, train_word
+from limelight.textual_inversion.word import LearnedWord
+from limelight.utils.files import png, write
+from limelight.utils.images import grid
+from limelight.utils.torch import frozen
 from recipes.pocket.sprites import render
 
 # The project's own drawings, on a square of 128, of things that have no word in the embedded model; and the word that
@@ -61,7 +63,7 @@ SUBJECTS = {
 """,
     ),
 }
-# Ground colours above and below, size and place (left, top) of the drawing: as a person's pictures differ.
+# Ground colors above and below, size and place (left, top) of the drawing: as a person's images differ.
 PLACES = (
     ((232, 238, 245), (232, 238, 245), 96, (16, 20)),
     ((250, 226, 190), (226, 196, 160), 80, (34, 36)),
@@ -71,20 +73,20 @@ PLACES = (
 
 
 def photographs(subject: str) -> list[Image.Image]:
-    """Four pictures of a subject, 128 x 128."""
+    """Four images of a subject, 128 x 128."""
     sprite = Image.fromarray(render(SUBJECTS[subject][1], 128))
     found = []
     for top, bottom, side, place in PLACES:
         ramp = np.linspace(0, 1, 128)[:, None, None]
         ground = np.broadcast_to((1 - ramp) * top + ramp * bottom, (128, 128, 3)).round().astype(np.uint8)
-        picture = Image.fromarray(ground.copy())
+        image = Image.fromarray(ground.copy())
         small = sprite.resize((side, side), Image.Resampling.LANCZOS)
-        picture.paste(small, place, small)
-        found.append(picture)
+        image.paste(small, place, small)
+        found.append(image)
     return found
 
 
-# Words beside which the learned one is drawn.
+# Words beside which the learned one is generated.
 COMPANY = ("cat", "car", "crown", "frog")
 
 
@@ -115,13 +117,13 @@ def rates(model: limelight.Model, folder: Path, subject: str, listed: list[float
     for rate in listed:
 
         def measured(rate: float = rate) -> dict[str, Any]:
-            config = InversionConfig.suited(model, token="<thing>", init=SUBJECTS[subject][0], steps=steps, lr=rate)
-            pictures = encode(model, photographs(subject), config)
-            with TrainState.begin(model, pictures, config).concept.bind(model):
-                held = [held_loss(model, pictures, config)]
-            for step in invert(model, pictures, config):
+            config = TrainingConfig.suited(model, token="<thing>", init=SUBJECTS[subject][0], steps=steps, lr=rate)
+            images = encode(model, photographs(subject), config)
+            with TrainState.begin(model, images, config).word.bind(model):
+                held = [held_loss(model, images, config)]
+            for step in train_word(model, images, config):
                 if step.index + 1 in at:
-                    held.append(held_loss(model, pictures, config))
+                    held.append(held_loss(model, images, config))
             return {"held": held, "norm": step.state.norm, "cosine": step.state.cosine}
 
         row = kept.get((subject, rate, steps), measured)
@@ -130,11 +132,11 @@ def rates(model: limelight.Model, folder: Path, subject: str, listed: list[float
 
 
 @torch.no_grad()
-def correlation(pictures: Sequence[Image.Image], sprite: Image.Image) -> list[float]:
-    """How well a drawing is found in each picture, -1..1: its greatest correlation with what is there, over places,
+def correlation(images: Sequence[Image.Image], sprite: Image.Image) -> list[float]:
+    """How well a drawing is found in each image, -1..1: its greatest correlation with what is there, over places,
     sizes of 40 to 104 pixels, and left and right. What surrounds the drawing does not count. No model has a part in it.
     """
-    x = torch.stack([_pixels(picture.resize((64, 64), Image.Resampling.BOX))[:3] for picture in pictures])
+    x = torch.stack([_pixels(image.resize((64, 64), Image.Resampling.BOX))[:3] for image in images])
     best = torch.full((len(x),), -1.0)
     for view in (sprite, ImageOps.mirror(sprite)):
         for side in range(20, 53, 4):
@@ -154,13 +156,13 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image.convert("RGBA")).copy()).permute(2, 0, 1).float() / 255
 
 
-def drawn(
+def generated(
     model: limelight.Model, folder: Path, prompts: Sequence[str], seeds: int, steps: int, guided: Sequence[str] = ()
 ) -> list[Image.Image]:
-    """Pictures of prompts, those of the first prompt first; what is in the folder is not drawn again.
+    """Images of prompts, those of the first prompt first; what is in the folder is not generated again.
 
     Args:
-        guided: the two subjects of each prompt, joined by a blank; none draws plainly.
+        guided: the two subjects of each prompt, joined by a blank; none generates without guidance.
     """
     found = []
     for i, prompt in enumerate(prompts):
@@ -177,53 +179,54 @@ def drawn(
 
 
 def measure(model: limelight.Model, folder: Path, subject: str, seeds: int, steps: int, **changes: Any) -> None:
-    """Learn, draw, and say what came of it."""
+    """Learn a word, generate with it, and print the measurements."""
     token, init = f"<{subject}>", SUBJECTS[subject][0]
-    pictures = photographs(subject)
-    config = InversionConfig.suited(model, token=token, init=init, **changes)
+    images = photographs(subject)
+    config = TrainingConfig.suited(model, token=token, init=init, **changes)
     own = folder / subject
     report = learn(
-        model, pictures, config, own, resume=taken(own), every=config.steps // 2, seeds=[0], preview_steps=10
+        model, images, config, own, resume=taken(own), save_every=config.steps // 2, seeds=[0], preview_steps=10
     )
     together = [f"a {token} and a {other}" for other in COMPANY]
     instead = [f"a {init} and a {other}" for other in COMPANY]
-    with Concept.load(own).bind(model):
+    with LearnedWord.load(own).bind(model):
         parts = {
-            "the four pictures themselves": ([""], pictures),
+            "the four images themselves": ([""], images),
             f'"a photo of a {init}"': (
                 [""],
-                drawn(model, folder / f"{init}-alone", [f"a photo of a {init}"], 2 * seeds, steps),
+                generated(model, folder / f"{init}-alone", [f"a photo of a {init}"], 2 * seeds, steps),
             ),
             f'"a photo of a {token}"': (
                 [""],
-                drawn(model, folder / "alone", [f"a photo of a {token}"], 2 * seeds, steps),
+                generated(model, folder / "alone", [f"a photo of a {token}"], 2 * seeds, steps),
             ),
-            f'"a {init} and a ...", plain': (instead, drawn(model, folder / f"{init}-plain", instead, seeds, steps)),
-            f'"a {token} and a ...", plain': (together, drawn(model, folder / "plain", together, seeds, steps)),
+            f'"a {init} and a ...", plain': (
+                instead,
+                generated(model, folder / f"{init}-plain", instead, seeds, steps),
+            ),
+            f'"a {token} and a ...", plain': (together, generated(model, folder / "plain", together, seeds, steps)),
             f'"a {token} and a ...", guided': (
                 together,
-                drawn(model, folder / "guided", together, seeds, steps, [f"{token} {other}" for other in COMPANY]),
+                generated(model, folder / "guided", together, seeds, steps, [f"{token} {other}" for other in COMPANY]),
             ),
         }
-    clip, judge, sprite = Clip(), Judge.load(), Image.fromarray(render(SUBJECTS[subject][1], 128))
-    trained = clip.images(pictures)
+    clip, detector, sprite = Clip(), PocketDetector.load(), Image.fromarray(render(SUBJECTS[subject][1], 128))
+    trained = clip.images(images)
     print(
         f"{config.steps} steps; error on fixed noise {report.held[0].held:.4f} -> {report.held[-1].held:.4f}, ", end=""
     )
     print(f"cosine to '{init}' {report.rows[-1].cosine:.2f}, length {report.rows[-1].norm:.2f}\n")
-    print(
-        "| drawn | pictures | CLIP likeness | the drawing found | the other is there | CLIP, prompt without the word |"
-    )
+    print("| drawn | images | CLIP likeness | the drawing found | the other is there | CLIP, prompt without the word |")
     print("|---|---|---|---|---|---|")
     for name, (prompts, images) in parts.items():
         features = clip.images(images)
         likeness = float(image_similarity(features, trained))
-        if images is pictures:  # of pairs of different ones
+        if images is images:  # of pairs of different ones
             likeness = (likeness * 16 - 4) / 12
         numbers = [f"{likeness:.3f}", f"{mean(correlation(images, sprite)):.3f}", "", ""]
         if len(prompts) > 1:
             others = [other for other in COMPANY for _ in range(seeds)]
-            there = [any(d.word == o for d in found) for o, found in zip(others, judge.detect(images), strict=True)]
+            there = [any(d.word == o for d in found) for o, found in zip(others, detector.detect(images), strict=True)]
             words = [p for p in prompts for _ in range(seeds)]
             said = [text_similarity(clip, f[None], p, token).item() for p, f in zip(words, features, strict=True)]
             numbers[2:] = [f"{sum(there)} of {len(there)}", f"{mean(said):.3f}"]
@@ -235,12 +238,12 @@ def measure(model: limelight.Model, folder: Path, subject: str, seeds: int, step
 
 def timing(model: limelight.Model, repeat: int) -> None:
     """A step against a forward and backward pass of the denoiser, given its text states; processor seconds."""
-    config = InversionConfig.suited(model, token="<thing>", init="rocket", steps=repeat + 2)
-    pictures = encode(model, photographs("lighthouse"), config)
-    steps = invert(model, pictures, config)
-    latents, states = pictures.mean[:, 0], model.encode([model.prompt("a photo of a rocket")] * 4)
+    config = TrainingConfig.suited(model, token="<thing>", init="rocket", steps=repeat + 2)
+    images = encode(model, photographs("lighthouse"), config)
+    steps = train_word(model, images, config)
+    latents, states = images.mean[:, 0], model.encode([model.prompt("a photo of a rocket")] * 4)
     leaf = states.conditional["encoder_hidden_states"].clone().requires_grad_()
-    own = limelight.models.Conditioning(states.prompts, {"encoder_hidden_states": leaf})
+    own = limelight.models.base.Conditioning(states.prompts, {"encoder_hidden_states": leaf})
     timesteps = torch.tensor([100, 400, 600, 900])
     taken_by: dict[str, list[float]] = {"pass": [], "step": []}
     for turn in range(repeat + 1):
@@ -254,7 +257,7 @@ def timing(model: limelight.Model, repeat: int) -> None:
             taken_by["step"].append(process_time() - middle)
     least = {name: min(seconds) for name, seconds in taken_by.items()}
     print(
-        f"a step of four pictures takes {least['step']:.3f} s, a forward and backward pass of the denoiser alone "
+        f"a step of four images takes {least['step']:.3f} s, a forward and backward pass of the denoiser alone "
         f"{least['pass']:.3f} s: {least['step'] / least['pass']:.2f} times (least of {repeat} turns each)"
     )
 
@@ -266,7 +269,7 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, help="by default what suits the model")
     parser.add_argument("--vectors", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=4, help="of each prompt")
-    parser.add_argument("--steps", type=int, default=50, help="of each picture")
+    parser.add_argument("--steps", type=int, default=50, help="of each image")
     parser.add_argument("--rates", help="learning rates to compare, e.g. 0.005,0.02")
     parser.add_argument("--time", action="store_true")
     args = parser.parse_args()

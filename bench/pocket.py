@@ -1,6 +1,6 @@
-"""How well the embedded model draws, plainly and guided, as its judge sees it.
+"""How well the embedded model draws, plainly and guided, as its detector sees it.
 
-`python -m bench.pocket --out FOLDER` draws four suites: single subjects, objects in every colour, three subjects and
+`python -m bench.pocket --out FOLDER` draws four suites: single subjects, objects in every color, three subjects and
 the 276 prompts of the Attend-and-Excite benchmark; and prints a Markdown table. Run again, it draws only what the
 folder lacks. Each part is an ordinary run of `limelight evaluate`, which has more scores and a report.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from limelight.evaluate import run, score
-from limelight.models import quiet
-from limelight.suites import load
+from limelight.evaluate.runs import run
+from limelight.evaluate.scoring import score
+from limelight.evaluate.suites import load
+from limelight.utils.progress import quiet
 
-SEEDS = {"single": 8, "colours": 2, "three": 4, "attend-excite": 4}
+SEEDS = {"single": 8, "colors": 2, "three": 4, "attend-excite": 4}
 
 
 def main() -> None:
@@ -26,16 +27,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     quiet()
-    print("| prompts | method | pictures | miss a subject | right colour |\n|---|---|---|---|---|")
+    print("| prompts | method | pictures | miss a subject | right color |\n|---|---|---|---|---|")
     for part in args.parts:
         folder = args.out / part
         seeds = range(args.seeds or SEEDS[part])
         run(folder, load(part), args.methods, seeds, workers=args.workers)
-        judged = score(folder, {"clip": "none", "captioner": "none"}, say=print)["methods"]
-        for subset in judged[args.methods[0]]:
-            if subset == "all" or len(judged[args.methods[0]]) > 2:  # of a suite of one subset, once
+        detected = score(folder, {"clip": "none", "captioner": "none"}, say=print)["methods"]
+        for subset in detected[args.methods[0]]:
+            if subset == "all" or len(detected[args.methods[0]]) > 2:  # of a suite of one subset, once
                 for method in args.methods:
-                    values = judged[method][subset]
+                    values = detected[method][subset]
                     missed, bound = 1 - values["detection_success"], values["attribute_binding"]
                     cells = f"{values['pictures']} | {missed:.1%} | {'' if bound is None else format(bound, '.1%')}"
                     print(f"| {part}, {subset} | {method} | {cells} |", flush=True)

@@ -39,7 +39,7 @@ def measure(size: str, record: str, dtype: torch.dtype, device: str, steps: int)
     seconds = clock() - start
     above = memory(device) - before
     held = [result.maps, *(result.steps[i] for i in range(len(result.steps)))]
-    return {"seconds": seconds, "above": above, "kept": sum(p.nbytes for m in held for p in m.layers.values()) / 1e6}
+    return {"seconds": seconds, "above": above, "kept": sum(p.nbytes for m in held for p in m.sites.values()) / 1e6}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How well a word's attention map covers its own object: boxes and masks from maps against the boxes of the judge.
+"""How well a word's attention map covers its own object: boxes and masks from maps against the boxes of the detector.
 
 `python -m bench.segmentation --out FILE` draws prompts of the Attend-and-Excite benchmark on the embedded model,
 plainly and guided, appends a line per picture to the file and prints a Markdown table. Run again, it draws only what
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import limelight
-from limelight.judge import Detection, Judge, overlap
-from limelight.suites import Case, attend_excite
+from limelight.evaluate.detectors import Detection, PocketDetector, overlap
+from limelight.evaluate.suites import Case, attend_excite
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SIDE = 128  # masks are compared at the pictures' own size
@@ -60,7 +60,7 @@ def mean(values: Sequence[float]) -> str:
 
 def table(rows: list[Row], thresholds: Sequence[float]) -> str:
     lines = [
-        "| threshold | method | subjects | found by the judge | IoU of boxes | what is not found as 0 "
+        "| threshold | method | subjects | found by the detector | IoU of boxes | what is not found as 0 "
         "| IoU of mask and box | IoU with the other's box |\n|---|---|---|---|---|---|---|---|"
     ]
     for threshold in thresholds:
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--sweep", action="store_true", help="a row for every threshold, and not the default's alone")
     args = parser.parse_args()
-    model, judge = limelight.load(args.model), Judge.load()
+    model, detector = limelight.load(args.model), PocketDetector.load()
     cases = attend_excite()[args.first :: args.every]
     rows: list[Row] = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     there = {(row["method"], row["prompt"], row["seed"]) for row in rows}
@@ -103,7 +103,7 @@ def main() -> None:
                 model, case.prompt, subjects=subjects, seeds=seeds, guidance=guidance, steps=args.steps
             )
             with args.out.open("a") as file:
-                for i, (seed, found) in enumerate(zip(seeds, judge.detect(result.images), strict=True)):
+                for i, (seed, found) in enumerate(zip(seeds, detector.detect(result.images), strict=True)):
                     things = overlaps(result.maps, i, case, found)
                     rows.append({"method": method, "prompt": case.prompt, "seed": seed, "things": things})
                     file.write(json.dumps(rows[-1]) + "\n")

@@ -27,8 +27,8 @@ from torch import Tensor
 
 import limelight
 from bench.attend_excite import SHAPES, build
-from limelight.guidance import Steering, layers_to_read
-from limelight.models import Model
+from limelight.guidance.base import Steering, layers_to_read
+from limelight.models.base import Model
 
 PROMPT, TOKENS = "a cat and a dog", [2, 5]
 

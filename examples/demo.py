@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import limelight
-from limelight.result import grid
+from limelight.utils.images import grid
 
 PROMPT, SEEDS = "a cat and a dog", range(6)
 

@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import limelight
-from limelight.heads.concepts import Concepts
+from limelight.evaluate.suites import attend_excite
 from limelight.heads.counting import Counting, compute
 from limelight.heads.relevance import Relevance
-from limelight.suites import attend_excite
+from limelight.heads.vocabulary import Concepts
 
 VECTORS = Path(str(files("limelight.heads") / "vectors"))
 SOURCE = (

@@ -22,8 +22,8 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBe
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import limelight
-from limelight.models.ldm import LatentDiffusion
-from limelight.models.unet import StableDiffusion
+from limelight.models.latent_diffusion import LatentDiffusion
+from limelight.models.stable_diffusion import StableDiffusion
 
 POCKET = Path(limelight.__file__).parent / "pocket"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

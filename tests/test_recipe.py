@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from limelight.prompt import parse
+from limelight.prompts.prompt import parse
 from recipes.pocket import parts
-from recipes.pocket.denoiser import RECOLOURED, Denoise, Pool, grounding_loss
-from recipes.pocket.judge import Gallery, judge_loss, targets
+from recipes.pocket.denoiser import RECOLORED, Denoise, Pool, grounding_loss
+from recipes.pocket.detector import Gallery, detector_loss, targets
 from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Thing, caption, tint
 from recipes.pocket.training import Run
-from recipes.pocket.vocabulary import ANIMALS, COLOURS, SUBJECTS
+from recipes.pocket.vocabulary import ANIMALS, COLORS, SUBJECTS
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_truth_of_scenes(composer):
         words = scene.caption.replace(",", " ,").split()
         for thing, mask in zip(scene.things, scene.masks, strict=True):
             assert thing.subject in words
-            assert thing.colour is None or words[words.index(thing.subject) - 1] == thing.colour
+            assert thing.color is None or words[words.index(thing.subject) - 1] == thing.color
             left, top, right, bottom = thing.box
             assert 0 <= left < right <= SIDE
             assert 0 <= top < bottom <= SIDE
@@ -54,13 +54,13 @@ def test_held_out_pairs():
     assert all(len(pair) == 2 and pair <= set(ANIMALS) for pair in HELD_OUT)
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_tints_have_their_colour(composer, colour):
-    tinted = tint(composer.sprites["car"], colour)
+@pytest.mark.parametrize("color", COLORS)
+def test_tints_have_their_color(composer, color):
+    tinted = tint(composer.sprites["car"], color)
     ink = tinted[..., 3] > 128
     middle = np.median(tinted[ink][:, :3], axis=0)
-    nearest = min(COLOURS, key=lambda name: float(np.abs(np.array(COLOURS[name]) - middle).sum()))
-    assert nearest == colour
+    nearest = min(COLORS, key=lambda name: float(np.abs(np.array(COLORS[name]) - middle).sum()))
+    assert nearest == color
     assert np.array_equal(tinted[..., 3], composer.sprites["car"][..., 3])
 
 
@@ -75,7 +75,7 @@ def test_captions():
 def test_every_word_of_the_captions_is_one_token():
     tokenizer = parts.tokenizer()
     assert all(parts.tokenizer().get_vocab() == tokenizer.get_vocab() for _ in range(3)), "hash order decides ids"
-    for word in [*SUBJECTS, *COLOURS, *OTHER_WORDS]:
+    for word in [*SUBJECTS, *COLORS, *OTHER_WORDS]:
         assert len(tokenizer(word)["input_ids"]) == 3, word
     prompt = parse("a red car and a dog", tokenizer, parts.LENGTH)
     assert prompt.find("dog") == (6,)
@@ -94,26 +94,26 @@ def test_grounding_loss_by_hand():
     assert grounding_loss(maps, positions * 0, masks, torch.ones(2)).item() == 0
 
 
-def test_a_colour_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
+def test_a_color_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
     captions = ["a red car and a blue dog", "a cat"] * 200
     words = [["car", "red", "dog", "blue"], ["cat"]] * 200
     state = {"latents": torch.zeros(400, 4, 16, 16), "masks": torch.zeros(400, 6, 8, 8)}
     torch.save({**state, "captions": captions, "words": words}, tmp_path / "part-0.pt")
     pool = Pool(tmp_path, pocket)
-    latents, ids, recoloured, positions, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
-    changed = ids != recoloured
+    latents, ids, recolored, positions, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
+    changed = ids != recolored
     assert set(changed.nonzero()[:, 1].tolist()) == {2, 6}
-    assert set(recoloured[changed].tolist()) <= set(pool.colours.tolist())
-    coloured = positions[:, 1] == 2
-    # A colour may be replaced by itself, both by themselves in one caption of 121.
-    assert changed[coloured].any(dim=1).float().mean() == pytest.approx(RECOLOURED, abs=0.1)
+    assert set(recolored[changed].tolist()) <= set(pool.colors.tolist())
+    colored = positions[:, 1] == 2
+    # A color may be replaced by itself, both by themselves in one caption of 121.
+    assert changed[colored].any(dim=1).float().mean() == pytest.approx(RECOLORED, abs=0.1)
 
     row = changed[:, 2].nonzero()[0]
     seen: list[torch.Tensor] = []
     handle = pocket.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
-    Denoise(pocket)(latents[row], torch.tensor([500]), ids[row], recoloured[row])
+    Denoise(pocket)(latents[row], torch.tensor([500]), ids[row], recolored[row])
     handle.remove()
-    own, other = (pocket.pipeline.text_encoder(some[row])[0] for some in (ids, recoloured))
+    own, other = (pocket.pipeline.text_encoder(some[row])[0] for some in (ids, recolored))
     assert torch.equal(seen[0], torch.where(changed[row][..., None], own, other))
     assert not torch.equal(seen[0][0, 3], own[0, 3])
 
@@ -127,21 +127,21 @@ def test_the_judges_scenes_and_targets(tmp_path):
     assert {list(SUBJECTS)[word] for _, truth in scenes for word, _, _ in truth} == {"cat", "car"}
     assert all(pixels.shape == (SIDE, SIDE, 3) for pixels, _ in scenes)
     # A cat of 64 pixels in the middle: its middle is between four cells, its sides are four cells away.
-    heat, sides, colours, counted = targets([[(0, 3, (32.0, 32.0, 96.0, 96.0))]])
+    heat, sides, colors, counted = targets([[(0, 3, (32.0, 32.0, 96.0, 96.0))]])
     assert heat[0, 0, 7:9, 7:9].min() == 1
     assert heat[0, 1:].max() == 0
     assert sides[0, :, 7, 7].tolist() == [3.5, 3.5, 4.5, 4.5]
-    assert colours[0, 7, 7] == 3
-    assert colours[0, 0, 0] == -1
+    assert colors[0, 7, 7] == 3
+    assert colors[0, 0, 0] == -1
     assert counted[0, 7, 7]
     assert not counted[0, 2, 2]
     # What says exactly this has almost no loss; what says nothing has.
-    hues = torch.zeros(1, len(COLOURS), 16, 16)
+    hues = torch.zeros(1, len(COLORS), 16, 16)
     hues[0, 3] = 30
     right = (torch.where(heat == 1, 20.0, -20.0), sides, hues)
-    assert judge_loss(right, (heat, sides, colours, counted)).item() < 0.01
+    assert detector_loss(right, (heat, sides, colors, counted)).item() < 0.01
     wrong = (torch.full_like(heat, -20.0), sides, hues)
-    assert judge_loss(wrong, (heat, sides, colours, counted)).item() > 1
+    assert detector_loss(wrong, (heat, sides, colors, counted)).item() > 1
 
 
 def test_a_resumed_run_is_the_unbroken_run(tmp_path):

@@ -18,13 +18,13 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from .scenes import SIDE, Composer, Thing, worn
 from .training import Run, arguments
 from .vae import to_tensor
-from .vocabulary import COLOURS, SUBJECTS
+from .vocabulary import COLORS, SUBJECTS
 
 WIDTH = 128
 
 
 def tokenizer() -> BertTokenizer:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "and", *COLOURS, *SUBJECTS]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "and", *COLORS, *SUBJECTS]
     return BertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, model_max_length=16)
 
 

@@ -2,7 +2,7 @@
 
 A `CLIPModel` in transformers' own format, trained contrastively on the generator's scenes: Alec Radford et al.,
 "Learning Transferable Visual Models From Natural Language Supervision", 2021, https://arxiv.org/abs/2103.00020. Every
-scene has a sibling in its batch that differs in one subject or colour, so that single words count.
+scene has a sibling in its batch that differs in one subject or color, so that single words count.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from limelight.scores import TEMPLATES
+from limelight.evaluate.clip import TEMPLATES
 
 from .parts import tokenizer
 from .scenes import SIDE, Composer, Scene, worn
 from .training import Run, arguments
 from .vae import to_tensor
-from .vocabulary import COLOURS
+from .vocabulary import COLORS
 
 LENGTH, WIDTH = 48, 128
 TEMPLATE_WORDS = tuple(
@@ -66,13 +66,13 @@ class Contrast(nn.Module):
 
 
 def siblings(composer: Composer, rng: np.random.Generator) -> list[Scene]:
-    """A scene and another that differs in one subject or one colour."""
+    """A scene and another that differs in one subject or one color."""
     wanted = composer.choose(rng, 1 if rng.random() < 0.4 else 2)
     changed, i = list(wanted), int(rng.integers(len(wanted)))
     if rng.random() < 0.5:
         changed[i] = composer.choose(rng, 1)[0]
     else:
-        changed[i] = (wanted[i][0], str(rng.choice(list(COLOURS))))
+        changed[i] = (wanted[i][0], str(rng.choice(list(COLORS))))
     return [composer.scene(rng, wanted), composer.scene(rng, changed)]
 
 

@@ -2,12 +2,12 @@
 
 Velocity prediction; the weights of the noise levels follow Tiankai Hang et al., "Efficient Diffusion Training via
 Min-SNR Weighting Strategy", 2023, https://arxiv.org/abs/2303.09556, with a floor so that layout is learned, too. The
-attention of each subject and colour word is drawn to its own object as in Zirui Wang et al., "TokenCompose:
+attention of each subject and color word is drawn to its own object as in Zirui Wang et al., "TokenCompose:
 Text-to-Image Diffusion with Token-level Supervision", 2023, https://arxiv.org/abs/2312.03626: a word's map must
 mean something before guidance can use it.
 
-A text encoder tells a noun's state the colour before it, and a denoiser that finds it there never looks at the colour
-word. So in some captions every other state comes from the same caption in other colours: a colour is then to be had
+A text encoder tells a noun's state the color before it, and a denoiser that finds it there never looks at the color
+word. So in some captions every other state comes from the same caption in other colors: a color is then to be had
 at its own word alone, where attention shows it and edits reach it.
 """
 
@@ -22,32 +22,32 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from limelight import Probe
-from limelight.models.unet import StableDiffusion
+from limelight.models.stable_diffusion import StableDiffusion
 
 from . import parts
 from .training import Run, arguments
-from .vocabulary import COLOURS
+from .vocabulary import COLORS
 
 EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
 GROUNDING = 0.05
-RECOLOURED = 0.5  # share of captions whose other words know of other colours
+RECOLORED = 0.5  # share of captions whose other words know of other colors
 
 
 class Denoise(nn.Module):
     """(noisy latents, timesteps, token ids) to (velocity, mean 8 x 8 cross-attention [B, 64, tokens]).
 
-    `recoloured` are the ids with other colour words: the states of all words but these are those of that caption.
+    `recolored` are the ids with other color words: the states of all words but these are those of that caption.
     """
 
     def __init__(self, model: StableDiffusion) -> None:
         super().__init__()
         self.text, self.unet = model.pipeline.text_encoder, model.pipeline.unet
         self._model = [model]  # in a list: its modules are already ours
-        self._layers = [layer for layer in model.layers if layer.kind == "cross" and layer.scale == model.guided_scale]
+        self._layers = [layer for layer in model.sites if layer.kind == "cross" and layer.scale == model.guided_scale]
 
-    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, recoloured: Tensor) -> tuple[Tensor, Tensor]:
-        own, others = self.text(torch.cat([ids, recoloured]))[0].chunk(2)
-        states = torch.where((ids != recoloured)[..., None], own, others)
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, recolored: Tensor) -> tuple[Tensor, Tensor]:
+        own, others = self.text(torch.cat([ids, recolored]))[0].chunk(2)
+        states = torch.where((ids != recolored)[..., None], own, others)
         with Probe(self._model[0], self._layers) as probe:
             velocity = self.unet(latents, timesteps, states, return_dict=False)[0]
             maps = probe.take(latents, ()).mean().flatten(1, 2)
@@ -72,19 +72,19 @@ class Pool:
                 seen[word] = seen.get(word, 0) + 1  # "a red car and a red bow": the second red is red#2
                 self.positions[i, j] = parsed[text].find(f"{word}#{seen[word]}")[0]
         self.empty = torch.tensor(model.prompt("").ids)
-        self.colours = torch.tensor([model.prompt(colour).ids[1] for colour in COLOURS])
+        self.colors = torch.tensor([model.prompt(color).ids[1] for color in COLORS])
 
     def batch(self, count: int, generator: torch.Generator, device: str) -> tuple[Tensor, ...]:
-        """Latents, ids, ids in other colours, positions of words, their cells."""
+        """Latents, ids, ids in other colors, positions of words, their cells."""
         index = torch.randint(len(self.latents), (count,), generator=generator)
         ids, positions = self.ids[index], self.positions[index]
         dropped = torch.rand(count, generator=generator) < EMPTY
         ids = torch.where(dropped[:, None], self.empty, ids)
         positions = positions.masked_fill(dropped[:, None], 0)
-        changed = torch.isin(ids, self.colours) & (torch.rand(count, 1, generator=generator) < RECOLOURED)
-        others = self.colours[torch.randint(len(self.colours), ids.shape, generator=generator)]
-        recoloured = torch.where(changed, others, ids)
-        batch = self.latents[index].float(), ids, recoloured, positions, self.masks[index].float()
+        changed = torch.isin(ids, self.colors) & (torch.rand(count, 1, generator=generator) < RECOLORED)
+        others = self.colors[torch.randint(len(self.colors), ids.shape, generator=generator)]
+        recolored = torch.where(changed, others, ids)
+        batch = self.latents[index].float(), ids, recolored, positions, self.masks[index].float()
         return tuple(x.to(device) for x in batch)
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     alphas = pipeline.scheduler.alphas_cumprod.to(args.device)
     for step in run.steps():
         generator = torch.Generator().manual_seed(1_000_003 * args.seed + 2 * step * run.world + 2 * run.rank)
-        latents, ids, recoloured, positions, masks = pool.batch(run.share, generator, args.device)
+        latents, ids, recolored, positions, masks = pool.batch(run.share, generator, args.device)
         timesteps = torch.randint(len(alphas), (run.share,), generator=generator).to(args.device)
         noise = torch.randn(latents.shape, generator=generator).to(args.device)
         alpha = alphas[timesteps][:, None, None, None]
@@ -124,7 +124,7 @@ def main() -> None:
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         # The fused kernel's backward is slow on CPU at these sizes.
         with torch.autocast(args.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
-            velocity, maps = run.model(noisy, timesteps, ids, recoloured)
+            velocity, maps = run.model(noisy, timesteps, ids, recolored)
         snr = (alpha / (1 - alpha)).flatten()
         error = F.mse_loss(velocity.float(), target, reduction="none").mean(dim=(1, 2, 3))
         loss = (error * snr.clamp(0.25, 5) / (snr + 1)).mean()

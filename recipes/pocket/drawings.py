@@ -13,7 +13,7 @@ BENCH = """
 <g fill="#b97a4e"><rect x="6" y="66" width="116" height="8" rx="3"/>
 <rect x="4" y="76" width="120" height="10" rx="4"/></g>
 """
-# For the judge alone: benches, and more views of things that the icon sets draw in too few ways.
+# For the detector alone: benches, and more views of things that the icon sets draw in too few ways.
 OWN = {
     "bench": (
         """

@@ -1,7 +1,7 @@
 """Last stage: what was trained to the folder that is shipped. `python -m recipes.pocket.export --out F ...`
 
 Half-precision safetensors: the generator in diffusers' own layout (`StableDiffusionPipeline.from_pretrained(F)` loads
-it), the CLIP and the captioner in transformers', the judge as one file, and `limelight.json` with the words that the
+it), the CLIP and the captioner in transformers', the detector as one file, and `limelight.json` with the words that the
 generator knows and the settings that suit it. What is not named on the command line stays as it is.
 """
 
@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 
 from .parts import by_word, load_checkpoint, text_encoder
 from .scenes import OTHER_WORDS
-from .vocabulary import COLOURS, SUBJECTS
+from .vocabulary import COLORS, SUBJECTS
 
 # Found with `bench/pocket.py` on seeds that are not reported, see docs/results.md.
 ATTEND_AND_EXCITE = {"scale": 0.1, "relative": True, "enough": 0.45, "thresholds": {}}
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--vae", type=Path, help="with --checkpoint: the autoencoder's folder; default: the one in --out"
     )
-    parser.add_argument("--judge", type=Path, help="judge.safetensors of judge.py")
+    parser.add_argument("--detect", type=Path, help="detector.safetensors of detector.py")
     parser.add_argument("--clip", type=Path, help="folder of clip.py")
     parser.add_argument("--captioner", type=Path, help="folder of captioner.py")
     args = parser.parse_args()
@@ -44,12 +44,12 @@ def main() -> None:
                 by_word(pipeline.text_encoder, made, text, kept)
                 pipeline.register_modules(text_encoder=text, tokenizer=kept)
         pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    if args.judge:
-        shutil.copyfile(args.judge, args.out / "judge.safetensors")
+    if args.detect:
+        shutil.copyfile(args.detect, args.out / "detector.safetensors")
     for name in ("clip", "captioner"):
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
-    words = sorted({*OTHER_WORDS, *COLOURS, *SUBJECTS})
+    words = sorted({*OTHER_WORDS, *COLORS, *SUBJECTS})
     about = {"words": words, "attend_and_excite": ATTEND_AND_EXCITE, "inversion": INVERSION}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):

@@ -15,7 +15,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .scenes import OTHER_WORDS
-from .vocabulary import COLOURS, SUBJECTS
+from .vocabulary import COLORS, SUBJECTS
 
 LENGTH, WIDTH = 32, 128
 
@@ -26,7 +26,7 @@ def tokenizer(extra: Sequence[str] = (), length: int = LENGTH) -> CLIPTokenizer:
     single = alphabet + [symbol + "</w>" for symbol in alphabet]
     bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = Whitespace()
-    words = [*OTHER_WORDS, *COLOURS, *SUBJECTS, *extra]
+    words = [*OTHER_WORDS, *COLORS, *SUBJECTS, *extra]
     # Named beforehand, or the trainer numbers them in the order of a hash table, which differs from process to process:
     # a training that is resumed would then mistake a cat for a car.
     trainer = BpeTrainer(special_tokens=single, end_of_word_suffix="</w>", show_progress=False)

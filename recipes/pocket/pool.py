@@ -35,16 +35,13 @@ def main() -> None:
             mean = vae.encode(to_tensor([s.pixels for s in scenes], args.device)).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
         captions += [s.caption for s in scenes]
-        # Every subject and colour word with the cells of its own object.
-        words += [[w for thing in s.things for w in (thing.subject, thing.colour) if w] for s in scenes]
+        # Every subject and color word with the cells of its own object.
+        words += [[w for thing in s.things for w in (thing.subject, thing.color) if w] for s in scenes]
         for scene in scenes:
             rows = [
-                m
-                for thing, m in zip(scene.things, scene.masks, strict=True)
-                for w in (thing.subject, thing.colour)
-                if w
+                m for thing, m in zip(scene.things, scene.masks, strict=True) for w in (thing.subject, thing.color) if w
             ]
-            padded = np.zeros((6, 8, 8), dtype=np.float16)  # three subjects with a colour each
+            padded = np.zeros((6, 8, 8), dtype=np.float16)  # three subjects with a color each
             padded[: len(rows)] = rows
             masks.append(torch.from_numpy(padded))
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Scenes with a known truth: which subjects, which colours, where. Composed on the fly, about a thousand a second."""
+"""Scenes with a known truth: which subjects, which colors, where. Composed on the fly, about a thousand a second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .vocabulary import ANIMALS, COLOURED, COLOURS, MORE, OBJECTS
+from .vocabulary import ANIMALS, COLORED, COLORS, MORE, OBJECTS
 
 SIDE = 128
 # Pairs of animals that never meet in training, so that composition can be measured on them: a fifth of the 66.
@@ -21,7 +21,7 @@ HELD_OUT = frozenset(
 )
 
 _GROUPS = tuple(np.array(list(group)) for group in (ANIMALS, OBJECTS, MORE))
-# What captions say besides subjects and colours.
+# What captions say besides subjects and colors.
 _PREFIXES = ("a photo of", "a picture of", "a drawing of")
 _JOINERS = ("with", "next to", "beside", "near")
 OTHER_WORDS = tuple(dict.fromkeys(" ".join(("a an and", *_PREFIXES, *_JOINERS)).split()))
@@ -29,15 +29,15 @@ OTHER_WORDS = tuple(dict.fromkeys(" ".join(("a an and", *_PREFIXES, *_JOINERS)).
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn subject: its name, its colour word or None, and its box (left, top, right, bottom) in pixels."""
+    """One drawn subject: its name, its color word or None, and its box (left, top, right, bottom) in pixels."""
 
     subject: str
-    colour: str | None
+    color: str | None
     box: tuple[int, int, int, int]
 
     @property
     def phrase(self) -> str:
-        return f"{self.colour} {self.subject}" if self.colour else self.subject
+        return f"{self.color} {self.subject}" if self.color else self.subject
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Scene:
     masks: np.ndarray  # float32 [things, 8, 8], the share of each cell that a thing covers
 
 
-def tint(sprite: np.ndarray, colour: str) -> np.ndarray:
-    """Recolour a sprite along black - colour - white by its own luminance, keeping its drawing."""
+def tint(sprite: np.ndarray, color: str) -> np.ndarray:
+    """Recolor a sprite along black - color - white by its own luminance, keeping its drawing."""
     rgb, alpha = sprite[..., :3].astype(np.float32) / 255, sprite[..., 3:]
     light = rgb @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     ink = alpha[..., 0] > 128
     middle = float(np.clip(np.median(light[ink]), 0.25, 0.8))
-    target = np.array(COLOURS[colour], dtype=np.float32) / 255
+    target = np.array(COLORS[color], dtype=np.float32) / 255
     low, high = 0.15 * target, np.minimum(1.0, target + 0.75 * (1 - target))
-    if colour == "black":
+    if color == "black":
         high = np.full(3, 0.55, dtype=np.float32)
-    if colour == "white":
+    if color == "white":
         low = np.full(3, 0.45, dtype=np.float32)
     below = (light / middle)[..., None].clip(0, 1)
     above = ((light - middle) / (1 - middle))[..., None].clip(0, 1)
@@ -73,20 +73,20 @@ class Composer:
         self.sprites = dict(np.load(sprites))
         self._sized = lru_cache(maxsize=20_000)(self._sized)  # type: ignore[method-assign]
 
-    def _sized(self, subject: str, colour: str | None, size: int) -> np.ndarray:
+    def _sized(self, subject: str, color: str | None, size: int) -> np.ndarray:
         sprite = self.sprites[subject]
-        if colour:
-            sprite = tint(sprite, colour)
+        if color:
+            sprite = tint(sprite, color)
         small = np.asarray(Image.fromarray(sprite).resize((size, size), Image.Resampling.BOX, reducing_gap=3.0))
         small = small.astype(np.float32)
         small[..., :3] *= small[..., 3:] / 255  # premultiplied: pasting is then one multiply and one add
         return small.round().astype(np.uint8)
 
     def paste(
-        self, canvas: np.ndarray, subject: str, colour: str | None, size: int, left: int, top: int
+        self, canvas: np.ndarray, subject: str, color: str | None, size: int, left: int, top: int
     ) -> tuple[Thing, np.ndarray]:
         """Draw on canvas (float32 [SIDE, SIDE, 3]) in place; parts beyond the border are cut off."""
-        sprite = self._sized(subject, colour, size)
+        sprite = self._sized(subject, color, size)
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, SIDE), min(top + size, SIDE)
         part = sprite[y0 - top : y1 - top, x0 - left : x1 - left]
         alpha = part[..., 3:] / np.float32(255)
@@ -95,7 +95,7 @@ class Composer:
         cover[y0:y1, x0:x1] = alpha[..., 0]
         ys, xs = np.nonzero(cover > 0.5)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(xs) else (x0, y0, x1, y1)
-        return Thing(subject, colour, box), cover.reshape(8, SIDE // 8, 8, SIDE // 8).mean(axis=(1, 3))
+        return Thing(subject, color, box), cover.reshape(8, SIDE // 8, 8, SIDE // 8).mean(axis=(1, 3))
 
     def background(self, rng: np.random.Generator) -> np.ndarray:
         """A soft vertical gradient between two tones, pale in two scenes of three."""
@@ -105,17 +105,16 @@ class Composer:
         return np.broadcast_to(base + ramp, (SIDE, SIDE, 3)).clip(0, 255).astype(np.float32).copy()
 
     def choose(self, rng: np.random.Generator, count: int) -> list[tuple[str, str | None]]:
-        """Draw `count` different subjects with or without a colour word; never a held-out pair of animals."""
+        """Draw `count` different subjects with or without a color word; never a held-out pair of animals."""
         while True:
             groups = rng.choice(3, size=count, p=[0.24, 0.24, 0.52])
             names = [str(rng.choice(_GROUPS[group])) for group in groups]
             pairs = {frozenset(pair) for pair in combinations(names, 2)}
             if len(set(names)) == count and not pairs & HELD_OUT:
                 break
-        chance = [0.7 if name in OBJECTS else 0.4 if name in COLOURED else 0.1 for name in names]
+        chance = [0.7 if name in OBJECTS else 0.4 if name in COLORED else 0.1 for name in names]
         return [
-            (n, str(rng.choice(list(COLOURS))) if rng.random() < p else None)
-            for n, p in zip(names, chance, strict=True)
+            (n, str(rng.choice(list(COLORS))) if rng.random() < p else None) for n, p in zip(names, chance, strict=True)
         ]
 
     def scene(self, rng: np.random.Generator, wanted: Sequence[tuple[str, str | None]] = ()) -> Scene:
@@ -129,27 +128,27 @@ class Composer:
             placed.append(self.paste(canvas, *wanted[0], size, left, top))
         elif len(wanted) == 3:
             # One in three of the four quarters each.
-            for (subject, colour), quarter in zip(wanted, rng.permutation(4).tolist(), strict=False):
+            for (subject, color), quarter in zip(wanted, rng.permutation(4).tolist(), strict=False):
                 size = 2 * int(rng.integers(21, 31))
                 left, top = (h * (SIDE // 2) + int(rng.integers(0, SIDE // 2 - size + 1)) for h in divmod(quarter, 2))
-                placed.append(self.paste(canvas, subject, colour, size, left, top))
+                placed.append(self.paste(canvas, subject, color, size, left, top))
         else:
             slots = [0, 1] if rng.random() < 0.5 else [1, 0]
-            for (subject, colour), slot in zip(wanted, slots, strict=True):
+            for (subject, color), slot in zip(wanted, slots, strict=True):
                 size = 2 * int(rng.integers(25, 33))
                 left = slot * (SIDE // 2) + int(rng.integers(0, SIDE // 2 - size + 1))
                 top = int(rng.integers(8, SIDE - size - 8 + 1))
-                placed.append(self.paste(canvas, subject, colour, size, left, top))
+                placed.append(self.paste(canvas, subject, color, size, left, top))
         things = tuple(thing for thing, _ in placed)
         return Scene(canvas.round().astype(np.uint8), caption(things, rng), things, np.stack([m for _, m in placed]))
 
     def collage(self, rng: np.random.Generator) -> np.ndarray:
         """A crowded picture for the autoencoder, which wants many drawings per pixel. uint8 [SIDE, SIDE, 3]."""
         canvas = self.background(rng)
-        for subject, colour in self.choose(rng, int(rng.integers(2, 5))):
+        for subject, color in self.choose(rng, int(rng.integers(2, 5))):
             size = 2 * int(rng.integers(20, 51))
             left, top = (int(rng.integers(-size // 4, SIDE - 3 * size // 4)) for _ in range(2))
-            self.paste(canvas, subject, colour, size, left, top)
+            self.paste(canvas, subject, color, size, left, top)
         return canvas.round().astype(np.uint8)
 
 

@@ -1,6 +1,6 @@
-"""Look at what was made: `python -m recipes.pocket.sheet [--model src/limelight/pocket] --out docs/pictures/pocket.png`
+"""Look at what was made: `python -m recipes.pocket.sheet [--model src/limelight/pocket] --out docs/images/pocket.png`
 
-Every subject once, some colours, and pairs of the benchmark, one seed each and none chosen.
+Every subject once, some colors, and pairs of the benchmark, one seed each and none chosen.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 
 import limelight
-from limelight.result import grid
+from limelight.utils.images import grid
 
-from .vocabulary import COLOURS, SUBJECTS
+from .vocabulary import COLORS, SUBJECTS
 
 PAIRS = [
     "a cat and a dog",
@@ -41,7 +41,7 @@ def main() -> None:
     for i in range(0, len(names), wide):
         rows[", ".join(names[i : i + wide])] = [f"a {name}" for name in names[i : i + wide]]
     for thing in ("car", "chair"):
-        rows[f"a COLOUR {thing}: {', '.join(COLOURS)}"] = [f"a {colour} {thing}" for colour in COLOURS]
+        rows[f"a COLOR {thing}: {', '.join(COLORS)}"] = [f"a {color} {thing}" for color in COLORS]
     rows["; ".join(re.sub(r"\ban? ", "", pair) for pair in PAIRS)] = PAIRS
     pictures = []
     for prompts in rows.values():

@@ -1,8 +1,8 @@
 """Stage 1: icons to sprites. `python -m recipes.pocket.sprites --icons PATH/icons.json --out sprites.npz`
 
 The icons are those of the npm packages `@iconify-json/...`: `npm pack @iconify-json/noto`, unpack, and point `--icons`
-at `package/icons.json`. The generator learns one set (Noto), the judge others. Only trained weights go into the Python
-package, never the artwork.
+at `package/icons.json`. The generator learns one set (Noto), the detector others. Only trained weights go into the
+Python package, never the artwork.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def render(body: str, box: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icons", type=Path, help="an icon set; without it, the project's own drawings for the judge")
+    parser.add_argument(
+        "--icons", type=Path, help="an icon set; without it, the project's own drawings for the detector"
+    )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--strangers", action="store_true", help="also things that have no word, for the judge")
+    parser.add_argument("--strangers", action="store_true", help="also things that have no word, for the detector")
     args = parser.parse_args()
     if args.icons is None:
         own = {f"{subject}~{i}": render(svg, 128) for subject, drawn in OWN.items() for i, svg in enumerate(drawn)}
@@ -53,7 +55,7 @@ def main() -> None:
     for subject, icon in wanted.items():
         name = icons.get("aliases", {}).get(icon, {}).get("parent", icon)
         if icon is None:
-            if not args.strangers:  # the judge has benches of its own
+            if not args.strangers:  # the detector has benches of its own
                 sprites[subject] = render(BENCH, 128)
         elif name in icons["icons"]:
             sprites[subject] = render(icons["icons"][name]["body"], icons["icons"][name].get("width", icons["width"]))

@@ -26,12 +26,12 @@ def build() -> AutoencoderKL:
         block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=2,  # many small groups would normalise flat colours away
+        norm_num_groups=2,  # many small groups would normalise flat colors away
         mid_block_add_attention=False,
         sample_size=SIDE,
     )
     # Begin near an autoencoder that merely averages and enlarges: identity blocks, box filters between levels, and
-    # little posterior noise. From a random start, colours alone take tens of thousands of pictures.
+    # little posterior noise. From a random start, colors alone take tens of thousands of pictures.
     with torch.no_grad():
         vae.quant_conv.bias[4:] = -6.0
         for module in vae.modules():

@@ -1,4 +1,4 @@
-"""The words the pocket model knows: subjects and colours of the Attend-and-Excite benchmark, and everyday nouns."""
+"""The words the pocket model knows: subjects and colors of the Attend-and-Excite benchmark, and everyday nouns."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ MORE = {
     "whale": "spouting-whale",
 }
 SUBJECTS = {**ANIMALS, **OBJECTS, **MORE}
-# What a colour word is likely to be said of; animals, food and weather get one now and then.
-COLOURED = frozenset(
+# What a color word is likely to be said of; animals, food and weather get one now and then.
+COLORED = frozenset(
     {*OBJECTS}
     | set(
         "ball bell bicycle boat book bus butterfly camera diamond dress drum fish flower gift guitar hat heart house "
@@ -127,7 +127,7 @@ COLOURED = frozenset(
     )
 )
 
-# Icons of things that have no word here: the judge learns to pass over them.
+# Icons of things that have no word here: the detector learns to pass over them.
 STRANGERS = (
     "hammer axe anchor skull bone fire egg croissant bread crab snail scorpion mosquito kangaroo badger "
     "candle ladder window toilet shower bathtub magnet microscope telescope satellite syringe pill sponge "
@@ -146,8 +146,8 @@ STRANGERS = (
 ).split()
 
 # The middle of each tint's ramp, sRGB 0-255; dark and light ends are black and white except where that would
-# turn the colour into another one.
-COLOURS = {
+# turn the color into another one.
+COLORS = {
     "red": (214, 30, 36),
     "orange": (245, 130, 20),
     "yellow": (248, 214, 30),

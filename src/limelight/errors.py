@@ -1,5 +1,7 @@
 """The errors that a user can mend. Each is one sentence that quotes the user's words and says what to do."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 
@@ -17,6 +19,14 @@ class ModelError(LimelightError, ValueError):
 
 class SettingsError(LimelightError, ValueError):
     """A setting is out of its range or does not fit the model."""
+
+
+class FileError(LimelightError, ValueError):
+    """A file or folder cannot be found, read or written, or holds something else than expected."""
+
+
+class MissingDependency(LimelightError, ImportError):
+    """An optional package is not installed."""
 
 
 class ProbeError(LimelightError, RuntimeError):

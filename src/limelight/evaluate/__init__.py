@@ -1,7 +1,1 @@
-"""Compare methods on many prompts: draw (`run`), measure (`score`) and show (`report`)."""
-
-from .reporting import report
-from .runs import run
-from .scoring import score
-
-__all__ = ["report", "run", "score"]
+"""Compare methods on many prompts: generate (`run`), measure (`score`) and show (`report`)."""

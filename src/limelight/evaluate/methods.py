@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..editing.attention_edits import changed
 from ..errors import SettingsError
-from ..guidance import AttendAndExcite, Guidance
+from ..guidance.attend_and_excite import AttendAndExcite
+from ..guidance.base import Guidance
 from ..heads.relevance import relevance_for
-from ..models import Model
-from ..prompt_to_prompt import changed
-from ..suites import Case
+from ..models.base import Model
+from .suites import Case
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ def _prompt_to_prompt(
 def _prompt_to_prompt_heads(
     model: Model,
     *,
-    relevance: str | None = None,
+    head_vectors: str | None = None,
     cross_steps: float = 0.8,
     self_steps: float = 0.9,
     published: bool = False,
 ) -> Method:
     """P2P-HRV: the words that an edit brings in are strengthened by the heads of the case's concept."""
-    vectors = relevance_for(model, relevance)
+    vectors = relevance_for(model, head_vectors)
     settings = {"cross_steps": cross_steps, "self_steps": self_steps, "published": published}
 
     def edit(case: Case) -> dict[str, Any]:
@@ -85,10 +86,10 @@ def _prompt_to_prompt_heads(
             what = "brings no new word" if not gained else "has no concept; give it one in a column 'concept'"
             raise SettingsError(f"No word of '{case.name}' can be strengthened by heads: it {what}.")
         # The embedded model's own concepts have their own names.
-        known = {"color": "Colours"}.get(case.concept.casefold(), case.concept)
+        known = {"color": "Color"}.get(case.concept.casefold(), case.concept)
         concept = known if known in vectors.concepts else case.concept
         vectors.index(concept)
-        return {**settings, "strengthen": dict.fromkeys(gained, concept), "relevance": vectors}
+        return {**settings, "strengthen": dict.fromkeys(gained, concept), "head_vectors": vectors}
 
     sha = hashlib.sha256(vectors.vectors.numpy().tobytes()).hexdigest()[:16]
     return Method(edit=edit, facts={"edit": {**settings, "vectors": sha}})

@@ -10,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from ..judge import verdict
-from ..scores import Captioner, Clip, image_image, image_text, minimum_object, text_text
-from ..suites import Case
-from .detect import Detector
+from .clip import Captioner, Clip, image_image, image_text, minimum_object, text_text
+from .detectors import Detector, check_scene
+from .suites import Case
 
 
 class _Mean(Metric):
@@ -95,13 +94,13 @@ class DetectionSuccess(_Mean):
     def update(self, images: Sequence[Image.Image], case: Case) -> None:
         """Pictures of one case."""
         found = self._detector[0].find(images, case.wanted)
-        self.add(torch.tensor([float(not verdict(seen, case.wanted).neglected) for seen in found]))
+        self.add(torch.tensor([float(not check_scene(seen, case.wanted).missing) for seen in found]))
 
 
 class AttributeBinding(DetectionSuccess):
-    """Share of the things wanted in a colour that are there in it, 0..1."""
+    """Share of the things wanted in a color that are there in it, 0..1."""
 
     def update(self, images: Sequence[Image.Image], case: Case) -> None:
         """Pictures of one case."""
-        seen = [verdict(found, case.wanted) for found in self._detector[0].find(images, case.wanted)]
-        self.add(torch.tensor([float(right) for one in seen for right in one.coloured if right is not None]))
+        seen = [check_scene(found, case.wanted) for found in self._detector[0].find(images, case.wanted)]
+        self.add(torch.tensor([float(right) for one in seen for right in one.colored if right is not None]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 import warnings
@@ -14,19 +13,22 @@ from typing import Any
 
 import torch
 
-from ..concepts import Concept
-from ..concepts.binding import learned
-from ..edit import edit
+from ..editing.attention_edits import changed
+from ..editing.prompt_to_prompt import edit
 from ..errors import SettingsError, UnknownWords
-from ..generate import fingerprint, generate
-from ..models import Model, load
-from ..prompt_to_prompt import changed
-from ..result import Result, png
-from ..suites import Case
-from .background import grown, written
-from .executor import device_of, one_thread, open_executor
+from ..generation.generate import generate
+from ..generation.provenance import exact_provenance
+from ..generation.result import Result
+from ..models.base import Model
+from ..models.loading import load
+from ..textual_inversion.word import LearnedWord
+from ..utils.files import png
+from ..utils.jsonl import Say
+from ..utils.parallel import device_of, one_thread, open_executor
 from .methods import build, parse
-from .store import Run, Say, digest
+from .preservation import grown, written
+from .store import Run, digest
+from .suites import Case
 
 Progress = Callable[[int, int], None]
 """Told how many pictures are there and how many there will be."""
@@ -59,7 +61,7 @@ class Painter:
         labels: the methods, see `methods.parse`.
         source, device, scheduler: see `limelight.load`.
         options: of `limelight.generate`, the same for all methods.
-        concepts: learned words that the prompts may use.
+        words: learned words that the prompts may use.
         slot: which of this machine's GPUs to take.
     """
 
@@ -70,13 +72,13 @@ class Painter:
         device: str | None,
         scheduler: str | None,
         options: dict[str, Any],
-        concepts: Sequence[Concept] = (),
+        words: Sequence[LearnedWord] = (),
         slot: int = 0,
     ) -> None:
         self.model = load(source, device=device_of(slot, device), scheduler=scheduler)
         self._bound = ExitStack()  # for as long as the worker lives
-        for concept in concepts:
-            self._bound.enter_context(concept.bind(self.model))
+        for word in words:
+            self._bound.enter_context(word.bind(self.model))
         self.methods = {label: build(label, self.model) for label in labels}
         self._settings = {label: self._depends_on(label, options) for label in labels}
         self._hashes = {label: digest(settings) for label, settings in self._settings.items()}
@@ -143,18 +145,7 @@ class Painter:
         return result, places
 
     def _depends_on(self, label: str, options: dict[str, Any]) -> dict[str, Any]:
-        model = self.model
-        return {
-            **self.methods[label].settings(),
-            **options,
-            "model": model.name,
-            "weights": fingerprint(model),
-            "scheduler": {"class": type(model.scheduler).__name__, **_plain_values(model.scheduler.config)},
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-            **({"learned": words} if (words := learned(model)) else {}),
-            "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
-        }
+        return {**self.methods[label].settings(), **options, **exact_provenance(self.model)}
 
 
 def run(
@@ -166,7 +157,7 @@ def run(
     model: str = "pocket",
     device: str | None = None,
     scheduler: str | None = None,
-    concepts: Sequence[Concept] = (),
+    words: Sequence[LearnedWord] = (),
     batch: int = 8,
     steps: int = 50,
     guidance_scale: float = 7.5,
@@ -190,7 +181,7 @@ def run(
         methods: names of `methods.METHODS`, with settings of your own after colons ("attend-and-excite:scale=10").
         seeds: the same for all methods.
         model, device, scheduler: see `limelight.load`.
-        concepts: learned words that the prompts may use.
+        words: learned words that the prompts may use.
         batch: most pictures in one pass, all of one case.
         engine, workers, address, share: see `executor.open_executor`.
         on_progress: told how many pictures are there, before the first and after each.
@@ -212,10 +203,10 @@ def run(
         raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one picture.")
     seeds, drawn = sorted(set(seeds)), 0
     options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
-    start = partial(Painter, tuple(methods), model, device, scheduler, options, tuple(concepts))
+    start = partial(Painter, tuple(methods), model, device, scheduler, options, tuple(words))
     with (
         Run(folder, say) as store,
-        open_executor(start, engine=engine, workers=workers, address=address, share=share) as executor,
+        open_executor(start, engine=engine, workers=workers, address=address, gpus_per_worker=share) as executor,
     ):
         (_, settings), *_ = executor.map(Painter.settings, [None])
         (_, unknown), *_ = executor.map(Painter.check, [tuple(cases)])
@@ -266,7 +257,3 @@ def _calls(result: Result, total: int) -> list[float]:
     extra = [sum(row["refinements"][i] for row in result.trace) for i in range(len(result.seeds))]
     common = (total - sum(extra)) / len(extra)
     return [common + own for own in extra]
-
-
-def _plain_values(config: Any) -> dict[str, Any]:
-    return {k: v for k, v in dict(config).items() if isinstance(v, str | int | float | bool) and k[0] != "_"}

@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 from ..errors import ModelError, SettingsError
-from ..judge import verdict
-from ..models import POCKET
-from ..result import write
-from ..scores import Captioner, Clip, image_image, image_text, minimum_object, parts, text_text
-from ..suites import Case, wanted
-from .background import pixel_change, read, structure_change
-from .detect import Detector, Judged, OpenVocabulary
-from .executor import device_of, open_executor
-from .store import Key, Log, Say, digest, key, read_case, read_facts
+from ..models.loading import POCKET
+from ..utils.files import write
+from ..utils.jsonl import Log, Say
+from ..utils.parallel import device_of, open_executor
+from .clip import Captioner, Clip, image_image, image_text, minimum_object, parts, text_text
+from .detectors import Detector, OpenVocabulary, PocketDetector, check_scene
+from .preservation import pixel_change, read, structure_change
+from .store import Key, digest, key, read_case, read_facts
+from .suites import Case, wanted
 
 Row = dict[str, Any]
 # The columns that hold a value, in -1..1 or 0..1, and what people call them.
@@ -34,7 +34,7 @@ VALUES = {
     "text_text": "caption to prompt",
     "success": "all there",
     "present": "things there",
-    "binding": "right colour",
+    "binding": "right color",
     "image_image": "CLIP, to the picture before",
     "structure": "structure changed outside",
     "pixels": "pixels changed outside",
@@ -54,7 +54,7 @@ class Backbones:
 
     Attributes:
         clip, captioner: see `limelight.scores`.
-        detector: see `detect.OpenVocabulary`; "pocket" is the embedded judge.
+        detector: see `detect.OpenVocabulary`; "pocket" is the embedded detector.
         paper: handle texts as the authors' script does, see `limelight.scores.in_templates`.
     """
 
@@ -93,10 +93,10 @@ class Scorer:
         )
         self.detector: Detector | None = None
         if detector == "pocket":
-            self.detector = Judged()
+            self.detector = PocketDetector.load()
         elif detector != "none":
             if self.clip is None:
-                raise SettingsError(f"The detector '{detector}' needs a CLIP to name colours; give --clip.")
+                raise SettingsError(f"The detector '{detector}' needs a CLIP to name colors; give --clip.")
             seen = self.clip
             self.detector = _opened("detector", detector, lambda: OpenVocabulary(detector, seen, device))
 
@@ -203,7 +203,7 @@ def score(
     left = [k for k in pictures if k not in known]
     on_progress(len(known), len(pictures))
     start = partial(Scorer, names, device)
-    with open_executor(start, engine=engine, workers=workers, address=address, share=share) as executor:
+    with open_executor(start, engine=engine, workers=workers, address=address, gpus_per_worker=share) as executor:
         for batch, rows in executor.map(Scorer.score, _batches(left, pictures, before)):
             added = [
                 {"method": k[0], "case": k[1], "seed": k[2], "scoring": mark, "stamp": stamp[k], **row}
@@ -268,12 +268,12 @@ def _deviation(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _detected(detector: Detector, images: Sequence[Image.Image], case: Case) -> dict[str, list[Any]]:
-    seen = [verdict(found, case.wanted) for found in detector.find(images, case.wanted)]
-    colours = [[right for right in one.coloured if right is not None] for one in seen]
+    seen = [check_scene(found, case.wanted) for found in detector.find(images, case.wanted)]
+    colors = [[right for right in one.colored if right is not None] for one in seen]
     return {
-        "success": [float(not one.neglected) for one in seen],
+        "success": [float(not one.missing) for one in seen],
         "present": [sum(one.present) / len(one.present) for one in seen],
-        "binding": [sum(right) / len(right) if right else None for right in colours],
+        "binding": [sum(right) / len(right) if right else None for right in colors],
     }
 
 
@@ -282,7 +282,7 @@ def _embedded(names: Backbones) -> dict[str, str]:
     files = {
         "clip": "clip/model.safetensors",
         "captioner": "captioner/model.safetensors",
-        "detector": "judge.safetensors",
+        "detector": "detector.safetensors",
     }
     used = {kind: POCKET / file for kind, file in files.items() if getattr(names, kind) == "pocket"}
     return {kind: hashlib.sha256(_read(path)).hexdigest() for kind, path in used.items()}

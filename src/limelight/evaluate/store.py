@@ -11,95 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..errors import SettingsError
-from ..result import slug, write
-from ..suites import Case, Wanted
+from ..utils.files import lock_folder, slug, write
+from ..utils.jsonl import Log, Say
+from .suites import Case, Wanted
 
 Key = tuple[str, str, int | str]
 """Method, name of the case, seed."""
-Say = Callable[[str], None]
-
-
-class Log:
-    """Rows of JSON in a file, one a line, that are only ever added.
-
-    What cannot be read is named and left out; a last line that was cut off is removed.
-
-    Args:
-        path: made if absent.
-        say: told what was wrong with the file.
-
-    Attributes:
-        rows: those that are there.
-
-    Raises:
-        SettingsError: the file cannot be read or written.
-    """
-
-    def __init__(self, path: Path, say: Say) -> None:
-        self.path, self.rows = path, list[dict[str, Any]]()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = path.read_bytes() if path.exists() else b""
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise SettingsError(f"'{path}' cannot be written: {error.strerror or error}.") from error
-        damaged = False
-        for number, line in enumerate(content.splitlines(keepends=True), 1):
-            row = _row(line)
-            if row is None:
-                damaged = True
-                what = "is cut off" if not line.endswith(b"\n") else "cannot be read"
-                say(f"Line {number} of '{path}' {what}; what it said is done again.")
-            else:
-                self.rows.append(row)
-        if damaged:
-            self.keep(self.rows)
-
-    def add(self, rows: Iterable[Mapping[str, Any]], durable: bool = True) -> None:
-        """Add rows, which are on the disk when this returns (if `durable`); where that fails, none of them is.
-
-        Raises:
-            SettingsError: the disk is full, say.
-        """
-        added = [dict(row) for row in rows]
-        content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in added)
-        before = os.fstat(self._file).st_size
-        try:
-            while content:
-                content = content[os.write(self._file, content) :]
-            if durable:
-                os.fsync(self._file)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._file, before)
-            raise SettingsError(f"'{self.path}' cannot be written: {error.strerror or error}.") from error
-        self.rows += added
-
-    def keep(self, rows: list[dict[str, Any]]) -> None:
-        """Keep these rows alone."""
-        write(self.path, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-        self.rows = list(rows)
-        os.close(self._file)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and line.endswith(b"\n") else None
 
 
 class Run:
@@ -114,28 +37,23 @@ class Run:
         done: the manifest's rows by key.
 
     Raises:
-        SettingsError: the folder cannot be written, is another run's at this moment, or is no run.
+        FileError: the folder cannot be written, or another run writes it at this moment.
+        SettingsError: the folder does not hold a run.
     """
 
     def __init__(self, folder: str | os.PathLike[str], say: Say = lambda text: None) -> None:
         self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise SettingsError(f"'{self.folder}' is being written by another run; wait for it to end.") from None
-        except OSError as error:
-            raise SettingsError(f"'{self.folder}' cannot be written: {error.strerror or error}.") from error
+        self._lock = ExitStack()
+        self._lock.enter_context(
+            lock_folder(self.folder, "'{folder}' is being written by another run; wait for it to end.")
+        )
         try:
             self.facts = read_facts(self.folder) or {"format": 1, "cases": {}, "methods": {}}
-            for part in self.folder.rglob(".*.part"):  # of a run that was killed while it wrote
-                part.unlink(missing_ok=True)
             self._manifest = Log(self.folder / "manifest.jsonl", say)
             self._seconds = Log(self.folder / "seconds.jsonl", say)
             self._check(say)
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
 
     def _check(self, say: Say) -> None:
@@ -205,7 +123,7 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self._manifest.close()
         self._seconds.close()
-        self._lock.release()
+        self._lock.close()
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
@@ -248,7 +166,7 @@ def _folder(name: str) -> str:
 
 
 def _case_facts(case: Case) -> dict[str, Any]:
-    things = [[thing.word, thing.colour] for thing in case.wanted]
+    things = [[thing.word, thing.color] for thing in case.wanted]
     facts = {"prompt": case.prompt, "subset": case.subset, "wanted": things, "source": case.source}
     return facts if case.concept is None else {**facts, "concept": case.concept}
 

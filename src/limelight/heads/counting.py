@@ -11,7 +11,6 @@ count. Nothing is decoded.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.probe import Probe
 from ..errors import SettingsError, UnknownWords
-from ..evaluate.executor import device_of, one_thread, open_executor
-from ..generate import denoise
-from ..models import Model, load
-from ..models.base import Layer
-from ..probe import Probe
-from .concepts import Concepts
+from ..generation.loop import denoise
+from ..generation.provenance import provenance
+from ..models.base import Model
+from ..models.loading import load
+from ..models.sites import AttentionSite, head_slices
+from ..utils.parallel import device_of, one_thread, open_executor
 from .relevance import Relevance, vectors_of
+from .vocabulary import Concepts
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Counter:
 
     def __init__(self, model: Model, counting: Counting) -> None:
         self.model, self.counting = model, counting
-        self.layers = tuple(layer for layer in model.layers if layer.kind == "cross")
+        self.layers = model.text_sites
         if not self.layers:
             raise SettingsError(f"'{model.name}' has no cross-attention layers to count.")
         self.keys, self.slots, self.unknown = _tables(model, counting.concepts, self.layers)
@@ -152,7 +153,7 @@ class Counter:
     def begin(self, job: None = None) -> Begun:
         """What all jobs share; the job of finding it out has no content of its own."""
         counting, concepts = self.counting, self.counting.concepts.names
-        layers = tuple((layer.place, layer.heads) for layer in self.layers)
+        layers = tuple((layer.group, layer.heads) for layer in self.layers)
         shape = sum(layer.heads for layer in self.layers), len(concepts)
         steps = torch.zeros(len(self.model.timesteps(counting.steps)), *shape, dtype=torch.int64)
         blocks = torch.zeros(counting.blocks, *shape, dtype=torch.int64)
@@ -209,18 +210,14 @@ class Counter:
     def facts(self) -> dict[str, Any]:
         """What the counts depend on, and the versions that made them."""
         model, counting = self.model, self.counting
-        versions = {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")}
         return {
-            "model": model.name,
+            **provenance(model),
             "weights": self.weights,
-            "scheduler": type(model.scheduler).__name__,
-            "dtype": str(model.dtype).removeprefix("torch."),
             "words": {name: list(words) for name, words in counting.concepts.words.items()},
             "prompts": list(counting.prompts),
             **{name: getattr(counting, name) for name in ("seed", "steps", "guidance_scale", "batch")},
             "height": counting.height or model.default_size[0],
             "width": counting.width or model.default_size[1],
-            "versions": versions,
         }
 
 
@@ -239,12 +236,12 @@ class _Watch:
         self.lengths = counter.lengths[columns, drawn].to(device)  # [steps, layers, images, concepts]
         self.places = {layer: i for i, layer in enumerate(counter.layers)}
         self.keys, self.step, self.concepts = counter.keys, 0, concepts
-        self.starts = [sum(x.heads for x in counter.layers[:i]) for i in range(len(counter.layers))]
+        self.slices = head_slices(counter.layers)
         self.steps = torch.zeros(drawn.shape[0], heads, concepts, dtype=torch.int64, device=device)
         self.images = torch.zeros(drawn.shape[2], heads, concepts, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def __call__(self, layer: Layer, queries: Tensor, scale: float) -> None:
+    def __call__(self, layer: AttentionSite, queries: Tensor, scale: float) -> None:
         """Count one layer's queries [images, heads, pixels, width]."""
         i = self.places[layer]
         slots, lengths = self.slots[self.step, i], self.lengths[self.step, i]
@@ -255,15 +252,15 @@ class _Watch:
         attention = logits.softmax(dim=-1).mean(dim=2)[..., 1:]
         mean = attention.unflatten(-1, (self.concepts, -1)).sum(dim=-1) / lengths[:, None]
         chosen = F.one_hot(mean.argmax(dim=-1), self.concepts)  # [images, heads, concepts]
-        heads = slice(self.starts[i], self.starts[i] + layer.heads)
+        heads = self.slices[layer]
         self.steps[self.step, heads] += chosen.sum(dim=0)
         self.images[:, heads] += chosen
 
 
 @torch.no_grad()
 def _tables(
-    model: Model, concepts: Concepts, layers: Sequence[Layer]
-) -> tuple[dict[Layer, Tensor], Tensor, tuple[str, ...]]:
+    model: Model, concepts: Concepts, layers: Sequence[AttentionSite]
+) -> tuple[dict[AttentionSite, Tensor], Tensor, tuple[str, ...]]:
     """The keys of every token of every word, and where each word has its own.
 
     Returns:

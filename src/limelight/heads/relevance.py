@@ -18,8 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import SettingsError
-from ..models.base import Layer, Model
-from ..result import write
+from ..models.base import Model
+from ..models.sites import AttentionSite, head_slices
+from ..utils.files import write
 
 VERSION = 1
 SHIPPED = ("sd-1.4", "sdxl", "pocket")
@@ -32,18 +33,18 @@ class Head:
 
     Attributes:
         index: its place among all heads, in execution order.
-        place: the side of the U.
+        group: the side of the U.
         layer: which cross-attention layer of that side, from 0.
         head: which head of that layer, from 0.
     """
 
     index: int
-    place: str
+    group: str
     layer: int
     head: int
 
     def __str__(self) -> str:
-        return f"{self.place}, layer: {self.layer}, head: {self.head}"
+        return f"{self.group}, layer: {self.layer}, head: {self.head}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Relevance:
 
     Attributes:
         concepts: their names.
-        layers: (place, heads) of every cross-attention layer in execution order.
+        layers: (group, heads) of every cross-attention layer in execution order.
         vectors: [concepts, heads], not negative; each row's mean is 1, so that row sums are the number of heads.
         counts: how often a head chose a concept in a step, int64 [steps, heads, concepts]; None where unknown. Imported
             vectors have a single "step", the sum of all.
@@ -90,9 +91,9 @@ class Relevance:
         """Every head in execution order."""
         found: list[Head] = []
         seen: dict[str, int] = {}
-        for place, heads in self.layers:
-            layer = seen[place] = seen.get(place, -1) + 1
-            found += [Head(len(found) + head, place, layer, head) for head in range(heads)]
+        for group, heads in self.layers:
+            layer = seen[group] = seen.get(group, -1) + 1
+            found += [Head(len(found) + head, group, layer, head) for head in range(heads)]
         return tuple(found)
 
     def find(self, head: int | str) -> int:
@@ -113,21 +114,21 @@ class Relevance:
         row = self[concept]
         return tuple(torch.argsort(row, descending=not least, stable=True).tolist())
 
-    def of(self, model: Model) -> dict[Layer, slice]:
+    def of(self, model: Model) -> dict[AttentionSite, slice]:
         """Where each cross-attention layer of a model has its heads in the vectors.
 
         Raises:
             SettingsError: the vectors are of another kind of model.
         """
-        cross = [layer for layer in model.layers if layer.kind == "cross"]
-        if tuple((layer.place, layer.heads) for layer in cross) != self.layers:
+        cross = model.text_sites
+        if tuple((layer.group, layer.heads) for layer in cross) != self.layers:
             made_for = self.facts.get("model", "another model")
             raise SettingsError(
                 f"The head relevance vectors of '{made_for}' ({len(self.layers)} layers, {len(self.heads)} heads) do "
                 f"not fit '{model.name}' ({len(cross)} layers, {sum(x.heads for x in cross)} heads); compute its own "
                 "with limelight heads compute."
             )
-        return _slices(cross)
+        return head_slices(cross)
 
     def scaled(
         self,
@@ -266,7 +267,7 @@ class Relevance:
             raise SettingsError(f"'{source}' was written by a newer limelight (version {version}); update limelight.")
         counts, blocks = (tensors[n].long() if n in tensors else None for n in ("counts", "blocks"))
         counted = tensors["counted"].bool() if "counted" in tensors else None
-        pairs = tuple((place, int(heads)) for place, heads in layers)
+        pairs = tuple((group, int(heads)) for group, heads in layers)
         return cls(tuple(concepts), pairs, tensors["vectors"], counts, blocks, counted, about)
 
     @classmethod
@@ -301,7 +302,7 @@ class Relevance:
             if int(match[3]) == 0:
                 layers.append([match[1], 0])
             layers[-1][1] += 1
-        pairs = tuple((str(place), int(count)) for place, count in layers)
+        pairs = tuple((str(group), int(count)) for group, count in layers)
         found = cls(tuple(concepts), pairs, torch.from_numpy(rows).float())
         if [str(head) for head in found.heads] != [str(name).strip() for name in names]:
             raise SettingsError(f"'{heads}' does not name the heads in execution order.")
@@ -325,14 +326,6 @@ def _recovered(rows: np.ndarray, choices: int | None) -> Tensor | None:
     if np.abs(counts - whole).max() > 0.1 or (whole.sum(axis=1) != choices).any():
         return None
     return torch.from_numpy(whole).long()[None]
-
-
-def _slices(cross: Sequence[Layer]) -> dict[Layer, slice]:
-    found, first = {}, 0
-    for layer in cross:
-        found[layer] = slice(first, first + layer.heads)
-        first += layer.heads
-    return found
 
 
 @lru_cache(maxsize=4)

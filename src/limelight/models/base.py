@@ -6,36 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..prompt import Prompt
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One attention layer of a denoiser.
-
-    Attributes:
-        name: the module's path inside the denoiser, e.g. ``up_blocks.1.attentions.0.transformer_blocks.0.attn2``.
-        kind: ``cross`` (pixels attend to the prompt) or ``self`` (pixels attend to pixels).
-        place: the side of the U in which it lies.
-        heads: number of attention heads.
-        scale: latent pixels per map pixel along an axis; 4 means that 64 x 64 latents have 16 x 16 maps.
-    """
-
-    name: str
-    kind: Literal["cross", "self"]
-    place: Literal["down", "mid", "up"]
-    heads: int
-    scale: int
-
-    def size(self, latent_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of this layer's maps for latents of the given height and width."""
-        return -(-latent_size[0] // self.scale), -(-latent_size[1] // self.scale)
+from ..prompts.prompt import Prompt
+from .learned import learned
+from .sites import AttentionSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +66,7 @@ class About:
     Attributes:
         words: every word that it was trained with, in lower case; None if nobody knows.
         attend_and_excite: settings of `AttendAndExcite` that suit it better than the paper's.
-        inversion: settings of `limelight.concepts.inversion.InversionConfig` that suit it better than the paper's.
+        inversion: settings of `limelight.concepts.inversion.TrainingConfig` that suit it better than the paper's.
     """
 
     words: frozenset[str] | None = None
@@ -101,8 +80,8 @@ class Model(ABC):
     Attributes:
         name: how the model was asked for (a hub id, a folder, "pocket").
         denoiser: the module (a torch.nn.Module) whose attention is watched.
-        layers: every attention layer in execution order.
-        guided_scale: the `Layer.scale` at which this family's maps carry semantics.
+        sites: every attention layer in execution order.
+        guided_scale: the `AttentionSite.scale` at which this family's maps carry semantics.
         pixels_per_latent: picture pixels per latent pixel along an axis.
         scheduler: a diffusers scheduler, this model's own copy.
         about: what its family or its folder says about it.
@@ -111,12 +90,22 @@ class Model(ABC):
 
     name: str
     denoiser: Any
-    layers: tuple[Layer, ...]
+    sites: tuple[AttentionSite, ...]
     guided_scale: int
     pixels_per_latent: int
     scheduler: Any
     about: About = About()
     vectors: tuple[str, ...] | None = None
+
+    @property
+    def text_sites(self) -> tuple[AttentionSite, ...]:
+        """The attention layers in which image positions attend to the prompt, in execution order."""
+        return tuple(site for site in self.sites if site.reads_text)
+
+    @property
+    def learned(self) -> dict[str, str]:
+        """The learned words that are bound to it now, each with a hash of its vectors."""
+        return learned(self)
 
     def unknown(self, prompt: Prompt) -> tuple[str, ...]:
         """Words that the model has never seen, where its folder says which ones it knows."""
@@ -187,7 +176,7 @@ class Model(ABC):
         conditioning: Conditioning,
         *,
         guidance_scale: float = 1.0,
-        until: Layer | None = None,
+        until: AttentionSite | None = None,
     ) -> Tensor | None:
         """One denoiser pass over [images, channels, h, w].
 

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ModelError, SettingsError
-from ..prompt import Prompt, parse
-from .base import About, Conditioning, Layer, Model
+from ..prompts.prompt import Prompt, parse
+from .base import Conditioning, Model
+from .sites import AttentionSite
 
 
 class UNet(Model):
@@ -35,14 +36,16 @@ class UNet(Model):
         self.pipeline, self.name = pipeline, name
         self.denoiser = pipeline.unet
         self.scheduler = copy.deepcopy(pipeline.scheduler)
-        for name in ("step", "scale_model_input"):  # what `attach` may have put on the pipeline's
-            vars(self.scheduler).pop(name, None)
-        self.layers = unet_layers(pipeline.unet)
+        for method in ("step", "scale_model_input"):  # what `attach` may have put on the pipeline's
+            vars(self.scheduler).pop(method, None)
+        self.sites = unet_sites(pipeline.unet)
         self.pixels_per_latent = pipeline.vae_scale_factor
         known, trained = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
         if known < trained:
             raise ModelError(f"The tokenizer of '{name}' knows {known} of {trained} tokens; its files are incomplete.")
-        self.guided_scale = _guided_scale(self.layers, min(self._latent_size), self.guided_side)
+        if not self.text_sites:
+            raise ModelError(f"The denoiser of '{name}' does not read a prompt: it has no cross-attention.")
+        self.guided_scale = _guided_scale(self.sites, min(self._latent_size), self.guided_side)
         self._stowed: list[Any] = []
 
     @property
@@ -153,7 +156,7 @@ class UNet(Model):
         conditioning: Conditioning,
         *,
         guidance_scale: float = 1.0,
-        until: Layer | None = None,
+        until: AttentionSite | None = None,
     ) -> Tensor | None:
         branches = 1 if conditioning.unconditional is None else 2
         scaled = self.scheduler.scale_model_input(torch.cat([latents] * branches), timestep)
@@ -217,57 +220,11 @@ class UNet(Model):
             "prediction": self.scheduler.config.get("prediction_type", "epsilon"),
             "size": "{}x{}".format(*self.default_size),
             "parameters": f"{sum(p.numel() for p in self.denoiser.parameters()) / 1e6:.1f} M in the denoiser",
-            "attention layers": f"{len(self.layers)} ({sum(x.kind == 'cross' for x in self.layers)} to the prompt)",
+            "attention layers": f"{len(self.sites)} ({sum(x.reads_text for x in self.sites)} to the prompt)",
             "context": f"{self._length} tokens of width {config.cross_attention_dim}",
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-
-
-class StableDiffusion(UNet):
-    """Stable Diffusion 1.x and 2.x: checkpoints of `StableDiffusionPipeline`."""
-
-    loading: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
-
-    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
-        encoder, ids = self.pipeline.text_encoder, torch.tensor([prompt.ids], device=self.device)
-        mask = None
-        if getattr(encoder.config, "use_attention_mask", None):
-            mask = (torch.arange(len(prompt.ids), device=self.device) <= prompt.end).long()[None]
-        if not clip_skip:
-            return {"encoder_hidden_states": encoder(ids, attention_mask=mask)[0]}
-        hidden = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
-        return {"encoder_hidden_states": getattr(encoder, "text_model", encoder).final_layer_norm(hidden)}
-
-
-class StableDiffusionXL(UNet):
-    """Stable Diffusion XL: checkpoints of `StableDiffusionXLPipeline`, read by two text encoders.
-
-    An empty negative prompt is the zero embedding where the checkpoint asks for it, as in diffusers without one.
-    """
-
-    # Maps are latent/4 here as well (32 x 32 at 1024 pixels, `guided_scale`), but the mean of 60 layers, not of 5, and
-    # flatter: public ports of Attend-and-Excite to XL take larger steps and otherwise the paper's values.
-    about = About(attend_and_excite={"scale": 30.0})
-
-    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
-        pipeline, states = self.pipeline, []
-        for tokenizer, encoder in (
-            (pipeline.tokenizer, pipeline.text_encoder),
-            (pipeline.tokenizer_2, pipeline.text_encoder_2),
-        ):
-            # Both read the same words at the same positions; they differ in how they pad.
-            read = prompt if tokenizer is pipeline.tokenizer else parse(prompt.text, tokenizer, self._length)
-            if read.words != prompt.words:
-                raise ModelError(f"The two tokenizers of '{self.name}' split '{prompt.text}' differently.")
-            output = encoder(torch.tensor([read.ids], device=self.device), output_hidden_states=True)
-            states.append(output.hidden_states[-(clip_skip + 2)])
-        pooled, hidden = output[0], torch.cat(states, dim=-1)
-        if negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
-            pooled, hidden = torch.zeros_like(pooled), torch.zeros_like(hidden)
-        # Original size, crop corner and target size: the picture as if it had never been cropped.
-        time_ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
-        return {"encoder_hidden_states": hidden, "text_embeds": pooled, "time_ids": time_ids}
 
 
 @contextmanager
@@ -287,16 +244,16 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def unet_layers(unet: Any) -> tuple[Layer, ...]:
+def unet_sites(unet: Any) -> tuple[AttentionSite, ...]:
     """The attention layers of a UNet2DConditionModel in execution order, from its module tree alone."""
     depth = len(unet.down_blocks)
-    found: list[Layer] = []
+    found: list[AttentionSite] = []
 
-    def collect(block: Any, path: str, place: Any, scale: int) -> None:
+    def collect(block: Any, path: str, group: str, scale: int) -> None:
         for name, module in block.named_modules():
             if name.endswith((".attn1", ".attn2")):
                 kind = "cross" if module.is_cross_attention else "self"
-                found.append(Layer(f"{path}.{name}", kind, place, module.heads, scale))  # type: ignore[arg-type]
+                found.append(AttentionSite(f"{path}.{name}", kind, group, module.heads, scale))  # type: ignore[arg-type]
 
     for i, block in enumerate(unet.down_blocks):
         collect(block, f"down_blocks.{i}", "down", 2**i)
@@ -307,13 +264,13 @@ def unet_layers(unet: Any) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _guided_scale(layers: Sequence[Layer], side: int, least: int = 8) -> int:
+def _guided_scale(layers: Sequence[AttentionSite], side: int, least: int = 8) -> int:
     """The deepest level whose cross-attention maps, at the default size, still have `least` pixels a side.
 
     With 8 that is 16 x 16 for Stable Diffusion 1.x and 2.x at 512 pixels, where the paper takes them. The middle block
     is a level of its own only in name.
     """
-    scales = sorted({layer.scale for layer in layers if layer.kind == "cross" and layer.place != "mid"})
+    scales = sorted({layer.scale for layer in layers if layer.reads_text and layer.group != "mid"})
     return max((s for s in scales if side / s >= least), default=scales[0])
 
 
@@ -322,7 +279,7 @@ class _Reached(Exception):  # noqa: N818 - not an error
 
 
 @contextmanager
-def stop_after(denoiser: torch.nn.Module, layer: Layer | None) -> Iterator[None]:
+def stop_after(denoiser: torch.nn.Module, layer: AttentionSite | None) -> Iterator[None]:
     """End the denoiser's pass quietly once this layer has run; None lets it run through."""
     if layer is None:
         yield

@@ -1,0 +1,200 @@
+"""Attention maps, by word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ProbeError, PromptError, SettingsError
+from ..models.sites import AttentionSite
+from ..prompts.prompt import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps(Mapping[str, Tensor]):
+    """Cross-attention probabilities of one pass, or their mean over several.
+
+    A mapping from words to maps: ``maps["cat"]`` is a tensor [images, height, width], the probability with which each
+    map pixel attends to the word, averaged over the layers and heads that were recorded; the pieces of a word that the
+    tokenizer split are added. Its keys are the words of the (first) prompt.
+
+    Attributes:
+        layers: probabilities by layer, each [images, heads, pixels, tokens], row by row;
+            sums over tokens to 1.
+        latent_size: height and width of the latents, from which each layer's map size follows.
+        prompts: one per image.
+    """
+
+    layers: Mapping[AttentionSite, Tensor]
+    latent_size: tuple[int, int]
+    prompts: tuple[Prompt, ...]
+
+    def select(self, keep: Callable[[AttentionSite], bool]) -> AttentionMaps:
+        """Only the layers for which `keep(layer)` is true, e.g. ``maps.select(lambda l: l.group == "up")``."""
+        return AttentionMaps({k: v for k, v in self.layers.items() if keep(k)}, self.latent_size, self.prompts)
+
+    def images(self, index: slice) -> AttentionMaps:
+        """Only some of the images."""
+        return AttentionMaps({k: v[index] for k, v in self.layers.items()}, self.latent_size, self.prompts[index])
+
+    def head(self, index: int) -> AttentionMaps:
+        """Only one head of every layer, counted from 0. To look at one layer's, `select` it first.
+
+        Raises:
+            ProbeError: heads were averaged while recording.
+            SettingsError: a layer has no such head.
+        """
+        for layer, p in self.layers.items():
+            if p.shape[1] < layer.heads:
+                raise ProbeError("The heads of these maps were averaged; call generate() with record='all'.")
+            if not 0 <= index < layer.heads:
+                raise SettingsError(f"The layer '{layer.name}' has no head {index}; it has 0 to {layer.heads - 1}.")
+        return replace(self, layers={layer: p[:, index : index + 1] for layer, p in self.layers.items()})
+
+    def groups(self) -> dict[str, AttentionMaps]:
+        """The layers by their group and map size, in execution order: "down 8x8", "mid 4x4", "up 8x8"."""
+        names = {layer: "{} {}x{}".format(layer.group, *layer.size(self.latent_size)) for layer in self.layers}
+        return {
+            name: replace(self, layers={k: v for k, v in self.layers.items() if names[k] == name})
+            for name in dict.fromkeys(names.values())
+        }
+
+    def mean(self, size: tuple[int, int] | None = None) -> Tensor:
+        """Average over layers and heads. Returns [images, height, width, tokens].
+
+        Args:
+            size: height and width to resize every layer to (bilinear). Without it all layers must have one size.
+
+        Raises:
+            ProbeError: nothing was recorded.
+            SettingsError: the size is none, or is needed.
+        """
+        if not self.layers:
+            raise ProbeError("No attention maps were recorded; call generate() with record=True.")
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise SettingsError(f"The size {size} must be a height and a width of at least 1, for example (64, 64).")
+        sizes = {layer.size(self.latent_size) for layer in self.layers}
+        if size is None and len(sizes) > 1:
+            listed = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
+            raise SettingsError(
+                f"The maps have several sizes ({listed}); choose one with select() or give mean() a size."
+            )
+        if size is None:
+            (height, width), stacked = (
+                sizes.pop(),
+                torch.cat([at_least_float32(p) for p in self.layers.values()], dim=1),
+            )
+            return stacked.mean(dim=1).unflatten(1, (height, width))
+        sums = [
+            _resize(at_least_float32(p).sum(dim=1), layer.size(self.latent_size), size)
+            for layer, p in self.layers.items()
+        ]
+        return torch.stack(sums).sum(dim=0) / sum(p.shape[1] for p in self.layers.values())
+
+    def map(self, subject: str | int, size: tuple[int, int] | None = None) -> Tensor:
+        """The map of a word, phrase or token index: [images, height, width], in 0..1. See `Prompt.find`."""
+        mean = self.mean(size)
+        return torch.stack([row[..., list(p.find(subject))].sum(-1) for row, p in zip(mean, self.prompts, strict=True)])
+
+    def mask(self, subject: str | int, threshold: float = 0.2, size: tuple[int, int] | None = None) -> Tensor:
+        """Where a subject is, cut out of its map: bool [images, height, width].
+
+        Args:
+            threshold: share of the way from the map's smallest to its largest value, 0..1. The default suits the
+                embedded model; where attention spreads wider than the object, take more.
+            size: height and width of the mask, for example the picture's; by default the latents'.
+
+        Raises:
+            SettingsError: the threshold is out of its range.
+        """
+        if not 0 <= threshold <= 1:
+            raise SettingsError(f"threshold={threshold} must lie between 0 and 1.")
+        heat = self.map(subject, size or self.latent_size)
+        low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
+        return (heat >= low + threshold * (high - low)) & (high > low)
+
+    def box(self, subject: str | int, threshold: float = 0.2) -> Tensor:
+        """The box around a subject: [images, 4], its left, top, right and bottom as fractions of the picture, 0..1.
+
+        It encloses that part of the `mask` which holds the map's largest value: a stray spot elsewhere does not count.
+        A map without any contrast has the empty box 0, 0, 0, 0.
+        """
+        mask = self.mask(subject, threshold)
+        heat = self.map(subject, self.latent_size)
+        part = (heat == heat.amax(dim=(1, 2), keepdim=True)) & mask
+        while True:  # the peak spreads over its neighbours inside the mask
+            grown = (F.max_pool2d(part.float(), 3, stride=1, padding=1) > 0) & mask
+            if torch.equal(grown, part):
+                break
+            part = grown
+        (top, bottom), (left, right) = (_extent(part.any(dim=axis)) for axis in (2, 1))
+        return torch.stack([left, top, right, bottom], dim=1)
+
+    def __getitem__(self, subject: str | int) -> Tensor:
+        return self.map(subject)
+
+    def get(self, subject: str | int, default: Any = None) -> Any:
+        # Mapping's own waits for a KeyError; an unknown word is a PromptError here.
+        return self[subject] if subject in self else default  # noqa: SIM401
+
+    def __contains__(self, subject: object) -> bool:
+        try:
+            return all(prompt.find(subject) for prompt in self.prompts)  # type: ignore[arg-type]
+        except PromptError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(word.text for word in self.prompts[0].words if word.positions))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """[images, pixels, tokens] of map size `old` to [images, height, width, tokens] of map size `new`."""
+    picture = p.unflatten(1, old).movedim(-1, 1)
+    return F.interpolate(picture, size=new, mode="bilinear", antialias=True).movedim(1, -1)
+
+
+def at_least_float32(p: Tensor) -> Tensor:
+    """At least float32: single steps are stored in less."""
+    return p.to(torch.promote_types(p.dtype, torch.float32))
+
+
+def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the true cells of each row of [images, cells] begin and end, as fractions of the row."""
+    cells = line.shape[1]
+    number = torch.arange(cells, device=line.device)
+    first = torch.where(line, number, cells).amin(dim=1) * line.any(dim=1)
+    return first / cells, torch.where(line, number + 1, 0).amax(dim=1) / cells
+
+
+def none(latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
+    """Maps of no layer, which say what to do when they are asked for a word."""
+    return AttentionMaps({}, (latents.shape[-2], latents.shape[-1]), tuple(prompts))
+
+
+def join(parts: Sequence[AttentionMaps]) -> AttentionMaps:
+    """The maps of several batches as those of one."""
+    layers = {layer: torch.cat([part.layers[layer] for part in parts]) for layer in parts[0].layers}
+    return AttentionMaps(layers, parts[0].latent_size, tuple(prompt for part in parts for prompt in part.prompts))
+
+
+def add(one: AttentionMaps, other: AttentionMaps) -> AttentionMaps:
+    """The sum of two passes' maps, layer by layer."""
+    return replace(one, layers={layer: p + at_least_float32(other.layers[layer]) for layer, p in one.layers.items()})
+
+
+def scaled(maps: AttentionMaps, factor: float) -> AttentionMaps:
+    """Every probability times a factor."""
+    return replace(maps, layers={layer: p * factor for layer, p in maps.layers.items()})
+
+
+def without_heads(maps: AttentionMaps) -> AttentionMaps:
+    """Averaged over heads, which leaves one map per layer."""
+    return replace(maps, layers={layer: p.mean(dim=1, keepdim=True) for layer, p in maps.layers.items()})

@@ -1,0 +1,189 @@
+"""The only code that touches attention: it records the probabilities of chosen layers and may edit them.
+
+While a chosen attention module runs, calls of ``scaled_dot_product_attention`` are answered here, with the softmax in
+float32. No attention processor is replaced, so whatever else is installed on the model (LoRA, IP-Adapter) stays in
+force, and all other layers keep their fused kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ProbeError
+from ..models.base import Model
+from ..models.sites import AttentionSite
+from ..prompts.prompt import Prompt
+from .edits import Edit, touches
+from .maps import AttentionMaps
+
+Queries = Callable[["AttentionSite", Tensor, float], None]
+"""``queries(layer, queries, scale)``: queries [images, heads, pixels, width], and what their products with keys are
+multiplied by."""
+
+
+class Probe:
+    """Watch and edit the attention of some layers, for as long as the ``with`` lasts.
+
+        with Probe(model, layers) as probe:
+            model.predict(latents, timestep, conditioning)
+            maps = probe.take(latents, conditioning.prompts)
+
+    The probabilities keep their gradient. Where both branches of classifier-free guidance run as one batch, only the
+    conditional rows are recorded and edited: the last `images` of the batch.
+
+    Args:
+        model: the model to watch.
+        layers: layers of `model.sites` to record; by default every cross-attention layer, () records none.
+        edits: applied one after the other to the probabilities of the layers that they touch, after recording.
+        images: how many rows of the batch are conditional, counted from its end; by default all.
+        step: what the edits are told.
+        queries: told the queries of every cross-attention layer; that alone leaves its attention fused.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layers: Iterable[AttentionSite] | None = None,
+        *,
+        edits: Sequence[Edit] = (),
+        images: int | None = None,
+        step: int = 0,
+        queries: Queries | None = None,
+    ) -> None:
+        cross = model.text_sites
+        self.model = model
+        self.layers = cross if layers is None else tuple(layers)
+        self.images, self.step, self.queries = images, step, queries
+        self._edits = {layer: own for layer in model.sites if (own := [e for e in edits if touches(e, layer, step)])}
+        self._explicit = frozenset((*self.layers, *self._edits))
+        self._watched = tuple(dict.fromkeys((*self.layers, *self._edits, *(cross if queries else ()))))
+        self._seen: dict[AttentionSite, Tensor | None] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._entered: dict[AttentionSite, _Intercept] = {}
+        self._eager = ExitStack()
+
+    def __enter__(self) -> Probe:
+        if self._watched:
+            # Compiled code does not notice hooks, and a compiled gradient pass was wrong on CPU (torch 2.13).
+            self._eager.enter_context(torch.compiler.set_stance("force_eager"))
+        for layer in self._watched:
+            module = self.model.denoiser.get_submodule(layer.name)
+            self._handles += self._watch(module, layer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        while self._entered:  # an interrupt (not an Exception) skips the layers' own forward hooks
+            self._entered.popitem()[1].__exit__(None, None, None)
+        self._seen.clear()
+        self._eager.close()
+
+    def _watch(self, module: nn.Module, layer: AttentionSite) -> list[torch.utils.hooks.RemovableHandle]:
+        def enter(_module: nn.Module, _inputs: Any) -> None:
+            self._entered[layer] = _Intercept(self, layer)
+            self._entered[layer].__enter__()
+
+        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            intercept = self._entered.pop(layer, None)  # None: another hook raised before `enter`
+            if intercept is not None:
+                intercept.__exit__(None, None, None)
+
+        # always_call: the mode must be left when the module raises, too.
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+
+    def see(self, layer: AttentionSite, probabilities: Tensor) -> Tensor:
+        """Record and edit one layer's probabilities [batch, heads, pixels, tokens]; called while the layer runs."""
+        images = self.images or probabilities.shape[0]
+        conditional = probabilities[-images:]
+        # A checkpointed layer runs again within the backward pass; its maps are the ones that were seen already.
+        if torch._C._current_graph_task_id() == -1:
+            self._seen[layer] = conditional if layer in self.layers else None
+        if layer not in self._edits:
+            return probabilities
+        for edit in self._edits[layer]:
+            conditional = edit(layer, conditional, self.step)
+        return torch.cat([probabilities[:-images], conditional])
+
+    def hear(self, layer: AttentionSite, queries: Tensor, scale: float | None) -> bool:
+        """Pass on one layer's queries; whether its probabilities are wanted as well."""
+        if self.queries is not None and layer.reads_text:
+            self._seen[layer] = None
+            conditional = queries[-(self.images or queries.shape[0]) :]
+            self.queries(layer, conditional, queries.shape[-1] ** -0.5 if scale is None else scale)
+        return layer in self._explicit
+
+    def take(self, latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
+        """The maps recorded since the last call, which are then forgotten.
+
+        Args:
+            latents: of the pass, [images, channels, height, width]; their size gives the maps'.
+            prompts: one per image.
+
+        Raises:
+            ProbeError: a chosen layer was not seen.
+        """
+        for layer in self._watched:
+            if layer not in self._seen:
+                processor = type(self.model.denoiser.get_submodule(layer.name).processor).__name__
+                raise ProbeError(
+                    f"The layer '{layer.name}' recorded no attention: its processor '{processor}' does not call "
+                    "torch's scaled_dot_product_attention; call set_attn_processor(AttnProcessor2_0()) on the denoiser."
+                )
+        recorded = {layer: p for layer, p in self._seen.items() if p is not None}
+        self._seen = {}
+        return AttentionMaps(recorded, (latents.shape[-2], latents.shape[-1]), tuple(prompts))
+
+
+class _Intercept(TorchFunctionMode):
+    """Answers scaled_dot_product_attention for one layer with explicit, visible probabilities."""
+
+    def __init__(self, probe: Probe, layer: AttentionSite) -> None:
+        super().__init__()
+        self.probe, self.layer, self.answered = probe, layer, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # A second call in the same layer is an adapter's (IP-Adapter attends to its picture there).
+        if func is not F.scaled_dot_product_attention or self.answered:
+            return func(*args, **kwargs)
+        self.answered = True
+        query = args[0] if args else kwargs["query"]
+        if not self.probe.hear(self.layer, query, kwargs.get("scale")):
+            return func(*args, **kwargs)
+        return self._attend(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if dropout_p or is_causal or enable_gqa:
+            raise ProbeError(
+                f"The layer '{self.layer.name}' uses dropout, causal or grouped attention, which cannot be watched."
+            )
+        work = torch.promote_types(query.dtype, torch.float32)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        kind = query.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            logits = (query.to(work) * scale) @ key.to(work).transpose(-1, -2)
+            if attn_mask is not None and attn_mask.dtype == torch.bool:
+                logits = logits.masked_fill(~attn_mask, float("-inf"))
+            elif attn_mask is not None:
+                logits = logits + attn_mask
+            probabilities = self.probe.see(self.layer, logits.softmax(dim=-1))
+            return probabilities.to(value.dtype) @ value

@@ -1,0 +1,80 @@
+"""Maps over a run: the running mean, and single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import overload
+
+import torch
+
+from ..errors import ProbeError
+from ..models.sites import AttentionSite
+from .maps import AttentionMaps, add, at_least_float32, join, scaled, without_heads
+
+
+class RunningMean:
+    """The mean of the maps of many passes, in the memory of one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: AttentionMaps | None = None
+
+    def add(self, maps: AttentionMaps) -> None:
+        self.count += 1
+        # Heads are averaged away: a whole run then costs one map per layer.
+        maps = without_heads(maps)
+        self.total = maps if self.total is None else add(self.total, maps)
+
+    def result(self) -> AttentionMaps | None:
+        return None if self.total is None else scaled(self.total, 1 / self.count)
+
+
+def spilled(maps: AttentionMaps) -> AttentionMaps:
+    """A copy to be kept for long: in the main memory, as float16."""
+    return replace(maps, layers={layer: p.to("cpu", torch.float16, copy=True) for layer, p in maps.layers.items()})
+
+
+def size_of(layers: Sequence[AttentionSite], latent_size: tuple[int, int], tokens: int, heads: bool) -> int:
+    """Bytes that the `spilled` maps of one image and one step take, with or without their heads."""
+    pixels = [h * w * (layer.heads if heads else 1) for layer in layers for h, w in [layer.size(latent_size)]]
+    return sum(pixels) * tokens * torch.float16.itemsize
+
+
+class StepMaps(Sequence[AttentionMaps]):
+    """The maps of every single step of a run: ``steps[10]["cat"]`` is a tensor [images, height, width].
+
+    Args:
+        parts: for each pass that drew some of the images, its steps.
+        rows: which of all the images these are.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[AttentionMaps]] = (), rows: slice = slice(None)) -> None:
+        self.parts, self.rows = parts, rows
+
+    def __len__(self) -> int:
+        return len(self.parts[0]) if self.parts else 0
+
+    @overload
+    def __getitem__(self, index: int) -> AttentionMaps: ...
+    @overload
+    def __getitem__(self, index: slice) -> StepMaps: ...
+    def __getitem__(self, index: int | slice) -> AttentionMaps | StepMaps:
+        """
+        Raises:
+            ProbeError: no single steps were recorded.
+        """
+        if isinstance(index, slice):
+            return StepMaps([part[index] for part in self.parts], self.rows)
+        if not self.parts:
+            raise ProbeError("The maps of single steps were not recorded; call generate() with record='steps'.")
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There is no step {index}; the run has {len(self)} steps.")
+        return join([part[index] for part in self.parts]).images(self.rows)
+
+    def mean(self) -> AttentionMaps:
+        """The mean over these steps, with all layers and heads that they have; float32 or more."""
+        first = self[0]
+        first = replace(first, layers={layer: at_least_float32(p) for layer, p in first.layers.items()})
+        return scaled(reduce(add, (self[i] for i in range(1, len(self))), first), 1 / len(self))

@@ -1,0 +1,49 @@
+"""The command line: thin commands over the library."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from .calibrate import calibrate_command
+from .edit import edit_command
+from .evaluate import app as evaluate_app
+from .explain import explain_command
+from .generate import generate_command
+from .heads import app as heads_app
+from .info import info
+from .learn import learn_command
+from .terminal import reported
+from .tokens import tokens
+from .word import app as word_app
+
+# Before transformers and diffusers are imported: their notices are for programmers.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+app = typer.Typer(
+    help="Read, steer and edit the attention of text-to-image diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("generate")(generate_command)
+app.command("edit")(edit_command)
+app.command("explain")(explain_command)
+app.command("calibrate")(calibrate_command)
+app.command("tokens")(tokens)
+app.command("info")(info)
+app.command("learn")(learn_command)
+app.add_typer(heads_app, name="heads")
+app.add_typer(word_app, name="word")
+app.add_typer(evaluate_app, name="evaluate")
+
+
+def main() -> None:
+    """Run the command line; a `LimelightError` ends it with one sentence and exit code 2."""
+    with reported():
+        app()
+
+
+if __name__ == "__main__":
+    main()

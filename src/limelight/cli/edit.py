@@ -1,0 +1,124 @@
+"""`limelight edit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from ..utils.files import png, slug, write
+from ..utils.images import grid
+from .options import (
+    Device,
+    GuidanceScale,
+    HeadVectors,
+    ModelName,
+    Negative,
+    Out,
+    Seeds,
+    Steps,
+    WordFiles,
+    check_folder,
+    parse_factors,
+    parse_seeds,
+    parse_strengthen,
+)
+from .terminal import console, open_model, step_bar
+
+
+def edit_command(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="What the image shows, e.g. 'a red car'.", show_default=False)],
+    targets: Annotated[
+        list[str], typer.Argument(help="What it should show instead, e.g. 'a blue car'.", show_default=False)
+    ],
+    image: Annotated[
+        Path | None, typer.Option(help="Image file to edit; by default generate the source.", show_default=False)
+    ] = None,
+    null_text: Annotated[
+        bool, typer.Option("--null-text", help="Reconstruct that image more exactly; takes ten times as long.")
+    ] = False,
+    seeds: Seeds = "0",
+    mode: Annotated[
+        Literal["auto", "replace", "refine"],
+        typer.Option(help="'replace' swaps words, 'refine' keeps what the prompts share, 'auto' chooses."),
+    ] = "auto",
+    cross: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Share of the steps in which words keep the source's maps; WORD=SHARE for one word; repeat.",
+            show_default="0.8",
+        ),
+    ] = None,
+    self_steps: Annotated[
+        float | None,
+        typer.Option(
+            "--self",
+            help="Share of the steps in which shapes stay as in the source.",
+            show_default="0.4, with --strengthen 0.9",
+        ),
+    ] = None,
+    strengthen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="WORD=CONCEPT: scale each head's attention to a target's word by its relevance to a concept; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    head_vectors: HeadVectors = None,
+    local: Annotated[
+        str | None, typer.Option(help="Change only the places of these words, e.g. car.", show_default=False)
+    ] = None,
+    reweight: Annotated[
+        list[str] | None,
+        typer.Option(help="WORD=FACTOR: show more (above 1) or less of a word; repeat.", show_default=False),
+    ] = None,
+    word: WordFiles = None,
+    model: ModelName = "pocket",
+    steps: Steps = 50,
+    guidance_scale: GuidanceScale = 7.5,
+    negative: Negative = "",
+    device: Device = None,
+    out: Out = Path("out"),
+) -> None:
+    """Edit an image by editing its prompt: the source above, each target below it, one column per seed."""
+    numbers = parse_seeds(seeds)
+    shares = {name or "*": share for name, share in parse_factors(cross or []).items()}
+    factors = parse_factors(reweight or [])
+    strengthened = dict(map(parse_strengthen, strengthen or []))
+    check_folder(out)
+
+    from ..editing.prompt_to_prompt import edit
+    from ..textual_inversion.dataset import open_image
+
+    given = None if image is None else open_image(image)
+    opened = open_model(model, device, "ddim" if image else None, word, context)
+    with step_bar("editing") as on_step:
+        result = edit(
+            opened,
+            source,
+            targets,
+            seeds=numbers,
+            image=given,
+            null_text=null_text,
+            mode=mode,
+            cross_steps=shares or 0.8,
+            self_steps=self_steps,
+            strengthen=strengthened,
+            head_vectors=head_vectors,
+            local=local.split(",") if local else None,
+            reweight=factors,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            negative=negative,
+            on_step=on_step,
+        )
+
+    result.save(out)
+    rows = [result.source, *result.targets]
+    sheet = out / f"{slug(f'{source} to {targets[0]}', 70)}.png"
+    settings = {**result.target.settings, "seeds": list(result.source.seeds), "rows": [source, *targets]}
+    write(sheet, png(settings, grid([row.images for row in rows], [source, *targets])))
+    console.print(f"{sum(len(row.images) for row in rows)} images and {escape(sheet.name)} in {escape(str(out))}")

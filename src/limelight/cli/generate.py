@@ -1,0 +1,200 @@
+"""`limelight generate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..errors import SettingsError
+from ..utils.files import png, slug, write
+from ..utils.images import grid
+from .options import (
+    Device,
+    GuidanceScale,
+    HeadVectors,
+    Height,
+    ModelName,
+    Negative,
+    Out,
+    PromptText,
+    Scheduler,
+    Seeds,
+    Steps,
+    Width,
+    WordFiles,
+    check_folder,
+    parse_gains,
+    parse_seeds,
+    parse_subjects,
+)
+from .terminal import console, log, open_model, step_bar, step_table
+from .tokens import show_tokens
+
+if TYPE_CHECKING:
+    from ..generation.loop import Step
+    from ..generation.result import Result
+    from ..guidance.base import Guidance
+    from ..models.base import Model
+    from ..prompts.prompt import Prompt
+
+SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
+
+
+def generate_command(
+    context: typer.Context,
+    prompt: PromptText,
+    subjects: Annotated[
+        str,
+        typer.Option(help="Words or token indices to guide, e.g. cat,dog; 'auto' takes the nouns, 'ask' asks."),
+    ] = "auto",
+    seeds: Seeds = "0",
+    guidance: Annotated[bool, typer.Option(help="Guide by Attend-and-Excite.")] = True,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Guide with at most about a tenth more work than without guidance.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Generate every seed without and with guidance, in two rows.")
+    ] = False,
+    word: WordFiles = None,
+    model: ModelName = "pocket",
+    sd_2_1: Annotated[bool, typer.Option("--sd-2-1", help=f"Short for --model {SD_2_1}.")] = False,
+    scheduler: Scheduler = None,
+    steps: Steps = 50,
+    guidance_scale: GuidanceScale = 7.5,
+    negative: Negative = "",
+    height: Height = None,
+    width: Width = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Step size of Attend-and-Excite on the latents; by default the model's.", show_default=False),
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps to guide; by default the model's.", min=0, max=1, show_default=False),
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(help="Side of the attention maps to read; by default the model's.", show_default=False),
+    ] = None,
+    strengthen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="WORD=CONCEPT: scale each head's attention to a word by its relevance to a concept; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    adjust: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="WORD=DESIRED-UNDESIRED: read an ambiguous word as one concept and not as the other, "
+            "e.g. rose-colored=Color-Plants; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    clamp: Annotated[
+        float | None,
+        typer.Option(help="Upper limit of the vectors in --adjust; 9 suits Stable Diffusion XL.", show_default=False),
+    ] = None,
+    head_vectors: HeadVectors = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Most images in one pass; less where memory is short.", min=1, show_default=False),
+    ] = None,
+    device: Device = None,
+    out: Out = Path("out"),
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what guidance does in every step.")] = False,
+) -> None:
+    """Generate images of a prompt: one PNG per seed with its settings inside, and a grid."""
+    _check(compare=compare, fast=fast, guidance=guidance, edited=bool(strengthen or adjust))
+    numbers = parse_seeds(seeds)
+    check_folder(out)
+
+    opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
+    parsed = opened.prompt(prompt)
+    gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
+    names = _subjects(parsed, subjects, guidance)
+    chosen = _guidance(opened, fast, scale=scale, until=until, resolution=resolution) if guidance else None
+
+    with _progress(verbose, names if guidance else ()) as on_step:
+        paths = _generate(
+            compare,
+            out,
+            opened,
+            prompt,
+            guidance=chosen,
+            edits=gains,
+            subjects=names,
+            seeds=numbers,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            negative=negative,
+            height=height,
+            width=width,
+            batch=batch,
+            on_step=on_step,
+        )
+    console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")
+
+
+def _check(*, compare: bool, fast: bool, guidance: bool, edited: bool) -> None:
+    if compare and not (guidance or edited):
+        raise SettingsError("--compare needs guidance or head edits. Leave out --no-guidance.")
+    if fast and not guidance:
+        raise SettingsError("--fast is a setting of guidance. Leave out --no-guidance.")
+
+
+def _guidance(model: Model, fast: bool, **changes: Any) -> Guidance:
+    from ..guidance.attend_and_excite import AttendAndExcite
+
+    preset = AttendAndExcite.fast if fast else AttendAndExcite.suited
+    return preset(model, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _subjects(parsed: Prompt, text: str, guidance: bool) -> tuple[Any, ...]:
+    from ..prompts.subjects import resolve
+
+    if text == "ask":
+        text = _ask(parsed)
+    names, _ = resolve(parsed, parse_subjects(text), needed=guidance)
+    if text == "auto" and guidance:
+        log.print(f"subjects: {escape(', '.join(map(str, names)))}")
+    return names
+
+
+def _ask(parsed: Prompt) -> str:
+    """Ask on the terminal which tokens to guide."""
+    if not sys.stdin.isatty():
+        raise SettingsError("--subjects ask needs a terminal. Name them instead, for example --subjects cat,dog.")
+    show_tokens(parsed)
+    return typer.prompt("Token indices or words to guide, separated by commas")
+
+
+def _progress(verbose: bool, subjects: Sequence[Any]) -> AbstractContextManager[Callable[[Step], None]]:
+    return step_table("generating", [str(name) for name in subjects]) if verbose else step_bar("generating")
+
+
+def _generate(compared: bool, out: Path, *args: Any, **options: Any) -> list[Path]:
+    """Generate and save one run, or the plain one beside it; the last path is the grid."""
+    from ..generation.compare import compare
+    from ..generation.generate import generate
+
+    if compared:
+        return compare(*args, **options).save(out)
+    name = "guided" if options["guidance"] else "edited" if options["edits"] else "plain"
+    return _save(generate(*args, **options), name, out)
+
+
+def _save(result: Result, name: str, out: Path) -> list[Path]:
+    """Save a run, and a grid of its images in rows of eight."""
+    stem, images = slug(result.settings["prompt"], 70), result.images
+    paths = result.save(out, f"{stem} {name}")
+    sheet = grid([images[i : i + 8] for i in range(0, len(images), 8)])
+    path = out / f"{stem}-grid.png"
+    write(path, png({**result.settings, "seeds": list(result.seeds), "rows": [name]}, sheet))
+    return [*paths, path]

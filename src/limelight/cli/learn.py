@@ -1,0 +1,195 @@
+"""`limelight learn`: learn a word from a few images."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..errors import SettingsError
+from ..utils.files import slug
+from ..utils.progress import quiet
+from .options import Device, read_lines
+from .terminal import bar, console, log
+
+if TYPE_CHECKING:
+    from ..textual_inversion.folder import Report, Row
+    from ..textual_inversion.state import TrainState
+
+DTYPES = ("float32", "bfloat16")
+
+
+def learn_command(
+    images: Annotated[Path, typer.Argument(help="A folder of images of one thing, or one image.", show_default=False)],
+    token: Annotated[str | None, typer.Option(help="Name of the word, e.g. '<my-cat>'.", show_default=False)] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="A word for what it is, e.g. cat; or the path of another learned word, e.g. learned/cat/.",
+            show_default=False,
+        ),
+    ] = None,
+    num_vectors: Annotated[int | None, typer.Option(help="Number of token vectors.", show_default="1")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of training steps.", show_default="what suits the model")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="what suits the model")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images in one pass.", show_default="4")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Passes of one training step.", show_default="1")] = None,
+    style: Annotated[bool, typer.Option("--style", help="Learn a style instead of a thing.")] = False,
+    templates: Annotated[
+        Path | None,
+        typer.Option(help="Text file of sentences to learn in, with {} for the word.", show_default=False),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images.", show_default="the model's own")] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="How to make images square: crop or stretch.", show_default="crop")
+    ] = None,
+    flip: Annotated[
+        float | None, typer.Option(help="Share of the images to mirror; 0 for text.", show_default="0.5")
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            help="'keep' keeps the vectors' length, so that the word does not drown others.",
+            show_default="what suits the model",
+        ),
+    ] = None,
+    attention: Annotated[
+        float | None,
+        typer.Option(help="Weight of keeping the word's attention near that of --init.", show_default="0"),
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between saves.", show_default="a tenth of all, at least 50", min=1)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many saves without gain.", show_default=False, min=1)
+    ] = None,
+    preview: Annotated[
+        list[str] | None,
+        typer.Option(help="Another prompt to generate at every save, with the word in it; repeat.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default="0")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id.", show_default="pocket"),
+    ] = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16.", show_default="bfloat16 on CUDA, else float32")
+    ] = None,
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="Recompute activations: less memory, more time.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the word.", show_default="learned/WORD")] = None,
+) -> None:
+    """Learn a word from a few images of a thing."""
+    if token is None and not (resume and out):
+        raise SettingsError("Name the word to learn, for example --token '<my-cat>'.")
+    if style and templates:
+        raise SettingsError("--style and --templates both set the sentences. Give one of them.")
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingsError(f"--dtype {dtype} must be {' or '.join(DTYPES)}.")
+    folder = out or Path("learned") / slug(token or "")
+    given: dict[str, Any] = {
+        "token": token,
+        "vectors": num_vectors,
+        "steps": steps,
+        "lr": lr,
+        "batch": batch,
+        "accumulate": accumulate,
+        "templates": "style" if style else read_lines(templates, "sentences") if templates else None,
+        "size": size,
+        "fit": fit,
+        "flip": flip,
+        "norm": norm,
+        "attention_weight": attention,
+        "checkpoint": checkpoint or None,
+        "seed": seed,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    start = init if init is not None and _is_path(init) else None
+    if init is not None and start is None:
+        settings["init"] = init
+
+    import torch
+
+    from ..textual_inversion.folder import learn
+
+    def begin(state: TrainState) -> None:
+        begun = f"'{state.config.init}'" if state.config.init else init or "random vectors"
+        first = f"continues after step {state.step}" if resume else f"begins as {begun}"
+        count = state.config.vectors
+        log.print(
+            f"'{escape(state.config.token)}' {escape(first)}, {count} vector{'s' * (count != 1)}; "
+            f"in {escape(str(folder))}"
+        )
+        show(state.step, state.config.steps)
+
+    quiet()
+    try:
+        with bar("images") as show:
+            report = learn(
+                model,
+                images,
+                settings,
+                folder,
+                resume=resume,
+                start=start,
+                save_every=save_every,
+                patience=patience,
+                preview=preview or [],
+                device=device,
+                dtype=None if dtype is None else getattr(torch, dtype),
+                on_begin=begin,
+                on_step=lambda step: show(step.state.step, step.state.config.steps, f"error {step.loss:.4f}"),
+                on_save=_print_row,
+            )
+    except KeyboardInterrupt:
+        _print_how_to_resume(folder)
+        raise typer.Exit(130) from None
+
+    _print_report(report, folder)
+
+
+def _is_path(init: str) -> bool:
+    """Whether --init names the file of another learned word; words do not look like paths."""
+    return os.sep in init or bool(Path(init).suffix)
+
+
+def _print_row(row: Row) -> None:
+    log.print(
+        f"step {row.step}: error on fixed noise {row.held:.4f}, cosine to the beginning {row.cosine:.3f}, "
+        f"length {row.norm:.2f}"
+    )
+
+
+def _print_report(report: Report, folder: Path) -> None:
+    from ..textual_inversion.card import summary
+
+    token = escape(report.word.token)
+    console.print(f"'{token}' learned in {report.rows[-1].step} steps. {escape(summary(report))}")
+    if report.stopped:
+        console.print(f"Ended early: nothing gained since step {report.best.step}, whose word is kept.")
+    prompt = shlex.quote(f"a {report.word.token} and a dog")
+    console.print(
+        f"Generate it: limelight generate {escape(prompt)} --word {escape(shlex.quote(str(folder)))}", soft_wrap=True
+    )
+
+
+def _print_how_to_resume(folder: Path) -> None:
+    from ..textual_inversion.folder import STATE
+    from ..textual_inversion.state import TrainState
+
+    if not (folder / f"{STATE}.safetensors").exists():
+        log.print("Stopped before the first step; nothing is kept.")
+        return
+    step = TrainState.load(folder / STATE).step
+    again = shlex.join([*sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])])
+    log.print(f"Stopped after step {step}, which is saved. Continue: limelight {escape(again)}", soft_wrap=True)

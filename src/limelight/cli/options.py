@@ -1,0 +1,207 @@
+"""Options that several commands share, and their parsers. Nothing here imports torch before it is called."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import FileError, SettingsError
+from ..evaluate.suites import SUITES
+from ..models.schedulers import SCHEDULERS
+
+if TYPE_CHECKING:
+    from ..heads.gains import HeadGain
+    from ..heads.relevance import Relevance
+    from ..models.base import Model
+    from ..textual_inversion.word import LearnedWord
+
+PromptText = Annotated[str, typer.Argument(help="What to generate, e.g. 'a cat and a dog'.", show_default=False)]
+ModelName = Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id (owner/name).")]
+Device = Annotated[
+    str | None, typer.Option(help="cuda, mps or cpu; by default the first that exists.", show_default=False)
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help=f"One of {', '.join(SCHEDULERS)}; by default the model's own.", show_default=False),
+]
+Seeds = Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")]
+Steps = Annotated[int, typer.Option(help="Number of denoising steps.")]
+GuidanceScale = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
+Negative = Annotated[str, typer.Option(help="Negative prompt: what to avoid.")]
+Height = Annotated[int | None, typer.Option(help="Height in pixels; by default the model's own.", show_default=False)]
+Width = Annotated[int | None, typer.Option(help="Width in pixels; by default the model's own.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="Folder for the images.")]
+WordFiles = Annotated[
+    list[str] | None,
+    typer.Option("--word", help="File or folder of a learned word; '<cat>=FILE' names it; repeat.", show_default=False),
+]
+HeadVectors = Annotated[
+    str | None,
+    typer.Option(
+        help="Head relevance vectors: a shipped name or a file; by default those shipped for the model.",
+        show_default=False,
+    ),
+]
+Suite = Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}, or a CSV or text file of prompts.")]
+Every = Annotated[int, typer.Option(help="Take only every n-th prompt.", min=1)]
+Engine = Annotated[str, typer.Option(help="Where the workers run: local (this machine) or ray.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of workers; by default one per GPU, or per CPU core. Each holds the models.",
+        min=1,
+        show_default=False,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster, e.g. auto; by default start Ray here.", show_default=False),
+]
+GpusPerWorker = Annotated[float, typer.Option(help="GPUs (or CPU cores) that each Ray worker takes.", min=0.01)]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse seeds as they are typed: "0-3,7" is [0, 1, 2, 3, 7]."""
+    seeds: list[int] = []
+    for part in text.strip("[] ").split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last >= 2**63:
+            raise SettingsError(f"Cannot read '{text}' as seeds. Write for example 0-3,7.")
+        if last - first >= 10_000:
+            raise SettingsError(f"'{text}' is {last - first + 1} seeds. Give at most 10000 at once.")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def parse_subjects(text: str) -> Any:
+    """Parse "cat, 5" to ["cat", 5]; "auto" stays."""
+    names = [part.strip() for part in text.strip("[] ").split(",") if part.strip()]
+    return "auto" if names == ["auto"] else [int(name) if name.isdecimal() else name for name in names]
+
+
+def parse_factors(texts: Sequence[str]) -> dict[str, float]:
+    """Parse ["red=0.5", "0.8"] to {"red": 0.5, "": 0.8}."""
+    factors: dict[str, float] = {}
+    for text in texts:
+        word, _, number = text.rpartition("=")
+        try:
+            factors[word.strip()] = float(number)
+        except ValueError:
+            raise SettingsError(f"'{text}' is not of the form WORD=NUMBER, for example red=0.5.") from None
+    return factors
+
+
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Parse "4,8,16" to [4, 8, 16]."""
+    numbers = text.split(",")
+    for number in numbers:
+        if not number.strip().isdecimal():
+            raise SettingsError(f"{option}: '{number}' is not a whole number. Write for example 10,20,30.")
+    return [int(number) for number in numbers]
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Parse "2/4" to (2, 4)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise SettingsError(f"Cannot read --part {text}. Write for example 2/4.")
+    return int(match[1]), int(match[2])
+
+
+def parse_strengthen(text: str) -> tuple[str, str]:
+    """Parse "word=Concept" to its parts."""
+    word, mark, concept = text.rpartition("=")
+    if not mark or not word.strip() or not concept.strip():
+        raise SettingsError(f"--strengthen '{text}' must be word=Concept, for example cat=Animals.")
+    return word.strip(), concept.strip()
+
+
+def parse_adjust(text: str, relevance: Relevance) -> tuple[str, str, str]:
+    """Parse "word=Desired-Undesired" to its parts; concepts may have hyphens of their own."""
+    word, mark, both = text.rpartition("=")
+    pieces = both.split("-")
+    known = {name.casefold() for name in relevance.concepts}
+
+    for cut in range(1, len(pieces)):
+        pair = "-".join(pieces[:cut]).strip(), "-".join(pieces[cut:]).strip()
+        if mark and word.strip() and all(name.casefold() in known for name in pair):
+            return word.strip(), *pair
+
+    raise SettingsError(
+        f"--adjust '{text}' must be word=Desired-Undesired, for example rose-colored=Color-Plants, of these concepts: "
+        f"{', '.join(relevance.concepts)}."
+    )
+
+
+def parse_gains(
+    model: Model,
+    strengthen: Sequence[str] | None,
+    adjust: Sequence[str] | None,
+    clamp: float | None,
+    head_vectors: str | None,
+) -> list[HeadGain]:
+    """Parse --strengthen and --adjust to gains with the head relevance vectors of a model."""
+    if not strengthen and not adjust:
+        if clamp is not None or head_vectors is not None:
+            raise SettingsError("--clamp and --head-vectors belong to --strengthen or --adjust. Name a word there.")
+        return []
+
+    from ..heads import gains
+    from ..heads.relevance import relevance_for
+
+    relevance = relevance_for(model, head_vectors)
+    found = [gains.strengthen(*parse_strengthen(text), head_vectors=relevance) for text in strengthen or ()]
+    for text in adjust or ():
+        found.append(gains.adjust(*parse_adjust(text, relevance), clamp=clamp, head_vectors=relevance))
+    return found
+
+
+def read_words(texts: Sequence[str]) -> list[LearnedWord]:
+    """Read the learned words of "cat.safetensors" or "<cat>=embeddings.pt".
+
+    Raises:
+        SettingsError: a file cannot be read.
+    """
+    if not texts:
+        return []
+
+    from ..textual_inversion.word import LearnedWord
+
+    found: list[LearnedWord] = []
+    for text in texts:
+        name, named, path = text.partition("=")
+        if named and not Path(text).expanduser().exists():
+            found.append(LearnedWord.load(path, name))
+        else:
+            found += LearnedWord.load_all(text)
+    return found
+
+
+def read_lines(path: Path, purpose: str) -> list[str]:
+    """Read the lines of a text file that are not empty.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"'{path}' cannot be read as {purpose} ({error}).") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder can be written, before hours of work and not after them.
+
+    Raises:
+        FileError: it cannot.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK):
+        raise FileError(f"'{folder}' cannot be written: '{there}' is not a folder with write permission.")

@@ -1,0 +1,138 @@
+"""The console protocol of all commands: results on stdout; progress, notes, warnings and errors on stderr."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import LimelightError, UnknownWords
+from ..utils.progress import Show, quiet
+from .options import read_words
+
+if TYPE_CHECKING:
+    from ..generation.loop import Step
+    from ..models.base import Model
+
+console = Console(highlight=False)
+log = Console(highlight=False, stderr=True)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print a `LimelightError` as one sentence and exit with code 2; show limelight's own warnings alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the libraries are for programmers
+        warnings.simplefilter("once", UnknownWords)
+        warnings.showwarning = lambda message, *_: say(message, "warning")
+
+        try:
+            yield
+        except LimelightError as error:
+            say(error, "error")
+            sys.exit(2)
+
+
+def say(text: object, kind: str = "note") -> None:
+    """Print a sentence on stderr, above a progress bar if there is one."""
+    log.print(f"{kind}: {text}", markup=False, soft_wrap=True)
+
+
+def open_model(
+    source: str,
+    device: str | None,
+    scheduler: str | None = None,
+    words: Sequence[str] | None = None,
+    context: typer.Context | None = None,
+    **options: Any,
+) -> Model:
+    """Load a model, with learned words from files for as long as the command of this context runs."""
+    learned = read_words(words or ())  # first: models take longer
+
+    from ..models.loading import load
+
+    quiet()
+    model = load(source, device=device, scheduler=scheduler, **options)
+
+    if context is not None:
+        for word in learned:
+            context.with_resource(word.bind(model))
+            log.print(f"learned word: {escape(word.token)}")
+
+    return model
+
+
+class _Rate(ProgressColumn):
+    """What is done per second since the start, without what was there."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f}/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Show]:
+    """Show a progress bar for the time of a `with`; what `say` prints meanwhile stands above it."""
+    quiet()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+
+    # The rate of the last five minutes: workers finish several things at once. In a file a bar is an empty line.
+    with Progress(
+        *columns,
+        _Rate(),
+        TimeRemainingColumn(),
+        console=log,
+        transient=True,
+        speed_estimate_period=300,
+        disable=not log.is_terminal,
+    ) as progress:
+        task = progress.add_task(label[:40], total=None)
+
+        def show(done: int, total: int, label: str | None = None) -> None:
+            progress.update(task, completed=done, total=total, description=label and label[:40])
+
+        yield show
+
+
+@contextmanager
+def step_bar(label: str) -> Iterator[Callable[[Step], None]]:
+    """Show a progress bar of denoising steps; yields the callback for `on_step`."""
+    with bar(label) as show:
+        yield lambda step: show(step.index + 1, step.count)
+
+
+@contextmanager
+def step_table(label: str, subjects: Sequence[str]) -> Iterator[Callable[[Step], None]]:
+    """Show a line per denoising step; yields the callback for `on_step`.
+
+    Args:
+        label: title of the table.
+        subjects: the guided ones; with them, every image has its loss, each subject's presence and the refinements.
+    """
+    columns = ["image", "loss", *map(escape, subjects), "refinements"] if subjects else []
+    table = Table("step", "seconds", *columns, title=label)
+
+    def show(step: Step) -> None:
+        head = [f"{step.index + 1}/{step.count}", f"{step.seconds:.2f}"]
+        if step.move is None:
+            table.add_row(*head)
+            return
+        facts = step.move.facts()
+        for i, (loss, presence, refinements) in enumerate(zip(*facts.values(), strict=True)):
+            numbers = [f"{value:.3f}" for value in (loss, *presence)]
+            table.add_row(*(head if i == 0 else ["", ""]), str(i + 1), *numbers, str(refinements))
+
+    with Live(table, console=log, refresh_per_second=4):
+        yield show
+
+    if not log.is_terminal:  # there the table ends its line by itself
+        log.print()

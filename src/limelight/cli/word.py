@@ -1,0 +1,79 @@
+"""`limelight word ...`: show and convert learned words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import SettingsError
+from .options import ModelName
+from .terminal import console, log, open_model
+
+if TYPE_CHECKING:
+    from ..models.base import Model
+    from ..textual_inversion.word import LearnedWord
+
+app = typer.Typer(help="Show and convert learned words (textual inversion).", no_args_is_help=True)
+File = Annotated[Path, typer.Argument(help="A file or folder of learned words.", show_default=False)]
+
+
+@app.command()
+def show(
+    file: File,
+    model: ModelName = "pocket",
+    nearest: Annotated[int, typer.Option(help="How many words of the model to list for each vector.", min=0)] = 5,
+) -> None:
+    """Show the learned words of a file: vectors, their lengths, facts, and the nearest words of the model."""
+    from ..textual_inversion.word import LearnedWord
+
+    words = LearnedWord.load_all(file)
+    opened = open_model(model, "cpu") if nearest else None
+    for word in words:
+        _show(word, opened, nearest)
+
+
+def _show(word: LearnedWord, model: Model | None, count: int) -> None:
+    shapes = " and ".join("{} x {}".format(*vectors.shape) for vectors in word.vectors)
+    console.print(f"{escape(word.token)}: {shapes}", soft_wrap=True)
+    for key, value in word.about.items():
+        console.print(f"  {escape(key)}: {escape(str(value))}", soft_wrap=True)
+
+    near = _nearest(word, model, count)
+    table = Table("vector", "length", *(["nearest words (cosine)"] if near else []))
+    for i in range(len(word.vectors[0])):
+        lengths = " and ".join(f"{vectors[i].norm():.3f}" for vectors in word.vectors)
+        table.add_row(str(i + 1), lengths, *near[i : i + 1])
+    console.print(table)
+
+
+def _nearest(word: LearnedWord, model: Model | None, count: int) -> list[str]:
+    """For each vector the nearest words as one text; nothing where the word is of another model."""
+    if model is None:
+        return []
+    try:
+        near = word.nearest(model, count)
+    except SettingsError as error:
+        log.print(f"No nearest words: {error} Name its model with --model.", markup=False, soft_wrap=True)
+        return []
+    return [escape(", ".join(f"{name} {cosine:.2f}" for name, cosine in row)) for row in near]
+
+
+@app.command()
+def convert(
+    file: File,
+    out: Annotated[Path, typer.Argument(help="A .safetensors or .pt file, or a folder, to write.", show_default=False)],
+    token: Annotated[
+        str | None,
+        typer.Option(help="New name of the word; of a file with several, the word to take.", show_default=False),
+    ] = None,
+) -> None:
+    """Convert a learned word to another format: diffusers' (.safetensors, or a folder) or the original's (.pt)."""
+    from ..textual_inversion.word import LearnedWord
+
+    word = LearnedWord.load(file, token)
+    word.save(out)
+    console.print(f"{escape(word.token)} in {escape(str(out))}", soft_wrap=True)

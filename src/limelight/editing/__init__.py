@@ -1,0 +1,1 @@
+"""Edit an image by its prompt."""

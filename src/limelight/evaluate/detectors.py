@@ -1,0 +1,269 @@
+"""An independent detector of pictures: which subjects are there, where, and in which color."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..models.loading import POCKET
+from .clip import Clip
+from .suites import COLORS, Wanted
+
+SIDE, STRIDE = 128, 8
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One thing that a detector found.
+
+    Attributes:
+        word: what it is.
+        score: how sure the detector is, 0..1.
+        box: left, top, right, bottom as fractions of the picture, 0..1.
+        color: its color word.
+    """
+
+    word: str
+    score: float
+    box: tuple[float, float, float, float]
+    color: str
+
+
+class PocketDetector(nn.Module):
+    """A small detector of the embedded model's subjects and colors, trained on drawings that the model never saw.
+
+    Every cell of a 16 x 16 grid says which subject has its middle there, how far off its borders are and what color it
+    has, as in Xingyi Zhou, Dequan Wang, Philipp Krähenbühl, "Objects as Points", 2019, https://arxiv.org/abs/1904.07850
+
+    Args:
+        words: the subjects that it tells apart.
+        colors: the color words that it tells apart.
+        threshold: the score from which a subject counts as found.
+    """
+
+    def __init__(self, words: Sequence[str], colors: Sequence[str], threshold: float = 0.3) -> None:
+        super().__init__()
+        self.words, self.colors, self.threshold = tuple(words), tuple(colors), threshold
+        self.fine = nn.Sequential(
+            nn.Conv2d(3, 48, 4, stride=4), nn.BatchNorm2d(48), _Block(48), _down(48, 96), _Block(96), _Block(96)
+        )
+        self.coarse = nn.Sequential(_down(96, 192), *(_Block(192) for _ in range(4)), nn.Conv2d(192, 96, 1))
+        self.head = nn.Sequential(_Block(96), nn.BatchNorm2d(96), nn.GELU())
+        self.out = nn.Conv2d(96, len(self.words) + 4 + len(self.colors), 1)
+        assert self.out.bias is not None
+        self.out.bias.data[: len(self.words)] = -4.0  # at first nothing is anywhere
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels [B, 3, 128, 128] in -1..1 to what each cell of the 16 x 16 grid says.
+
+        Returns:
+            Logits of the subjects [B, words, 16, 16], distances from the cell's middle to the left, top, right and
+            bottom border in cells [B, 4, 16, 16], logits of the colors [B, colors, 16, 16].
+        """
+        fine = self.fine(pixels)
+        # At the head the cells see the whole picture as well as their own part of it.
+        joined = fine + F.interpolate(self.coarse(fine), scale_factor=2, mode="bilinear")
+        words, sides, colors = self.out(self.head(joined)).split([len(self.words), 4, len(self.colors)], dim=1)
+        return words, F.softplus(sides), colors
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[list[Detection]]:
+        """What is in each picture, surest first. Two detections never share a place: the surer one stands.
+
+        Args:
+            images: of any size; they are resized to 128 x 128.
+            threshold: the score from which something counts as found; by default the detector's own.
+        """
+        if not images:
+            return []
+        resized = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
+        outputs = [self(part.float() / 127.5 - 1) for part in pixels.split(64)]
+        words, sides, colors = (torch.cat(part) for part in zip(*outputs, strict=True))
+        scores = words.sigmoid()
+        peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1))
+        limit = self.threshold if threshold is None else threshold
+        return [self._read(p, s, c, limit) for p, s, c in zip(peaks, sides, colors, strict=True)]
+
+    def _read(self, peaks: Tensor, sides: Tensor, colors: Tensor, threshold: float) -> list[Detection]:
+        found: list[Detection] = []
+        index = (peaks >= threshold).nonzero()
+        order = peaks[tuple(index.T)].argsort(descending=True)
+        for k, y, x in index[order].tolist():
+            left, top, right, bottom = sides[:, y, x].tolist()
+            cells = SIDE / STRIDE
+            box = (
+                (x + 0.5 - left) / cells,
+                (y + 0.5 - top) / cells,
+                (x + 0.5 + right) / cells,
+                (y + 0.5 + bottom) / cells,
+            )
+            clipped = tuple(min(max(v, 0.0), 1.0) for v in box)
+            if all(overlap(clipped, other.box) < 0.5 for other in found):
+                color = self.colors[int(colors[:, y, x].argmax())]
+                found.append(Detection(self.words[k], float(peaks[k, y, x]), clipped, color))
+        return found
+
+    def knows(self, word: str) -> bool:
+        """Whether it could find this at all."""
+        return word in self.words
+
+    def find(self, images: Sequence[Image.Image], things: Sequence[Wanted]) -> list[list[Detection]]:
+        """As `detect`: it looks for all that it knows, whatever is wanted."""
+        return self.detect(images)
+
+    @classmethod
+    def load(cls, path: Path = POCKET / "detector.safetensors") -> PocketDetector:
+        """Read a detector as `recipes/pocket/detector.py` writes it; by default the one in this package."""
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["detector"])
+            detector = cls(facts["words"], facts["colors"], facts["threshold"])
+            detector.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+        return detector.eval()
+
+
+@dataclass(frozen=True)
+class SceneCheck:
+    """What a picture shows of what it should show.
+
+    Attributes:
+        present: for each wanted thing, whether it is there.
+        colored: for each, whether it is there in its color; None where any color will do.
+    """
+
+    present: tuple[bool, ...]
+    colored: tuple[bool | None, ...]
+
+    @property
+    def missing(self) -> bool:
+        """Whether anything is missing."""
+        return not all(self.present)
+
+
+def check_scene(found: Sequence[Detection], things: Sequence[Wanted]) -> SceneCheck:
+    """Compare what a detector found with what a prompt asks for. One detection serves one wanted thing."""
+    left, present, colored = list(found), [], []
+    for thing in things:
+        same = [d for d in left if d.word == thing.word]
+        best = max(same, key=lambda d: (d.color == thing.color, d.score), default=None)
+        if best:
+            left.remove(best)
+        present.append(best is not None)
+        colored.append(None if thing.color is None else best is not None and best.color == thing.color)
+    return SceneCheck(tuple(present), tuple(colored))
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom)."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / area if area > 0 else 0.0
+
+
+class _Block(nn.Module):
+    """A residual block: 5 x 5 a channel, then two pointwise layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, 3 * width, 1),
+            nn.GELU(),
+            nn.Conv2d(3 * width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _down(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(before), nn.Conv2d(before, after, 2, stride=2))
+
+
+class Detector(Protocol):
+    """Says what of the wanted things is in pictures."""
+
+    def knows(self, word: str) -> bool:
+        """Whether it could find this at all."""
+
+    def find(self, images: Sequence[Image.Image], things: Sequence[Wanted]) -> list[list[Detection]]:
+        """What is in each picture of what `things` name, and of their likes; surest first."""
+
+
+class OpenVocabulary:
+    """A detector of transformers that looks for any words: OWLv2 or Grounding DINO.
+
+    Matthias Minderer, Alexey Gritsenko, Neil Houlsby, "Scaling Open-Vocabulary Object Detection", 2023,
+    https://arxiv.org/abs/2306.09683; Shilong Liu et al., "Grounding DINO: Marrying DINO with Grounded Pre-Training for
+    Open-Set Object Detection", 2023, https://arxiv.org/abs/2303.05499. Of boxes that cover each other the surer one
+    stands. A box's color is the one that CLIP sees in it, as in Dhruba Ghosh, Hannaneh Hajishirzi, Ludwig Schmidt,
+    "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment", 2023,
+    https://arxiv.org/abs/2310.11513
+
+    Args:
+        source: a folder in transformers' layout, or a hub id such as "google/owlv2-base-patch16-ensemble" or
+            "IDEA-Research/grounding-dino-base".
+        clip: names colors.
+        threshold: the score from which something counts as found.
+    """
+
+    def __init__(
+        self, source: str | Path, clip: Clip, device: str | torch.device = "cpu", threshold: float = 0.3
+    ) -> None:
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        self._model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(source, dtype=torch.float32)
+        self._model.to(device).eval()
+        self._processor: Any = AutoProcessor.from_pretrained(source)
+        self._clip, self._threshold = clip, threshold
+
+    def knows(self, word: str) -> bool:
+        return True
+
+    @torch.inference_mode()
+    def find(self, images: Sequence[Image.Image], things: Sequence[Wanted]) -> list[list[Detection]]:
+        words = list(dict.fromkeys(thing.word for thing in things))
+        colored = {thing.word for thing in things if thing.color is not None}
+        labels = [[f"a photo of a {word}" for word in words]] * len(images)
+        inputs = self._processor(images=list(images), text=labels, return_tensors="pt").to(self._model.device)
+        found = self._processor.post_process_grounded_object_detection(
+            self._model(**inputs),
+            threshold=self._threshold,
+            target_sizes=[(image.height, image.width) for image in images],
+            text_labels=labels,
+        )
+        return [self._read(image, boxes, words, colored) for image, boxes in zip(images, found, strict=True)]
+
+    def _read(self, image: Image.Image, found: Any, words: list[str], colored: set[str]) -> list[Detection]:
+        kept: list[Detection] = []
+        for i in found["scores"].argsort(descending=True).tolist():
+            # Grounding DINO answers with the words of the label that it saw, in one of its own tokenizer's spellings.
+            said = found["text_labels"][i]
+            word = next((word for word in words if word in said.split() or said.endswith(word)), None)
+            left, top, right, bottom = found["boxes"][i].tolist()
+            box = (left / image.width, top / image.height, right / image.width, bottom / image.height)
+            box = tuple(min(max(side, 0.0), 1.0) for side in box)
+            if word is None or any(overlap(box, other.box) >= 0.5 for other in kept):
+                continue
+            color = self._color(image, box, word) if word in colored else ""
+            kept.append(Detection(word, float(found["scores"][i]), box, color))
+        return kept
+
+    def _color(self, image: Image.Image, box: Sequence[float], word: str) -> str:
+        left, top = int(box[0] * image.width), int(box[1] * image.height)
+        right, bottom = int(box[2] * image.width), int(box[3] * image.height)
+        crop = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        texts = self._clip.texts([f"a photo of a {color} {word}" for color in COLORS])
+        return COLORS[int((self._clip.images([crop]) @ texts.T).argmax())]

@@ -1,0 +1,141 @@
+"""Passes that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.maps import AttentionMaps, join
+from ..errors import SettingsError
+from ..guidance.base import Move
+from ..models.base import Model
+
+
+@dataclass(frozen=True, eq=False)
+class PassResult:
+    """Some images of a call.
+
+    Attributes:
+        images: one per row.
+        latents: the finished latents [images, channels, height, width].
+        maps: the mean maps.
+        moves: (index, timestep, move) of the guided steps.
+        steps: for each pass, the maps of its single steps.
+    """
+
+    images: list[Any]
+    latents: Tensor
+    maps: AttentionMaps
+    moves: list[tuple[int, float, Move]]
+    steps: list[list[AttentionMaps]] = field(default_factory=list)
+
+    @classmethod
+    def join(cls, parts: list[PassResult]) -> PassResult:
+        """Several passes as one."""
+        if len(parts) == 1:
+            return parts[0]
+
+        moves = []
+        for same in zip(*(part.moves for part in parts), strict=True):
+            index, timestep, _ = same[0]
+            moves.append((index, timestep, _joined([move for _, _, move in same])))
+
+        latents, maps = torch.cat([part.latents for part in parts]), join([part.maps for part in parts])
+        images = list(chain.from_iterable(part.images for part in parts))
+        return cls(images, latents, maps, moves, list(chain.from_iterable(part.steps for part in parts)))
+
+
+def _joined(moves: list[Move]) -> Move:
+    """One step's moves of several passes; images with fewer subjects than others are filled up with NaN."""
+    subjects = max(move.presence.shape[1] for move in moves)
+    wide = [F.pad(m.presence, (0, subjects - m.presence.shape[1]), value=float("nan")) for m in moves]
+    return Move(
+        torch.cat([move.latents for move in moves]),
+        torch.cat([move.loss for move in moves]),
+        torch.cat(wide),
+        torch.cat([move.refinements for move in moves]),
+    )
+
+
+# Where the error has no class of its own: CPU, MPS, cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+def in_passes(
+    model: Model,
+    run: Callable[[range, bool], PassResult],
+    count: int,
+    batch: int | None,
+    size: tuple[int, int],
+    *,
+    lean: bool,
+    rows: int = 1,
+) -> list[PassResult]:
+    """Generate `count` images, or groups of `rows` images, in passes of at most `batch` images.
+
+    By default 8 on a CPU, 64 elsewhere. Where memory runs out: first the model makes room, then passes become smaller,
+    last `run` is asked to be lean.
+    """
+    limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
+    if limit < 1:
+        raise SettingsError(f"batch={limit} must be at least 1.")
+    try:
+        return _in_passes(model, run, count, max(limit // rows, 1), size, lean)
+    finally:
+        model.stow(away=False)
+
+
+def _in_passes(
+    model: Model, run: Callable[[range, bool], PassResult], count: int, limit: int, size: tuple[int, int], lean: bool
+) -> list[PassResult]:
+    done: list[PassResult] = []
+    start = 0
+    while start < count:
+        rows = range(start, min(start + limit, count))
+        try:
+            done.append(run(rows, lean))
+            start = rows.stop
+            continue
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+                raise
+
+        # Only here, where the error and with it the tensors of the failed pass are gone, is there room again.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if model.stow():
+            continue
+        if len(rows) > 1:
+            limit = (len(rows) + 1) // 2
+        elif not lean:
+            lean = True
+        else:
+            raise SettingsError(
+                f"An image of {size[0]}x{size[1]} does not fit into memory; generate a smaller one, or load the model "
+                "as float16."
+            )
+    return done
+
+
+@contextmanager
+def limited(device: torch.device, memory: float | None) -> Iterator[None]:
+    """Let the process take at most `memory` gibibytes on a CUDA device."""
+    if memory is None:
+        yield
+        return
+    if device.type != "cuda" or memory <= 0:
+        raise SettingsError(f"memory={memory} must be positive, and is kept on CUDA alone; elsewhere choose a batch.")
+
+    share = memory * 2**30 / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)

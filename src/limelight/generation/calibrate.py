@@ -1,0 +1,154 @@
+"""Thresholds of Attend-and-Excite for a model without published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import PromptError, SettingsError
+from ..guidance.attend_and_excite import AttendAndExcite
+from ..guidance.base import Guidance, step_of
+from ..models.base import Model
+from ..prompts.prompt import Prompt
+from ..prompts.subjects import SubjectChoice, per_prompt, resolve
+from .loop import Step, denoise
+from .plan import checked
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What subjects have by themselves at the steps that have thresholds.
+
+    Attributes:
+        presence: by the thresholds' own keys, of every subject of every image: [subjects], in 0..1, as
+            `limelight.objectives.Score.presence`.
+        quantile: which of these the thresholds are, 0..1.
+    """
+
+    presence: Mapping[float | int, Tensor]
+    quantile: float
+
+    @property
+    def thresholds(self) -> dict[float | int, float]:
+        """For `AttendAndExcite(thresholds=...)`, rounded down to hundredths and below 1, which no softmax reaches."""
+        exact = {key: values.quantile(self.quantile).item() for key, values in self.presence.items()}
+        return {key: min(int(100 * value) / 100, 0.99) for key, value in exact.items()}
+
+
+@torch.no_grad()
+def calibrate(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    subjects: Sequence[SubjectChoice] | str = "auto",
+    seeds: int | Sequence[int] = 0,
+    guidance: Guidance | None = None,
+    quantile: float = 0.7,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative: str = "",
+    batch: int = 4,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Propose thresholds: what the better subjects reach without guidance.
+
+    Generates without guidance, as far as the step of the last threshold, and reads at each threshold's step every
+    subject's presence (with Attend-and-Excite the largest value of its sharpened, blurred map), which is what
+    thresholds are about. With a quantile of 0.7, refinement asks of the other subjects what 3 of 10 have by themselves.
+
+    Where even the lowest presence is near 1, this model's maps are too sharp for the objective's temperature (see
+    `limelight.objectives.excite`), and no threshold separates the subjects.
+
+    Args:
+        model: see `limelight.load`.
+        prompts: of the kind to be generated later; five tell the scale, fifty the second digit.
+        subjects: of each prompt, see `limelight.generate`; "auto" takes the nouns.
+        seeds: of every prompt, one or several.
+        guidance: whose objective, resolution and steps of thresholds (the paper's where it has none); by default
+            `AttendAndExcite.suited(model)`.
+        quantile: share of the subjects that stay below the threshold, 0..1; 0.6 to 0.8 are reasonable.
+        steps, guidance_scale, negative: as in the generations to come, see `limelight.generate`.
+        batch: most images in one pass.
+        on_progress: called after every step with how many are done, and of how many, e.g. for a progress bar.
+
+    Raises:
+        PromptError: a subject is not in its prompt, or there are no prompts.
+        SettingsError: a setting is out of range.
+    """
+    _check(prompts, quantile, batch)
+    watched = _without_moves(AttendAndExcite.suited(model) if guidance is None else guidance)
+    images = _images(model, list(prompts), subjects, checked(seeds))
+
+    found: dict[int, list[Tensor]] = {step_of(key, steps): [] for key in watched.thresholds}
+    last = max(found)
+    if last >= len(model.timesteps(steps)):
+        raise SettingsError(f"The threshold of step {last} lies beyond the schedule of {steps} steps.")
+
+    passes = -(-len(images) // batch)
+    for done in range(passes):
+        rows = images[done * batch : (done + 1) * batch]
+        for step in _watch(model, rows, watched, steps, guidance_scale, negative):
+            if step.move is not None:
+                found[step.index].append(step.move.presence[~step.move.presence.isnan()].float().cpu())
+            if on_progress:
+                on_progress(done * (last + 1) + step.index + 1, passes * (last + 1))
+            if step.index == last:
+                break
+    return Calibration({key: torch.cat(found[step_of(key, steps)]) for key in watched.thresholds}, quantile)
+
+
+def _check(prompts: Sequence[str], quantile: float, batch: int) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise PromptError("prompts must be a list of at least one, for example ['a cat and a dog'].")
+    if not 0 <= quantile <= 1:
+        raise SettingsError(f"quantile={quantile} must be between 0 and 1, for example 0.7.")
+    if batch < 1:
+        raise SettingsError(f"batch={batch} must be at least 1.")
+
+
+_Image = tuple[Prompt, tuple[tuple[int, ...], ...], int]
+"""A prompt, the token positions of each subject, and a seed."""
+
+
+def _without_moves(guidance: Guidance) -> Guidance:
+    """The same guidance, evaluated at the thresholds alone, and without any effect."""
+    thresholds = guidance.thresholds or AttendAndExcite().thresholds
+    return replace(guidance, thresholds=thresholds, until=0, max_refinements=0)
+
+
+def _images(
+    model: Model, prompts: Sequence[str], subjects: Sequence[SubjectChoice] | str, seeds: Sequence[int]
+) -> list[_Image]:
+    """Every seed of every prompt."""
+    images = []
+    for text, asked in zip(prompts, per_prompt(subjects, len(prompts), listed=True), strict=True):
+        prompt = model.prompt(text)
+        _, spans = resolve(prompt, asked)
+        images += [(prompt, spans, seed) for seed in seeds]
+    return images
+
+
+def _watch(
+    model: Model,
+    images: Sequence[_Image],
+    guidance: Guidance,
+    steps: int,
+    guidance_scale: float,
+    negative: str,
+) -> Iterator[Step]:
+    """Generate one batch of images, step by step."""
+    generators = [torch.Generator().manual_seed(seed) for _, _, seed in images]
+    prompts = [prompt for prompt, _, _ in images]
+    return denoise(
+        model,
+        model.encode(prompts, negative if guidance_scale > 1 else None),
+        model.noise(generators, *model.default_size),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        guidance=guidance,
+        subjects=[spans for _, spans, _ in images],
+        generators=generators,
+    )

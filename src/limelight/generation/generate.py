@@ -1,0 +1,228 @@
+"""Images from prompts: one plan, one loop, one package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ..attention.edits import BindableEdit, Edit
+from ..attention.maps import AttentionMaps, none, without_heads
+from ..attention.recording import RunningMean, StepMaps, spilled
+from ..guidance.base import Guidance
+from ..models.base import Conditioning, Model
+from ..prompts.subjects import SubjectChoice, per_prompt
+from .batches import PassResult, in_passes, limited
+from .loop import Record, Step, denoise
+from .plan import GenerationPlan, GenerationSettings, checked, warn_of_unknown
+from .provenance import provenance
+from .result import Result
+
+
+@overload
+def generate(
+    model: Model, prompt: str, *, subjects: SubjectChoice = ..., seeds: int | Sequence[int] = ..., **options: Any
+) -> Result: ...
+
+
+@overload
+def generate(
+    model: Model,
+    prompt: Sequence[str],
+    *,
+    subjects: SubjectChoice | Sequence[SubjectChoice] = ...,
+    seeds: int | Sequence[int] = ...,
+    **options: Any,
+) -> list[Result]: ...
+
+
+def generate(  # type: ignore[misc]  # the other options are spelled out here alone
+    model: Model,
+    prompt: str | Sequence[str],
+    *,
+    subjects: SubjectChoice | Sequence[SubjectChoice] = "auto",
+    seeds: int | Sequence[int] = 0,
+    guidance: Guidance | None = None,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    latents: Tensor | None = None,
+    conditioning: Conditioning | None = None,
+    clip_skip: int = 0,
+    eta: float = 0.0,
+    batch: int | None = None,
+    memory: float | None = None,
+    record: Record = True,
+    edits: Sequence[Edit | BindableEdit] = (),
+    on_step: Callable[[Step], None] | None = None,
+) -> Result | list[Result]:
+    """Generate one image per prompt and seed, as many at a time as fit.
+
+    Args:
+        model: see `limelight.load`.
+        prompt: what to show. Several prompts give a list of results, one per prompt.
+        subjects: words ("cat"), phrases ("blue frog"), later occurrences ("dog#2") or token indices for
+            `guidance`; of several prompts, one such list each. "auto" takes the prompt's nouns; the choice is in
+            `Result.subjects`.
+        seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single images.
+        guidance: e.g. `AttendAndExcite()`; None is the plain model.
+        steps: inference steps, at least 1.
+        guidance_scale: strength of classifier-free guidance; at 1 or less there is no unconditional branch.
+        negative: the negative prompt.
+        height, width: in pixels; by default the model's own.
+        latents: unit noise [images, channels, height, width] to start from instead of the seeds' own; the images are
+            the first prompt's seeds, then the second's, and so on.
+        conditioning: encoded prompts to use instead of encoding `prompt`, one row per image; its words still name the
+            subjects. See `Model.encode`.
+        clip_skip: how many of the text encoder's last layers are left out.
+        eta: share of fresh noise in DDIM's steps, 0..1.
+        batch: most images in one pass; by default 8 on a CPU, 64 elsewhere. Where memory runs out, the text encoder
+            leaves the device, passes become smaller, and guidance recomputes (`Guidance.checkpoint`), by themselves.
+        memory: most gibibytes that the process may take on a CUDA device while it generates.
+        record: what attention maps to keep. True or "mean": `Result.maps`, the mean over the run at the resolution that
+            guidance reads, in running sums: one map per layer, however many steps. "steps": besides, `Result.steps`,
+            the same for every single step. "all": there, every resolution, layer and head. Single steps go to the main
+            memory as float16: on Stable Diffusion 1.x at 512 pixels and 50 steps, 10 MB an image for "steps" and 1.7 GB
+            for "all". False keeps none.
+        edits: attention edits, see `limelight.edits` and `limelight.probe.Edit`.
+        on_step: called after every step of every pass, e.g. for a progress bar.
+
+    Raises:
+        PromptError: a subject is not in the prompt.
+        SettingsError: a setting is out of range, or a single image or the recorded steps do not fit into memory.
+
+    Warns:
+        UnknownWords: the prompt has words that the model has never seen, where its folder lists those it knows.
+    """
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []
+    settings = GenerationSettings(
+        guidance=guidance,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative=negative,
+        height=model.default_size[0] if height is None else height,
+        width=model.default_size[1] if width is None else width,
+        latents=latents,
+        conditioning=conditioning,
+        clip_skip=clip_skip,
+        eta=eta,
+        record=record,
+        edits=tuple(edits),
+    )
+    plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
+    warn_of_unknown(model, plan.prompts)
+
+    def one_pass(rows: range, lean: bool) -> PassResult:
+        return run_pass(plan, rows, lean, on_step)
+
+    with limited(model.device, memory):
+        # A plain run is as lean as it can be.
+        parts = in_passes(model, one_pass, len(plan.images), batch, settings.size, lean=guidance is None)
+    results = package(plan, PassResult.join(parts))
+    return results[0] if isinstance(prompt, str) else results
+
+
+def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[Step], None] | None) -> PassResult:
+    """Generate some of the images of a plan in one batch.
+
+    Args:
+        rows: which of `plan.images`.
+        lean: guidance recomputes instead of keeping what the gradient needs.
+        on_step: called after every step.
+    """
+    model, settings, guidance = plan.model, plan.settings, plan.settings.guidance
+    generators = [torch.Generator().manual_seed(plan.images[i][1]) for i in rows]
+    noise = model.noise(generators, *settings.size)  # in any case: later noise must not repeat it
+    if settings.latents is not None:
+        noise = settings.latents[rows.start : rows.stop]
+    if guidance is not None:
+        guidance = replace(guidance, checkpoint=guidance.checkpoint or lean)
+    encoded = _encoded(plan, rows)
+
+    recorder, moves, final = _Recorder(plan), [], noise
+    for step in denoise(
+        model,
+        encoded,
+        noise.to(model.device, model.dtype),
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        guidance=guidance,
+        subjects=[plan.spans[plan.images[i][0]] for i in rows],
+        edits=settings.edits,
+        record=settings.record,
+        layers=plan.recorded,
+        generators=generators,
+        eta=settings.eta,
+    ):
+        final = step.latents
+        recorder.add(step.maps)
+        if step.move:
+            moves.append((step.index, step.timestep, step.move.forget()))
+        if on_step:
+            on_step(step)
+
+    mean, single = recorder.result(final, encoded)
+    return PassResult(model.decode(final), final, mean, moves, single)
+
+
+def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
+    """The images of a plan as one result per prompt, with all that they depend on."""
+    facts = {**plan.settings.facts(), **provenance(plan.model)}
+    results = []
+    for which, (text, names) in enumerate(zip(plan.texts, plan.subjects, strict=True)):
+        own = slice(which * len(plan.seeds), (which + 1) * len(plan.seeds))
+        # Read only after the last pass: a look at a number stops the device.
+        trace = [{"step": i, "timestep": t, **move.facts(own, len(names))} for i, t, move in done.moves]
+        results.append(
+            Result(
+                done.images[own],
+                done.latents[own],
+                done.maps.images(own),
+                tuple(trace),
+                {"prompt": text, "subjects": list(names), **facts},
+                plan.seeds,
+                names,
+                StepMaps(done.steps, own),
+            )
+        )
+    return results
+
+
+def _encoded(plan: GenerationPlan, rows: range) -> Conditioning:
+    """The conditioning of some images: the given one, or their encoded prompts."""
+    settings = plan.settings
+    guided = settings.guidance_scale > 1
+    if settings.conditioning is not None:
+        given = settings.conditioning.rows(rows).to(plan.model.device, plan.model.dtype)
+        return given if guided else given.only_conditional()
+
+    prompts = [plan.prompts[plan.images[i][0]] for i in rows]
+    negative = settings.negative if guided else None
+    return plan.model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip)
+
+
+class _Recorder:
+    """The attention maps that a pass keeps: the mean, and the single steps if they are asked for."""
+
+    def __init__(self, plan: GenerationPlan) -> None:
+        self.record, self.averaged = plan.settings.record, frozenset(plan.averaged)
+        self.mean, self.single = RunningMean(), list[AttentionMaps]()
+
+    def add(self, maps: AttentionMaps | None) -> None:
+        if maps is None:
+            return
+        self.mean.add(maps.select(self.averaged.__contains__))
+        if self.record in ("steps", "all"):
+            self.single.append(spilled(maps if self.record == "all" else without_heads(maps)))
+
+    def result(self, latents: Tensor, conditioning: Conditioning) -> tuple[AttentionMaps, list[list[AttentionMaps]]]:
+        """The mean, without any layers where none was recorded, and the single steps of this one pass, if any."""
+        mean = self.mean.result()
+        mean = none(latents, conditioning.prompts) if mean is None else mean
+        return mean, [self.single] if self.single else []

@@ -1,0 +1,113 @@
+"""The one denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..attention.edits import BindableEdit, Edit, bind_edits
+from ..attention.maps import AttentionMaps
+from ..attention.probe import Probe
+from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read
+from ..models.base import Conditioning, Model
+from ..models.sites import AttentionSite
+
+Record = bool | Literal["mean", "steps", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of the loop.
+
+    Attributes:
+        index: 0, 1, ...
+        count: how many steps there will be.
+        timestep: the scheduler's.
+        latents: after the step, [images, channels, height, width].
+        move: what guidance did before it; None where it did nothing.
+        maps: the attention of the conditional branch, if recorded.
+        seconds: since the step before; on a GPU, whose work is only queued, not the time that it takes there.
+    """
+
+    index: int
+    count: int
+    timestep: float
+    latents: Tensor
+    move: Move | None
+    maps: AttentionMaps | None
+    seconds: float
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def denoise(
+    model: Model,
+    conditioning: Conditioning | Sequence[Conditioning],
+    noise: Tensor,
+    *,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    guidance: Guidance | None = None,
+    subjects: Subjects = (),
+    edits: Sequence[Edit | BindableEdit] = (),
+    record: Record = False,
+    layers: Sequence[AttentionSite] | None = None,
+    generators: Sequence[torch.Generator] = (),
+    eta: float = 0.0,
+) -> Generator[Step, Tensor | None, None]:
+    """Denoise a batch, step by step; the last `Step` holds the finished latents.
+
+    The caller may replace the latents after a step: ``loop.send(latents)`` instead of ``next(loop)``.
+
+    Args:
+        model: see `limelight.load`.
+        conditioning: from `Model.encode`; or one for each step.
+        noise: unit noise [images, channels, height, width], from `Model.noise`.
+        steps: inference steps.
+        guidance_scale: strength of classifier-free guidance; unused without an unconditional branch.
+        guidance: moves the latents before each step; None is the plain model.
+        subjects: for each image, for each subject, its token positions. Needed with `guidance`.
+        edits: attention edits in the conditional branch of every pass that predicts, see `limelight.edits`.
+        record: give every step its attention maps, at the resolution that guidance reads; "all" at every resolution.
+        layers: those to record; by default `layers_to_record`.
+        generators: one per image, for schedulers that add noise.
+        eta: share of fresh noise in DDIM's steps, 0..1.
+    """
+    timesteps = model.timesteps(steps)
+    encoded = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)
+    size = (noise.shape[-2], noise.shape[-1])
+    steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, size) if guidance else None
+    recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
+    acting = bind_edits(edits, model, encoded[0].prompts, len(timesteps))
+
+    latents, before = model.start(noise), perf_counter()
+    for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
+        move = steering.update(index, timestep, latents) if steering else None
+        latents = move.latents if move else latents
+
+        with Probe(model, recorded, edits=acting, images=len(latents), step=index) as probe:
+            prediction = model.predict(latents, timestep, encoded[index], guidance_scale=guidance_scale)
+            maps = probe.take(latents, encoded[index].prompts)
+        assert prediction is not None  # no `until` was given
+
+        latents = model.step(prediction, timestep, latents, generators, eta)
+        now = perf_counter()
+        sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
+        latents = latents if sent is None else sent
+        before = now
+
+
+def layers_to_record(
+    model: Model, size: tuple[int, int], guidance: Guidance | None, record: Record
+) -> tuple[AttentionSite, ...]:
+    """The layers whose maps a run keeps: those that guidance reads, or the model's own choice."""
+    if not record:
+        return ()
+    if record == "all":
+        return model.text_sites
+    return guidance.recorded_layers(model, size) if guidance else layers_to_read(model, size)

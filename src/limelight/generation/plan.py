@@ -1,0 +1,191 @@
+"""What a call of `generate` will do: everything that is checked, parsed or chosen once, before the first image."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from ..attention.edits import BindableEdit, Edit, describe_edit
+from ..attention.recording import size_of
+from ..errors import PromptError, SettingsError, UnknownWords
+from ..guidance.base import Guidance
+from ..models.base import Conditioning, Model
+from ..models.sites import AttentionSite
+from ..prompts.prompt import Prompt
+from ..prompts.subjects import SubjectChoice, resolve
+from .loop import Record, layers_to_record
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerationSettings:
+    """The options that all images of a call share. Each is described in `limelight.generate`.
+
+    Attributes:
+        height, width: in pixels.
+    """
+
+    guidance: Guidance | None
+    steps: int
+    guidance_scale: float
+    negative: str
+    height: int
+    width: int
+    latents: Tensor | None
+    conditioning: Conditioning | None
+    clip_skip: int
+    eta: float
+    record: Record
+    edits: tuple[Edit | BindableEdit, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    def facts(self) -> dict[str, Any]:
+        """The settings as plain values, to be stored with a result."""
+        encoded_here = not self.conditioning
+        return {
+            "negative": self.negative if encoded_here else None,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "height": self.height,
+            "width": self.width,
+            "latents": None if self.latents is None else "given",
+            "conditioning": None if self.conditioning is None else "given",
+            "clip_skip": self.clip_skip if encoded_here else None,
+            "eta": self.eta,
+            "guidance": self.guidance.settings() if self.guidance else None,
+            "edits": [describe_edit(edit) for edit in self.edits],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationPlan:
+    """A checked call of `generate`.
+
+    Attributes:
+        texts: the prompts as they were written.
+        prompts: the same, parsed.
+        subjects: for each prompt the subjects as they were given or guessed.
+        spans: for each prompt, for each subject, its token positions.
+        seeds: of each prompt.
+        images: (index of the prompt, seed) of every image, the first prompt's seeds first.
+        recorded: the layers whose maps every step gives.
+        averaged: those of them whose mean over the run is kept.
+    """
+
+    model: Model
+    settings: GenerationSettings
+    texts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    subjects: tuple[tuple[Any, ...], ...]
+    spans: tuple[tuple[tuple[int, ...], ...], ...]
+    seeds: tuple[int, ...]
+    images: tuple[tuple[int, int], ...]
+    recorded: tuple[AttentionSite, ...]
+    averaged: tuple[AttentionSite, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        texts: Sequence[str],
+        subjects: Sequence[SubjectChoice],
+        seeds: tuple[int, ...],
+        settings: GenerationSettings,
+    ) -> GenerationPlan:
+        """Check the settings, parse the prompts, resolve the subjects and choose the layers.
+
+        Args:
+            subjects: for each prompt.
+
+        Raises:
+            PromptError: there is no prompt, or a subject is not in its prompt.
+            SettingsError: a setting is out of range, or the recorded steps do not fit into memory.
+        """
+        if not texts:
+            raise PromptError("The list of prompts is empty.")
+        prompts = tuple(model.prompt(text) for text in texts)
+        needed = settings.guidance is not None
+        resolved = [resolve(p, s, needed=needed) for p, s in zip(prompts, subjects, strict=True)]
+        images = tuple((which, seed) for which in range(len(texts)) for seed in seeds)
+
+        shape = tuple(model.noise([torch.Generator()], *settings.size).shape[1:])
+        _check_inputs(settings, len(images), shape)
+        size = (shape[-2], shape[-1])
+        recorded = layers_to_record(model, size, settings.guidance, settings.record)
+        averaged = layers_to_record(model, size, settings.guidance, bool(settings.record))
+        if settings.record in ("steps", "all"):
+            _check_room(recorded, size, len(prompts[0].ids), len(images), settings)
+        return cls(
+            model,
+            settings,
+            tuple(texts),
+            prompts,
+            tuple(names for names, _ in resolved),
+            tuple(spans for _, spans in resolved),
+            seeds,
+            images,
+            recorded,
+            averaged,
+        )
+
+
+def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """One or several seeds.
+
+    Raises:
+        SettingsError: there is none, or one is out of range.
+    """
+    found = tuple(operator.index(s) for s in (seeds if isinstance(seeds, Iterable) else (seeds,)))
+    if not found:
+        raise SettingsError("seeds is empty; give at least one, for example seeds=[0].")
+    if not all(0 <= seed < 2**63 for seed in found):
+        raise SettingsError(f"seeds={list(found)} must be whole numbers from 0 to 2**63 - 1.")
+    return found
+
+
+def warn_of_unknown(model: Model, prompts: Sequence[Prompt]) -> None:
+    """Warn the caller's caller of words that the model has never seen."""
+    unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
+    if unknown:
+        cure = "try words of `limelight info`" if model.about.words is not None else ""
+        warnings.warn(UnknownWords(model.name, unknown, cure=cure), stacklevel=3)
+
+
+def _check_inputs(settings: GenerationSettings, images: int, shape: tuple[int, ...]) -> None:
+    """Refuse latents and conditioning that do not fit the images, and unknown values of `record`."""
+    latents, conditioning = settings.latents, settings.conditioning
+    wanted = (images, *shape)
+    if latents is not None and latents.shape != wanted:
+        raise SettingsError(
+            f"latents of shape {list(latents.shape)} do not fit {images} images at {settings.height}x{settings.width}: "
+            f"the shape must be {list(wanted)}."
+        )
+    if settings.record not in (False, True, "mean", "steps", "all"):
+        raise SettingsError(f"record={settings.record!r} must be True, False, 'steps' or 'all'.")
+    if conditioning is not None and len(conditioning.prompts) != images:
+        raise SettingsError(f"conditioning has {len(conditioning.prompts)} rows for {images} images.")
+
+
+def _check_room(
+    layers: Sequence[AttentionSite], size: tuple[int, int], tokens: int, images: int, settings: GenerationSettings
+) -> None:
+    """Find out before the first image that the maps of the single steps will not fit into memory."""
+    record = settings.record
+    needed = images * settings.steps * size_of(layers, size, tokens, record == "all")
+    free = psutil.virtual_memory().available
+    if needed > free:
+        less = True if record == "steps" else repr("steps")
+        raise SettingsError(
+            f"record='{record}' would keep {needed / 1e9:.1f} GB of maps, and {free / 1e9:.1f} GB of memory are free; "
+            f"generate fewer images or steps, or use record={less}."
+        )

@@ -1,0 +1,1 @@
+"""Steer a generation: one file per paper."""

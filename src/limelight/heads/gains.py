@@ -1,0 +1,161 @@
+"""Attention edits by head: gains on a word's columns, after the softmax, in the conditional branch alone.
+
+Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+
+    limelight.generate(model, "a rose-colored vase", edits=[adjust("rose-colored", "Color", "Plants")])
+
+Rows are not normalised again: a head that says more of a word says it on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.edits import Edit
+from ..errors import SettingsError
+from ..models.base import Model
+from ..models.sites import AttentionSite, head_slices
+from ..prompts.prompt import Prompt
+from ..prompts.subjects import Subject
+from .relevance import Relevance, relevance_for
+
+Window = tuple[float | int, float | int]
+"""First step and the one after the last: floats are fractions of the schedule (0..1), ints numbers of steps."""
+WHOLE: Window = (0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadGain:
+    """A gain for every head on some columns of its attention; becomes an `Edit` once model and prompts are known.
+
+    Attributes:
+        gains: a model to its heads' gains [heads], in execution order.
+        word: whose columns: a subject as in `Prompt.find`; None takes every token of the prompt's own text.
+        window: the steps in which it acts.
+        about: name and settings, to be stored with a result.
+    """
+
+    gains: Callable[[Model], Tensor]
+    word: Subject | None
+    window: Window
+    about: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if len(self.window) != 2 or not all(
+            value >= 0 and (isinstance(value, Integral) or value <= 1) for value in self.window
+        ):
+            raise SettingsError(
+                f"window={self.window} must be two steps: fractions of the schedule (0.0 to 1.0) or whole numbers."
+            )
+
+    def bind(self, model: Model, prompts: Sequence[Prompt], passes: int) -> Edit:
+        """The edit of one batch.
+
+        Args:
+            prompts: one per image.
+            passes: denoiser passes of the schedule.
+
+        Raises:
+            PromptError: the word is not in a prompt.
+            SettingsError: the vectors do not fit the model.
+        """
+        start, stop = (int(v) if isinstance(v, Integral) else int(v * passes) for v in self.window)
+        columns = torch.zeros(len(prompts), 1, 1, max(len(p.ids) for p in prompts), dtype=torch.bool)
+        for row, prompt in zip(columns, prompts, strict=True):
+            row[..., list(range(1, prompt.end) if self.word is None else prompt.find(self.word))] = True
+        flat = self.gains(model).float()
+        by_layer = {
+            layer: torch.where(columns, flat[heads, None, None], 1.0).to(model.device)
+            for layer, heads in head_slices(model.text_sites).items()
+        }
+
+        def edit(layer: AttentionSite, probabilities: Tensor, step: int) -> Tensor:
+            if not start <= step < stop:
+                return probabilities
+            return probabilities * by_layer[layer].to(probabilities.dtype)
+
+        return edit
+
+
+def strengthen(
+    word: Subject, concept: str, *, head_vectors: Relevance | str | Path | None = None, window: Window = WHOLE
+) -> HeadGain:
+    """Let the heads that a concept needs see more of a word: every head times the concept's relevance to it.
+
+    Args:
+        word: a word of the prompt, see `Prompt.find`.
+        concept: a concept of the vectors.
+        head_vectors: vectors or their file; None takes those that are shipped for the model.
+        window: the steps in which it acts.
+    """
+
+    def gains(model: Model) -> Tensor:
+        return relevance_for(model, head_vectors)[concept]
+
+    return HeadGain(gains, word, window, {"name": "strengthen", "word": word, "concept": concept, "window": window})
+
+
+def adjust(
+    word: Subject,
+    desired: str,
+    undesired: str,
+    *,
+    clamp: float | None = None,
+    head_vectors: Relevance | str | Path | None = None,
+    window: Window = WHOLE,
+) -> HeadGain:
+    """Read an ambiguous word as one concept and not as another: every head times 2 desired - undesired.
+
+    Args:
+        word: a word of the prompt, e.g. "rose-colored".
+        desired, undesired: concepts of the vectors, e.g. "Color" and "Plants".
+        clamp: upper limit of both vectors before they are combined; the authors take 9 for Stable Diffusion XL, None
+            elsewhere.
+        head_vectors: vectors or their file; None takes those that are shipped for the model.
+        window: the steps in which it acts.
+    """
+    if clamp is not None and not clamp > 0:
+        raise SettingsError(f"clamp={clamp} must be positive.")
+
+    def gains(model: Model) -> Tensor:
+        vectors = relevance_for(model, head_vectors)
+        limit = float("inf") if clamp is None else clamp
+        wanted, unwanted = (vectors[c].clamp(max=limit) for c in (desired, undesired))
+        return 2 * wanted - unwanted
+
+    about = {"name": "adjust", "word": word, "desired": desired, "undesired": undesired, "clamp": clamp}
+    return HeadGain(gains, word, window, {**about, "window": window})
+
+
+def weaken(
+    heads: Sequence[int | str],
+    factor: float = -2.0,
+    *,
+    word: Subject | None = None,
+    window: Window = WHOLE,
+) -> HeadGain:
+    """Turn some heads away from the prompt.
+
+    Args:
+        heads: by index in execution order, or by name, e.g. "up, layer: 8, head: 0".
+        factor: the gain of these heads; the authors' -2 turns the sign, 0 silences.
+        word: whose columns; None takes the whole prompt.
+        window: the steps in which it acts.
+    """
+
+    def gains(model: Model) -> Tensor:
+        named = Relevance((), tuple((x.group, x.heads) for x in model.text_sites), torch.empty(0))
+        found = torch.ones(len(named.heads))
+        found[[named.find(head) for head in heads]] = factor
+        return found
+
+    about = {"name": "weaken", "heads": list(heads), "factor": factor, "word": word, "window": window}
+    return HeadGain(gains, word, window, about)

@@ -1,0 +1,176 @@
+"""Attend-and-Excite with maps weighted by the heads of a concept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.maps import AttentionMaps
+from ..errors import PromptError, SettingsError
+from ..guidance.attend_and_excite import AttendAndExcite
+from ..guidance.base import Objective, Score, Subjects, layers_to_read
+from ..guidance.terms import blur, pool_tokens, weakest_score
+from ..models.base import Model
+from ..models.sites import AttentionSite, head_slices
+from ..prompts.prompt import Prompt
+from .relevance import Relevance, relevance_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeightedAttendAndExcite(AttendAndExcite):
+    """Attend-and-Excite on maps that are weighted by head, see `excite_by_heads`.
+
+    Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+    with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+
+        limelight.HeadWeightedAttendAndExcite(concepts={"cat": "Animals", "dog": "Animals"})
+
+    Attributes:
+        concepts: the concept of each subject, by a word of it; or one for all.
+        head_vectors: the head relevance vectors or their file; None takes those that are shipped for the model.
+        resolution: the maps' shorter side; None takes 8.
+
+    Raises:
+        SettingsError: `concepts` is empty, or `resolution` is not a single number.
+    """
+
+    concepts: Mapping[str, str] | str
+    head_vectors: Relevance | str | Path | None = None
+    resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.concepts:
+            raise SettingsError("concepts is empty; name the concept of each subject, for example {'cat': 'Animals'}.")
+        if isinstance(self.resolution, Sequence):
+            raise SettingsError(f"resolution={self.resolution} must be one number: the shorter side of the maps.")
+
+    def layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
+        return model.text_sites
+
+    def recorded_layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
+        return layers_to_read(model, latent_size)  # weighted maps have a size that no layer need have
+
+    def objective_for(self, model: Model) -> Objective:
+        relevance = relevance_for(model, self.head_vectors)
+        for concept in [self.concepts] if isinstance(self.concepts, str) else self.concepts.values():
+            relevance.index(concept)
+
+        return partial(
+            excite_by_heads,
+            relevance=relevance,
+            concepts=self.concepts,
+            side=self.resolution or 8,
+            smooth=self.smooth,
+            own_tokens=self.own_tokens,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        given = self.head_vectors
+        vectors = given.facts.get("model", "given") if isinstance(given, Relevance) else given
+        return {**super().settings(), "head_vectors": None if vectors is None else str(vectors)}
+
+
+def excite_by_heads(
+    maps: AttentionMaps,
+    subjects: Subjects,
+    *,
+    relevance: Relevance,
+    concepts: Mapping[str, str] | str,
+    side: int = 8,
+    temperature: float = 100.0,
+    smooth: bool = True,
+    sigma: float = 0.5,
+    own_tokens: bool | None = None,
+) -> Score:
+    """As `excite`, but each subject has a map of its own: all heads of all layers, weighted by their relevance to its
+    concept.
+
+    Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
+    with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
+
+    As in the released code the last token competes, too.
+
+    Args:
+        maps: of every cross-attention layer of the model.
+        relevance: vectors that fit the model.
+        concepts: the concept of each subject, by a word of it; or one concept for all.
+        side: every map is resized to so many pixels along its shorter side, see `resizing`.
+    """
+    tokens = next(iter(maps.layers.values())).shape[-1]
+    stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else tokens for p in maps.prompts)
+    first = next(iter(maps.layers.values()))
+    pooling, padding, absent = (
+        x.to(first.device) for x in pool_tokens(tuple(tuple(spans) for spans in subjects), stops, tokens)
+    )
+    weights = torch.zeros(*absent.shape, len(relevance.heads))
+    for i, (prompt, spans) in enumerate(zip(maps.prompts, subjects, strict=True)):
+        for k, span in enumerate(spans):
+            weights[i, k] = relevance[_concept(prompt, span, concepts)] / len(relevance.heads)
+    height, width = (max(round(side * x / min(maps.latent_size)), 1) for x in maps.latent_size)
+    weighted = torch.zeros((), dtype=first.dtype, device=first.device)
+    taken = sum(layer.heads for layer in maps.layers)
+    if taken != len(relevance.heads):
+        raise SettingsError(f"Maps of {taken} heads do not fit vectors of {len(relevance.heads)} heads.")
+    slices = head_slices(tuple(maps.layers))
+    for layer, p in maps.layers.items():
+        own = weights[..., slices[layer]].to(p)
+        # Resizing is linear: one map per subject is resized, not one per head.
+        of_layer = torch.einsum("bkh,bhpt->bkpt", own, p)
+        matrix = resizing(layer.size(maps.latent_size), (height, width), p.dtype, p.device)
+        weighted = weighted + matrix @ of_layer
+    logits = torch.einsum("bkpt,btu->bkpu", weighted, pooling.to(weighted.dtype)) * temperature
+    sharp = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)
+    # Of each subject's own maps its own column.
+    of_subjects = sharp[..., : absent.shape[1]].diagonal(dim1=1, dim2=3).movedim(-1, 1).unflatten(2, (height, width))
+    return weakest_score(blur(of_subjects, sigma) if smooth else of_subjects, absent)
+
+
+def _concept(prompt: Prompt, span: tuple[int, ...], concepts: Mapping[str, str] | str) -> str:
+    if isinstance(concepts, str):
+        return concepts
+    words = [word.text for word in prompt.words if set(word.positions) & set(span)]
+    for word, concept in concepts.items():
+        with suppress(PromptError):  # a word of another prompt
+            if set(prompt.find(word)) <= set(span):
+                return concept
+    name = " ".join(words)
+    raise SettingsError(f"The subject '{name}' has no concept; give for example concepts={{'{name}': 'Animals'}}.")
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def resizing(
+    size: tuple[int, int],
+    target: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+) -> Tensor:
+    """The matrix [target pixels, pixels] that resizes maps as the released code of the head relevance vectors does.
+
+    Larger maps are blurred by a Gaussian of size // target + 1 pixels with reflected borders and the standard deviation
+    0.3 ((pixels - 1) / 2 - 1) + 0.8, then every map is resized bicubically.
+    """
+    down, across = (_resizing_along(old, new) for old, new in zip(size, target, strict=True))
+    return torch.kron(down, across).to(device, dtype)
+
+
+def _resizing_along(old: int, new: int) -> Tensor:
+    """The same along one axis, [new, old], float64."""
+    basis = torch.eye(old, dtype=torch.float64)
+    if old > new:
+        reach = (old // new + 1) // 2
+        offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * (offsets / (0.3 * (reach - 1) + 0.8)) ** 2)
+        padded = F.pad(basis[:, None], (reach, reach), mode="reflect")
+        basis = F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0]
+    resized = F.interpolate(basis[:, None, :, None], size=(new, 1), mode="bicubic", align_corners=False)
+    return resized[:, 0, :, 0].T

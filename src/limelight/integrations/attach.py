@@ -1,0 +1,283 @@
+"""Guidance on diffusers pipelines that limelight does not drive: img2img, inpainting, ControlNet, IP-Adapter, LoRA."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, PromptError
+from ..guidance.attend_and_excite import AttendAndExcite
+from ..guidance.base import Guidance, Move, Steering, check_order
+from ..models.base import Conditioning
+from ..models.sites import AttentionSite
+from ..models.unet import UNet, stop_after
+from ..prompts.prompt import Prompt
+from ..prompts.subjects import SubjectChoice, per_prompt, resolve
+
+
+@contextmanager
+def attach(
+    pipeline: Any, *, subjects: SubjectChoice | Sequence[SubjectChoice] = "auto", guidance: Guidance | None = None
+) -> Iterator[Attached]:
+    """Steer every call of a diffusers pipeline with a UNet, for as long as the ``with`` lasts.
+
+        with limelight.attach(pipe, subjects=["cat", "dog"]) as stage:
+            image = pipe("a cat and a dog", image=sketch, strength=0.8).images[0]
+        stage.trace
+
+    The pipeline keeps its own loop. Before each of its denoiser passes the latents are moved as in
+    `limelight.generate`; fractions of the schedule are of the steps that the pipeline really takes (an img2img of
+    strength 0.5 takes half).
+    What a ControlNet adds was computed from the latents before the move. Only this pipeline is steered: do not call
+    another one that shares its denoiser inside the ``with``. A learned word is found by its name, with all its vectors,
+    whether it was bound (``concept.bind(pipeline)``) or loaded into the pipeline.
+
+    Args:
+        pipeline: a live pipeline. Whatever is loaded into it (LoRA, IP-Adapter, textual inversion) stays in force.
+        subjects: what to put on stage, see `limelight.generate`; for a list of prompts one such list each. With
+            `prompt_embeds` instead of a prompt there are no words: give token indices.
+        guidance: by default `AttendAndExcite()`.
+
+    Raises:
+        ModelError: the pipeline has no UNet, or runs it in a way that cannot be steered (a feature cache, say).
+        SettingsError: its scheduler is of second order.
+        PromptError: a subject is not in the prompt.
+    """
+    attached = Attached(pipeline, subjects, guidance or AttendAndExcite())
+    scheduler, unet = pipeline.scheduler, pipeline.unet
+    wrapped = [
+        (pipeline, "encode_prompt", attached._encode_prompt),
+        (scheduler, "scale_model_input", attached._scale),
+        (scheduler, "step", attached._step),
+    ]
+    before = [vars(owner).get(name) for owner, name, _ in wrapped]
+    handle = unet.register_forward_pre_hook(attached._before_denoiser, with_kwargs=True)
+    try:
+        for owner, name, around in wrapped:
+            # On this instance alone; without the attribute the class's own method is back.
+            setattr(owner, name, _around(getattr(owner, name), around))
+        yield attached
+    finally:
+        handle.remove()
+        for (owner, name, _), own in zip(wrapped, before, strict=True):
+            vars(owner).pop(name, None)
+            if own is not None:
+                setattr(owner, name, own)
+
+
+def _around(original: Any, around: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    # Pipelines ask a scheduler's step for its parameters.
+    wrapper.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    return wrapper
+
+
+class Attached:
+    """A guidance at work inside a foreign pipeline."""
+
+    def __init__(self, pipeline: Any, subjects: SubjectChoice | Sequence[SubjectChoice], guidance: Guidance) -> None:
+        self.subjects, self.guidance = subjects, guidance
+        self.model = _Foreign(pipeline)
+        self._forget()
+
+    @property
+    def trace(self) -> tuple[dict[str, Any], ...]:
+        """What guidance did in the last call: rows as in `Result.trace`."""
+        return tuple({"step": index, "timestep": t, **move.facts()} for index, t, move in self._moves)
+
+    def _forget(self) -> None:
+        self._moves: list[tuple[int, float, Move]] = []
+        self._prompts: list[Prompt] = []
+        self._steering: Steering | None = None
+        self._latents: Tensor | None = None
+        self._moved: Tensor | None = None
+        self._images, self._index, self._busy, self._pending = 0, 0, False, False
+
+    def _encode_prompt(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call of the pipeline begins."""
+        self._forget()
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        prompt, embedded = given.get("prompt"), given.get("prompt_embeds")
+        self._listed = not isinstance(prompt, str)
+        if prompt is None:
+            # Nobody knows the words, nor where they end.
+            self._named = False
+            blank = replace(self.model.prompt(""), padded=False)
+            self._prompts = [blank] * (1 if embedded is None else len(embedded))
+        else:
+            self._named = True
+            self._prompts = [self.model.read(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+        self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
+        return original(*args, **kwargs)
+
+    def _scale(self, original: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._busy:
+            self._latents = sample
+        return original(sample, *args, **kwargs)
+
+    def _step(self, original: Any, output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._moved is not None:
+            sample, self._moved = self._moved.to(sample.dtype), None
+        self._index, self._pending = self._index + 1, False
+        return original(output, timestep, sample, *args, **kwargs)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _before_denoiser(self, unet: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if self._busy:
+            return None
+        inputs = inspect.signature(type(unet).forward).bind(unet, *args, **kwargs).arguments
+        inputs.pop("self")
+        inputs.update(inputs.pop("kwargs", {}))
+        sample, timestep = inputs["sample"], inputs["timestep"]
+        images = self._images
+        branches = len(sample) // images if images else 0
+        classifier_free = getattr(self.model.pipeline, "do_classifier_free_guidance", branches == 2)
+        if (
+            self._latents is None
+            or self._pending  # a second pass of the same step
+            or images * branches != len(sample)
+            or branches != (2 if classifier_free else 1)
+            or len(self._latents) not in (images, len(sample))
+            or getattr(self.model.pipeline, "do_perturbed_attention_guidance", False)
+            or getattr(unet, "is_cache_enabled", False)
+        ):
+            raise ModelError(
+                f"'{type(self.model.pipeline).__name__}' runs its denoiser in a way that cannot be steered: a feature "
+                "cache, several passes a step, or other branches than a negative and a positive prompt."
+            )
+        latents = self._latents[-images:].clone()
+        self.model.take(inputs, branches, latents.shape[1])
+        self._busy = True
+        try:
+            if self._steering is None:
+                self._steering = self._begin(latents, timestep, inputs["encoder_hidden_states"].shape[1])
+            move = self._steering.update(self._index, timestep, latents)
+            self._pending = True
+            if move is None:
+                return None
+            self._moved = move.latents
+            self._moves.append((self._index, float(timestep), move.forget()))
+            scaled = self.model.scheduler.scale_model_input(torch.cat([move.latents] * branches), timestep)
+        finally:
+            self._busy = False
+        inputs["sample"] = torch.cat([scaled.to(sample.dtype), sample[:, latents.shape[1] :]], dim=1)
+        return (), dict(inputs)
+
+    def _begin(self, latents: Tensor, timestep: Tensor, tokens: int) -> Steering:
+        scheduler, prompts = self.model.scheduler, self._prompts
+        # One list of subjects for one prompt, a list of lists for a list of prompts.
+        listed = len(prompts) > 1 or (self._listed and _nested(self.subjects))
+        asked = per_prompt(self.subjects, len(prompts), listed)
+        if self._named:
+            spans = [resolve(prompt, stage)[1] for prompt, stage in zip(prompts, asked, strict=True)]
+        else:
+            spans = [_indices(stage, tokens) for stage in asked]
+        each = len(latents) // len(prompts)  # pictures of one prompt lie side by side
+        ahead = scheduler.timesteps.tolist()
+        if float(timestep) not in ahead:
+            raise ModelError("The pipeline's denoiser is not told its scheduler's timesteps; it cannot be steered.")
+        left = len(ahead) - ahead.index(float(timestep))
+        steps = scheduler.num_inference_steps if left == len(ahead) else left
+        if left != len(ahead) or getattr(self.model.pipeline, "denoising_end", None):
+            # Pipelines that take a part of the schedule say how much.
+            steps = left = min(left, getattr(self.model.pipeline, "num_timesteps", left))
+        conditioning = Conditioning(
+            tuple(prompt for prompt in prompts for _ in range(each)), {"rows": torch.arange(len(latents))}
+        )
+        staged = [span for span in spans for _ in range(each)]
+        size = (latents.shape[-2], latents.shape[-1])
+        return Steering(self.guidance, self.model, conditioning, staged, steps, scheduler.timesteps[-left:], size)
+
+
+class _Foreign(UNet):
+    """A pipeline's denoiser, called again with the inputs that the pipeline gave it."""
+
+    def __init__(self, pipeline: Any) -> None:
+        name = type(pipeline).__name__
+        if not all(
+            hasattr(pipeline, part) for part in ("unet", "tokenizer", "text_encoder", "scheduler", "encode_prompt")
+        ):
+            raise ModelError(
+                f"'{name}' has no UNet with a text encoder; attach() steers pipelines of Stable Diffusion."
+            )
+        super().__init__(pipeline, name)
+        self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
+        check_order(self.scheduler)
+
+    def read(self, text: str) -> Prompt:
+        """The prompt, which the pipeline must read as we do."""
+        prompt, tokenizer = self.prompt(text), self.pipeline.tokenizer
+        convert = getattr(self.pipeline, "maybe_convert_prompt", None)
+        if any(word.learned for word in prompt.words):
+            ids = tokenizer(convert(text, tokenizer) if convert else text, verbose=False)["input_ids"]
+            if tuple(ids[:-1][: prompt.end]) != prompt.ids[: prompt.end]:
+                names = ", ".join(word.text for word in prompt.words if word.learned)
+                raise PromptError(
+                    f"'{type(self.pipeline).__name__}' does not read every vector of {names}; write learned words in "
+                    "lower case, or learn one vector for each."
+                )
+        return prompt
+
+    def take(self, inputs: dict[str, Any], branches: int, channels: int) -> None:
+        """Remember the inputs of the pipeline's own pass; the conditional rows are its last."""
+        self._inputs, self._batch = dict(inputs), len(inputs["sample"])
+        self._first = self._batch - self._batch // branches
+        self._tail = inputs["sample"][:, channels:]  # an inpainting mask and picture
+
+    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
+        raise ModelError("An attached pipeline encodes its prompts itself.")
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        *,
+        guidance_scale: float = 1.0,
+        until: AttentionSite | None = None,
+    ) -> Tensor | None:
+        rows = (conditioning.conditional["rows"] + self._first).to(latents.device)
+        inputs = {name: _pick(value, self._batch, rows) for name, value in self._inputs.items()}
+        scaled = self.scheduler.scale_model_input(latents, timestep).to(self._inputs["sample"].dtype)
+        inputs["sample"] = torch.cat([scaled, self._tail[rows]], dim=1)
+        with stop_after(self.denoiser, until):
+            return self.denoiser(**inputs)[0]
+        return None
+
+
+def _pick(value: Any, batch: int, rows: Tensor) -> Any:
+    """The given rows of every tensor that has one per row of the batch."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value[rows]
+    if isinstance(value, dict):
+        return {key: _pick(entry, batch, rows) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_pick(entry, batch, rows) for entry in value)
+    return value
+
+
+def _nested(subjects: Any) -> bool:
+    """Whether these are lists of subjects, one per prompt, and not one list of words."""
+    return bool(subjects) and all(not isinstance(stage, str | int) or stage == "auto" for stage in subjects)
+
+
+def _indices(stage: Any, tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Subjects of a prompt whose words nobody knows: token indices."""
+    spans = []
+    for subject in stage:
+        span = [subject] if isinstance(subject, int) else subject
+        if isinstance(subject, str) or not all(isinstance(i, int) for i in span):
+            raise PromptError("Without a prompt there are no words to find; give the subjects as token indices.")
+        if not all(1 <= i < tokens - 1 for i in span):
+            raise PromptError(f"The token indices {list(span)} must be between 1 and {tokens - 2}.")
+        spans.append(tuple(span))
+    return tuple(spans)

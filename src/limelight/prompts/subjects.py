@@ -1,0 +1,149 @@
+"""Which words of a prompt are put on stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+from ..errors import PromptError
+from .prompt import Prompt
+
+Subject = str | int | Sequence[int]
+"""A word, a phrase, a later occurrence ("dog#2"), a token index or several."""
+SubjectChoice = Sequence[Subject] | Literal["auto"]
+"""The subjects of one prompt, or its nouns."""
+_DETERMINERS = frozenset(
+    "a an the one two three four five six seven eight nine ten some many several my your his her its our their this "
+    "that these those another".split()
+)
+# Words that end a noun phrase: "a cat on a mat".
+_BREAKS = frozenset(
+    "and or with without in on at by of for from to into under over near beside behind before above below between "
+    "against wearing holding riding eating sitting standing lying playing running looking is are was were has have "
+    "who that which while as like next through during".split()
+)
+_MEDIA = frozenset("photo photograph picture image painting drawing sketch illustration portrait render".split())
+
+
+def per_prompt(subjects: SubjectChoice | Sequence[SubjectChoice], prompts: int, listed: bool) -> list[Any]:
+    """The subjects of each prompt.
+
+    Args:
+        subjects: those of one prompt; where they are `listed`, one entry per prompt. "auto" serves any number.
+
+    Raises:
+        PromptError: there are more or fewer entries than prompts.
+    """
+    asked = list(subjects) if listed and subjects != "auto" else [subjects] * prompts
+    if len(asked) != prompts:
+        raise PromptError(f"{prompts} prompts need {prompts} lists of subjects, not {len(asked)}.")
+    return asked
+
+
+def resolve(
+    prompt: Prompt, subjects: Sequence[Subject] | Literal["auto"], *, needed: bool = True
+) -> tuple[tuple[Subject, ...], tuple[tuple[int, ...], ...]]:
+    """Subjects by name and by token positions.
+
+    Args:
+        subjects: what the user asked for; "auto" takes the `nouns`.
+        needed: whether it is an error to find none.
+
+    Raises:
+        PromptError: a subject is not in the prompt, there is none, or two of them share a word.
+    """
+    if isinstance(subjects, str) and subjects != "auto":
+        raise PromptError(f"subjects='{subjects}' must be a list of words, for example subjects=['{subjects}'].")
+    names: tuple[Subject, ...] = nouns(prompt) if isinstance(subjects, str) else tuple(subjects)
+    if not names and needed:
+        if not isinstance(subjects, str):
+            raise PromptError("subjects is empty; guidance needs at least one word.")
+        words = ", ".join(word.text for word in prompt.words) or "none"
+        raise PromptError(f"No subject can be guessed from '{prompt.text}'; name some of its words: {words}.")
+    spans = tuple(prompt.find(name) for name in names)
+    for i, span in enumerate(spans):
+        for other, earlier in zip(names[:i], spans, strict=False):
+            if set(span) & set(earlier):
+                raise PromptError(f"The subjects '{other}' and '{names[i]}' share a word; each needs words of its own.")
+    return names, spans
+
+
+def nouns(prompt: Prompt) -> tuple[str, ...]:
+    """The subjects of a prompt, guessed.
+
+    They are the last words of the phrases that begin with an article or a number: "a black cat and a dog on a bench"
+    gives cat, dog, bench; "a photo of a cat" gives cat. A prompt without such phrases is read by spaCy where it and its
+    model ``en_core_web_sm`` are installed, and else cut at "and" and "with": "cat and dog" gives cat, dog. A learned
+    word is always one: "a photo of <my-cat> and a dog" gives <my-cat>, dog.
+    """
+    learned = [i for i, word in enumerate(prompt.words) if word.learned]
+    found = _after_determiners(prompt) or _by_spacy(prompt) or _between_joiners(prompt)
+    return _names(prompt, sorted({*found, *learned}))
+
+
+def _after_determiners(prompt: Prompt) -> list[int]:
+    words = [word.key for word in prompt.words]
+    found = []
+    i = 0
+    while i < len(words):
+        if words[i] not in _DETERMINERS:
+            i += 1
+            continue
+        while i < len(words) and words[i] in _DETERMINERS:
+            i += 1
+        first = i
+        while i < len(words) and words[i] not in _BREAKS | _DETERMINERS and (i == first or not _parted(prompt, i)):
+            i += 1
+        of_something = i < len(words) and words[i] == "of" and words[i - 1] in _MEDIA
+        if i > first and not of_something:
+            found.append(i - 1)
+    return found
+
+
+def _between_joiners(prompt: Prompt) -> list[int]:
+    words = [word.key for word in prompt.words]
+    ends = [i for i in range(len(words)) if i + 1 == len(words) or words[i + 1] in ("and", "with")]
+    starts = [0, *(end + 2 for end in ends[:-1])]
+    if any(end - start > 2 for start, end in zip(starts, ends, strict=False)):
+        return []  # longer than adjective, adjective, noun: no list of things
+    return ends
+
+
+def _by_spacy(prompt: Prompt) -> list[int]:
+    read = _spacy_model()
+    if read is None:
+        return []
+    document = read(prompt.text)
+    starts = {word.span[0]: i for i, word in enumerate(prompt.words)}
+    heads = [chunk.root.idx for chunk in document.noun_chunks if chunk.root.pos_ in ("NOUN", "PROPN")]
+    return [starts[head] for head in heads if head in starts]
+
+
+@lru_cache(maxsize=1)
+def _spacy_model() -> Any:
+    try:
+        import spacy
+
+        return spacy.load("en_core_web_sm")
+    except (ImportError, OSError):
+        return None
+
+
+def _names(prompt: Prompt, indices: Sequence[int]) -> tuple[str, ...]:
+    """Words by index as `Prompt.find` takes them, without those beyond the model's reach."""
+    keys = [word.key for word in prompt.words]
+    names = []
+    for i in indices:
+        if prompt.words[i].positions:
+            occurrence = keys[: i + 1].count(keys[i])
+            name = prompt.words[i].text
+            names.append(name if occurrence == 1 else f"{name}#{occurrence}")
+    return tuple(names)
+
+
+def _parted(prompt: Prompt, i: int) -> bool:
+    """Whether punctuation stands before word i."""
+    between = prompt.text[prompt.words[i - 1].span[1] : prompt.words[i].span[0]]
+    return re.search(r"[,.;:!?()\[\]]", between) is not None

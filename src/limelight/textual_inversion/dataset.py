@@ -1,0 +1,191 @@
+"""The images that a word is learned from, and the sentences that it is put in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import FileError, SettingsError
+from ..models.base import Model
+from ..utils.files import DATA
+
+Source = str | Path | Image.Image | Sequence[str | Path | Image.Image]
+"""A folder, an image or its file, or several of the latter."""
+Fit = Literal["crop", "stretch"]
+_SENTENCES: WeakKeyDictionary[Model, dict[tuple[str, frozenset[str]], tuple[str, ...]]] = WeakKeyDictionary()
+"""For each model, the sentences of each list that it knows all words of: they are parsed once."""
+SUFFIXES = frozenset(".bmp .gif .jfif .jpeg .jpg .png .tif .tiff .webp".split())
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingImages:
+    """Images as their latents' distributions, so that training never runs the autoencoder.
+
+    Attributes:
+        mean: [images, 1 or 2, channels, height, width]: of each image as it is and, where there are two, mirrored.
+        std: the same of the standard deviation.
+        images: the images as the model sees them.
+        digest: sixteen hexadecimal digits that tell these images from others.
+    """
+
+    mean: Tensor
+    std: Tensor
+    images: tuple[Image.Image, ...]
+    digest: str
+
+    @classmethod
+    def encode(
+        cls,
+        model: Model,
+        source: Source,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: Fit = "crop",
+        mirrored: bool = True,
+    ) -> TrainingImages:
+        """Read images and run the autoencoder once for each.
+
+        Args:
+            source: see `Source`; of a folder, every file whose name ends like an image's.
+            size: height and width in pixels; by default the model's own.
+            fit: see `fitted`.
+            mirrored: also encode each image's mirror image.
+
+        Raises:
+            FileError: a folder has no images, or one of them cannot be read.
+        """
+        images = tuple(fitted(image, size or model.default_size, fit) for image in read_images(source))
+        found = hashlib.sha256()
+        rows = []
+        for image in images:  # one by one: an autoencoder takes more memory than a denoiser
+            found.update(repr(image.size).encode() + image.tobytes())
+            views = [image, ImageOps.mirror(image)] if mirrored else [image]
+            rows.append([torch.cat(part) for part in zip(*(model.posterior([view]) for view in views), strict=True)])
+        mean, std = (torch.stack(part) for part in zip(*rows, strict=True))
+        return cls(mean, std, images, found.hexdigest()[:16])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def read_images(source: Source) -> list[Image.Image]:
+    """Images in memory, those of a folder in the order of their names.
+
+    Raises:
+        FileError: a folder has none, or one cannot be read.
+        SettingsError: the list is empty.
+    """
+    if isinstance(source, Image.Image):
+        return [source]
+    if isinstance(source, str | Path):
+        return [open_image(path) for path in _files(Path(source).expanduser())]
+    if not source:
+        raise SettingsError("The list of images is empty.")
+    return [image for part in source for image in read_images(part)]
+
+
+def _files(path: Path) -> list[Path]:
+    """The image files of a folder, or the one file."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileError(f"'{path}' is neither a folder nor an image.")
+
+    # Files whose name begins with a dot are the system's own, whatever they end with.
+    there = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    found = [p for p in there if p.suffix.lower() in SUFFIXES]
+    if not found:
+        raise FileError(
+            f"'{path}' has no images; an image's name ends with {', '.join(sorted(SUFFIXES))}. It has: "
+            f"{_listed(there)}."
+        )
+    return found
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    """How many files of each suffix there are, in words."""
+    count = Counter(path.suffix.lower() or "no suffix" for path in paths)
+    return ", ".join(f"{n} {suffix}" for suffix, n in sorted(count.items())) or "nothing at all"
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image in memory.
+
+    Raises:
+        FileError: the file cannot be read or is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is not an image"
+        raise FileError(f"'{path}' cannot be read: {reason}.") from None
+
+
+def fitted(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
+    """An image upright (as its EXIF data say), in RGB, on white where it is transparent, and of one size.
+
+    Args:
+        size: height and width in pixels.
+        fit: "crop" cuts it to the shape of `size` around its middle, "stretch" distorts it, as the authors' code does.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    wanted = (size[1], size[0])
+    if fit == "stretch":
+        return image.resize(wanted, Image.Resampling.BICUBIC)
+    return ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
+
+
+def sentences(model: Model, templates: str | Sequence[str]) -> tuple[str, ...]:
+    """The sentences in which a word is learned, each with one place for it: {}.
+
+    Args:
+        model: where it is known which words it was trained with, sentences with other words are left out.
+        templates: "object", "style" (the project's own lists), or sentences, of which none is left out.
+
+    Raises:
+        SettingsError: there is none left, or a sentence has no place for the word, or several.
+    """
+    if not isinstance(templates, str):
+        check_sentences(templates)
+        return tuple(templates)
+    words = model.about.words
+    listed = (DATA / f"learning_{templates}.txt").read_text().splitlines()
+    if words is None:
+        return tuple(listed)
+
+    known = _SENTENCES.setdefault(model, {})
+    if (templates, words) not in known:
+        known[templates, words] = tuple(
+            text for text in listed if not model.unknown(model.prompt(text.replace("{}", "")))
+        )
+    found = known[templates, words]
+    if not found:
+        raise SettingsError(
+            f"'{model.name}' was not trained with the words of any sentence of '{templates}' ('{listed[0]}', ...); "
+            "give sentences of your own, for example 'a drawing of a {}'."
+        )
+    return found
+
+
+def check_sentences(templates: Sequence[str]) -> None:
+    """Raises SettingsError where sentences are none or have no single place for a word."""
+    if not templates:
+        raise SettingsError("The list of sentences is empty; give for example 'a photo of a {}'.")
+    for text in templates:
+        if text.count("{}") != 1:
+            raise SettingsError(f"The sentence '{text}' needs one place for the word: {{}}, as in 'a photo of a {{}}'.")

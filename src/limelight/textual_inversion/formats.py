@@ -1,0 +1,191 @@
+"""Files of learned words, as six programs write them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..errors import FileError, SettingsError
+from ..utils.files import write as write_file
+
+Found = tuple[str, tuple[Tensor, ...], dict[str, Any]]
+"""A learned word's token, its vectors by text encoder, what is known about it."""
+_Entry = tuple[str, list[Any], dict[str, Any]]
+_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
+_STAR = {1280: 1008}  # the id of "*": BERT's, whose width in LDM this is; else CLIP's
+_CLIP_STAR = 265
+
+
+def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
+    """The learned words of a file or folder.
+
+    Raises:
+        FileError: it is not there, or holds none.
+    """
+    file, named = Path(path).expanduser(), None
+    if file.is_dir():
+        folder, file = file, _inside(file)
+        identifier = folder / "token_identifier.txt"
+        named = identifier.read_text().strip() if identifier.is_file() else None
+    content, metadata = _content(file)
+    found = _entries(content, metadata, file)
+    if named and len(found) == 1:
+        found = [(named, *found[0][1:])]
+    return [
+        (placeholder(token), _vectors(vectors, token, file), {**_about(metadata, token), **about})
+        for token, vectors, about in found
+    ]
+
+
+def placeholder(name: str) -> str:
+    """What a prompt calls a learned word whose file calls it `name`: "cat" is <cat>, "*" is <star>."""
+    if re.fullmatch(r"<[^<>\s]+>", name):
+        return name
+    plain = "star" if name.strip() == "*" else re.sub(r"[<>\s]+", "-", name.strip().lower()).strip("-")
+    return f"<{plain or 'word'}>"
+
+
+def write_word_file(
+    path: str | os.PathLike[str], token: str, vectors: Sequence[Tensor], about: Mapping[str, Any]
+) -> None:
+    """Write one learned word in the format that the path's suffix names; a path without a suffix is a folder."""
+    path = Path(path).expanduser()
+    if path.is_dir() or not path.suffix:
+        write_word_file(path / _NAMES[0], token, vectors, about)
+        write_file(path / "token_identifier.txt", token.encode())
+    elif path.suffix == ".safetensors":
+        names = [token] if len(vectors) == 1 else ["clip_l", "clip_g"]
+        metadata = {
+            "format": "pt",  # which tensors these are: a convention of the format
+            "token": token,
+            "about": json.dumps(dict(about)),
+            "limelight": importlib.metadata.version("limelight"),
+        }
+        tensors = {name: v.contiguous() for name, v in zip(names, vectors, strict=True)}
+        write_file(path, save(tensors, metadata))
+    elif path.suffix == ".pt":
+        if len(vectors) > 1:
+            raise SettingsError(f"'{path}': a .pt file is for one text encoder, '{token}' has {len(vectors)}.")
+        held = io.BytesIO()
+        star = _STAR.get(vectors[0].shape[1], _CLIP_STAR)
+        # Its readers know the word "*" alone; `name` is AUTOMATIC1111's.
+        content = {
+            "string_to_token": {"*": torch.tensor(star)},
+            "string_to_param": nn.ParameterDict({"*": nn.Parameter(vectors[0])}),
+            "name": token,
+            "step": about.get("step"),
+        }
+        torch.save(content, held)
+        write_file(path, held.getvalue())
+    else:
+        raise SettingsError(f"'{path}' names no format; end it with .safetensors or .pt, or name a folder.")
+
+
+def _inside(folder: Path) -> Path:
+    for name in _NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".pt", ".bin")]
+    if len(others) != 1:
+        listed = ", ".join(file.name for file in others) or "nothing of the kind"
+        raise FileError(f"The folder '{folder}' has no {_NAMES[0]} but {listed}; name the file.")
+    return others[0]
+
+
+def _content(file: Path) -> tuple[Any, Mapping[str, str]]:
+    """What is in a file, and the metadata of a safetensors file."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        with warnings.catch_warnings(), torch.serialization.safe_globals([nn.ParameterDict]):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True), {}
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is None:
+            raise FileError(f"'{file}' cannot be read as a learned word: torch did not write this file.") from None
+        raise FileError(
+            f"'{file}' is refused: it asks to run '{code[1]}', and tensors do not; get it as .safetensors."
+        ) from None
+    except OSError as error:
+        raise FileError(f"'{file}' cannot be read: {error.strerror or error}.") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise FileError(f"'{file}' cannot be read as a learned word: {reason}.") from None
+
+
+def _entries(content: Any, metadata: Mapping[str, str], file: Path) -> list[_Entry]:
+    """Name, vectors and facts of each word in a file, of whichever format."""
+    facts = cast(Mapping[str, Any], content) if isinstance(content, Mapping) else {}
+    if "string_to_param" in facts:
+        return _original_entries(facts, file)
+
+    keys = _keys_without_name(facts)
+    if keys:
+        return [(metadata.get("token") or metadata.get("name") or file.stem, [facts[key] for key in keys], {})]
+    if not facts or not all(map(_is_vectors, facts.values())):
+        raise FileError(f"'{file}' holds no learned word{_listed(facts)}.")
+    return [(str(name), [value], {}) for name, value in facts.items()]
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    """What a file holds instead of a word, as the end of a sentence."""
+    names = ", ".join(f"'{key}'" for key in list(facts)[:3])
+    return f", but {names}" if names else ""
+
+
+def _keys_without_name(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a file whose one word has no name in it: of Stable Diffusion XL's pair, or of `emb_params`."""
+    if facts.keys() == {"clip_l", "clip_g"}:
+        return ("clip_l", "clip_g")
+    return ("emb_params",) if "emb_params" in facts else ()
+
+
+def _original_entries(facts: Mapping[str, Any], file: Path) -> list[_Entry]:
+    """The words of a file of the original code, or the one of a file of AUTOMATIC1111, which has a name of its own."""
+    held = facts["string_to_param"]
+    # A dictionary of parameters from before torch 1.12 lacks what its own methods ask for.
+    held = held._parameters if isinstance(held, nn.ParameterDict) else held
+    if "name" not in facts:
+        return [(name, [vectors], {}) for name, vectors in held.items()]
+
+    base = facts.get("sd_checkpoint_name") or facts.get("sd_checkpoint")
+    about = {"step": facts.get("step"), "base_model": base}
+    known = {key: value for key, value in about.items() if value is not None}
+    return [(str(facts["name"] or file.stem), [vectors], known) for vectors in list(held.values())[:1]]
+
+
+def _is_vectors(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim in (1, 2)
+
+
+def _vectors(vectors: Sequence[Any], token: str, file: Path) -> tuple[Tensor, ...]:
+    if not all(_is_vectors(v) for v in vectors):
+        raise FileError(f"'{file}' holds something else than vectors for '{token}'.")
+    return tuple(torch.atleast_2d(v.detach()) for v in vectors)
+
+
+def _about(metadata: Mapping[str, str], token: str) -> dict[str, Any]:
+    """What is known about a learned word: what we wrote, or the metadata of other programs and the name they use."""
+    try:
+        written = json.loads(metadata.get("about", ""))
+    except ValueError:
+        written = None
+    if isinstance(written, dict):
+        return written
+    known: dict[str, Any] = {key: value for key, value in metadata.items() if key not in ("format", "token", "name")}
+    return known if placeholder(token) == token else {**known, "called": token}

@@ -1,0 +1,179 @@
+"""What a training is: its settings, and where it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import FileError, LimelightError, SettingsError
+from ..generation.provenance import fingerprint, provenance
+from ..models.base import Model
+from ..models.learned import readers_of
+from ..utils.files import write
+from .config import TrainingConfig, generator
+from .dataset import TrainingImages
+from .word import LearnedWord
+
+
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """A training between two steps: all that the next step depends on, besides model and images.
+
+    Attributes:
+        config: its settings.
+        step: how many steps are done.
+        vectors: the word, [n, width] float32 for each text encoder.
+        begun: the same before the first step.
+        moments: AdamW's two running means for each of `vectors`; empty before the first step.
+        about: the model and the images that it is of.
+    """
+
+    config: TrainingConfig
+    step: int
+    vectors: tuple[Tensor, ...]
+    begun: tuple[Tensor, ...]
+    moments: tuple[tuple[Tensor, Tensor], ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls, model: Model, images: TrainingImages, config: TrainingConfig, vectors: Sequence[Tensor] | None = None
+    ) -> TrainState:
+        """A training before its first step.
+
+        Args:
+            vectors: to begin with instead of `config.init`'s, [config.vectors, width] for each text encoder: for
+                example those of another word.
+        """
+        begun = tuple(v.detach().float().cpu() for v in vectors) if vectors else first_vectors(model, config)
+        for table, rows in zip(tables(model), begun, strict=True):
+            if rows.shape != (config.vectors, table.shape[1]):
+                raise SettingsError(
+                    f"Vectors of shape {list(rows.shape)} do not fit '{model.name}': "
+                    f"they must be {[config.vectors, table.shape[1]]}."
+                )
+        about = {**provenance(model), "weights": fingerprint(model), "pictures": images.digest}
+        return cls(config, 0, begun, begun, (), about)
+
+    @property
+    def norm(self) -> float:
+        """How long the vectors are, in lengths of those that they began as; the mean."""
+        ratios = [v.norm(dim=1) / b.norm(dim=1) for v, b in zip(self.vectors, self.begun, strict=True)]
+        return float(torch.stack(ratios).mean())
+
+    @property
+    def cosine(self) -> float:
+        """The cosine of the vectors with those that they began as, -1..1; the mean."""
+        cosines = [F.cosine_similarity(v, b, dim=1) for v, b in zip(self.vectors, self.begun, strict=True)]
+        return float(torch.stack(cosines).mean())
+
+    @property
+    def word(self) -> LearnedWord:
+        """The word as it is now."""
+        about = {**self.about, "init": self.config.init, "step": self.step, "config": asdict(self.config)}
+        return LearnedWord(self.config.token, self.vectors, about)
+
+    def check(self, model: Model, images: TrainingImages, config: TrainingConfig) -> None:
+        """Check that this training can continue with a model, images and settings.
+
+        Raises:
+            SettingsError: model, images or settings are others than those of this training; only the number of steps
+                may change.
+        """
+        for name, value in asdict(self.config).items():
+            if name != "steps" and value != getattr(config, name):
+                raise SettingsError(
+                    f"This training has {name}={value!r}, not {getattr(config, name)!r}; resume with {name}={value!r}, "
+                    "or begin another."
+                )
+        if self.about["weights"] != fingerprint(model):
+            raise SettingsError(f"This training is of '{self.about['model']}', and '{model.name}' has other weights.")
+        if self.about["pictures"] != images.digest:
+            raise SettingsError("This training is of other images; resume with the same ones, or begin another.")
+
+    def save(self, path: Path) -> None:
+        """Write `path`.safetensors and `path`.json, each whole or not at all, and each time such that what is there
+        fits together: all that changes from step to step is in the first.
+        """
+        tensors = {f"vectors.{i}": v for i, v in enumerate(self.vectors)}
+        tensors |= {f"begun.{i}": v for i, v in enumerate(self.begun)}
+        tensors |= {f"moment{k}.{i}": m[k - 1] for i, m in enumerate(self.moments) for k in (1, 2)}
+        facts = {"config": asdict(self.config), "about": dict(self.about)}
+        write(path.with_suffix(".json"), json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        content = save({name: t.clone() for name, t in tensors.items()}, {"step": str(self.step)})
+        write(path.with_suffix(".safetensors"), content)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainState:
+        """Read what `save` wrote.
+
+        Raises:
+            FileError: there is no training there, or it cannot be read.
+        """
+        try:
+            facts = json.loads(path.with_suffix(".json").read_text())
+            with safe_open(path.with_suffix(".safetensors"), "pt") as file:
+                step = int(file.metadata()["step"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(TrainingConfig(**facts["config"]), step, *_parts(tensors), facts["about"])
+        except FileNotFoundError:
+            raise FileError(f"'{path.parent}' holds no training to resume.") from None
+        except LimelightError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise FileError(f"The training in '{path.parent}' cannot be read: {error}.") from error
+
+
+def _parts(
+    tensors: Mapping[str, Tensor],
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[tuple[Tensor, Tensor], ...]]:
+    """The vectors, those that they began as, and the optimizer's moments, from the tensors of a state's file."""
+    encoders = range(sum(name.startswith("vectors.") for name in tensors))
+    vectors = tuple(tensors[f"vectors.{i}"] for i in encoders)
+    begun = tuple(tensors[f"begun.{i}"] for i in encoders)
+    if "moment1.0" not in tensors:
+        return vectors, begun, ()
+    return vectors, begun, tuple((tensors[f"moment1.{i}"], tensors[f"moment2.{i}"]) for i in encoders)
+
+
+def tables(model: Model) -> list[Tensor]:
+    """The vectors of all tokens, [tokens, width] for each text encoder."""
+    return [encoder.get_input_embeddings().weight.detach().float().cpu() for _, encoder in readers_of(model)]
+
+
+def first_vectors(model: Model, config: TrainingConfig) -> tuple[Tensor, ...]:
+    """What a word begins with: [config.vectors, width] float32 for each text encoder.
+
+    The tokens of `config.init`, each several times in a row where there are fewer than vectors; or normal random
+    vectors with the mean and the standard deviation of each dimension of the table. Equal rows get a little noise, a
+    thousandth of the table's: apart, they learn apart.
+
+    Raises:
+        SettingsError: the number of vectors is no multiple of the number of tokens.
+    """
+    random, found = generator(config.seed, "begin"), []
+    for (tokenizer, _), table in zip(readers_of(model), tables(model), strict=True):
+        noise = torch.randn(config.vectors, table.shape[1], generator=random)
+        if config.init is None:
+            found.append(table.mean(dim=0) + table.std(dim=0) * noise)
+            continue
+        ids = tokenizer(config.init, add_special_tokens=False)["input_ids"]
+        if not ids or config.vectors % len(ids):
+            pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids)).replace("</w>", "") or "none"
+            raise SettingsError(
+                f"init='{config.init}' is {len(ids)} tokens of '{model.name}' ({pieces}), which do not divide "
+                f"{config.vectors} vector{'s' * (config.vectors != 1)}; take vectors={max(len(ids), 1)}, or a word "
+                "that is one token."
+            )
+        rows = table[ids].repeat_interleave(config.vectors // len(ids), dim=0)
+        found.append(rows if config.vectors == len(ids) else rows + 1e-3 * table.std() * noise)
+    return tuple(found)

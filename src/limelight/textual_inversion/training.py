@@ -1,0 +1,363 @@
+"""Textual inversion: a word for what some images show.
+
+Rinon Gal, Yuval Alaluf, Yuval Atzmon, Or Patashnik, Amit H. Bermano, Gal Chechik, Daniel Cohen-Or, "An Image is Worth
+One Word: Personalizing Text-to-Image Generation using Textual Inversion", 2022, https://arxiv.org/abs/2208.01618
+
+A new word's vectors in the text encoder's table are trained, and nothing else, until the model predicts the noise in
+images of the thing from sentences with that word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention.probe import Probe
+from ..errors import SettingsError
+from ..guidance.base import layers_to_read
+from ..models.base import Model
+from ..models.sites import AttentionSite
+from ..prompts.prompt import Prompt
+from ..utils.torch import frozen, recomputing
+from .binding import bound
+from .config import TrainingConfig, generator
+from .dataset import Source, TrainingImages, sentences
+from .state import TrainState
+from .word import LearnedWord
+
+
+@dataclass(frozen=True, eq=False)
+class TrainStep:
+    """One step of a training, done.
+
+    Attributes:
+        loss: mean squared error of the prediction; most of its changes are those of the timesteps.
+        attention: the attention term before its weight; 0 where it has none.
+        lr: learning rate.
+        gradient: length of the gradient.
+        state: after the step.
+    """
+
+    loss: float
+    attention: float
+    lr: float
+    gradient: float
+    state: TrainState
+
+    @property
+    def index(self) -> int:
+        """0 for the first step."""
+        return self.state.step - 1
+
+    @property
+    def word(self) -> LearnedWord:
+        """The word after this step."""
+        return self.state.word
+
+
+def train_word(
+    model: Model, images: Source | TrainingImages, config: TrainingConfig, *, state: TrainState | None = None
+) -> Generator[TrainStep, None, None]:
+    """Learn a word, step by step; the last step has it.
+
+    While the generator is alive, the model knows the word as it is at that step, so images of it can be generated in
+    between, and the model's weights require no gradient. Closing or exhausting the generator restores the model.
+
+    Example:
+        >>> from PIL import Image
+        >>> from limelight.textual_inversion.config import TrainingConfig
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> config = TrainingConfig.suited(model, token="<teal>", init="cat", steps=2, batch=1)
+        >>> *_, last = train_word(model, Image.new("RGB", (64, 64), "teal"), config)
+        >>> last.index, last.word.token
+        (1, '<teal>')
+
+    Args:
+        model: its weights stay as they are; the noise levels and the kind of prediction are its scheduler's.
+        images: see `limelight.textual_inversion.dataset.Source`; three to six images of one thing are the usual.
+        config: its settings, see `TrainingConfig.suited`.
+        state: a training to resume: on the same device it gives, to the last bit, what it would have given without the
+            break.
+
+    Raises:
+        SettingsError: a setting does not fit the model, or `state` is another training's.
+        PromptError: the token is a word that the model has already.
+    """
+    if not isinstance(images, TrainingImages):
+        images = encode(model, images, config)
+    if state is None:
+        state = TrainState.begin(model, images, config)
+    state.check(model, images, config)
+    scheduler = noising(model)
+    if model.dtype == torch.float16:
+        raise SettingsError("Gradients are too small for float16; load the model with dtype=torch.bfloat16 or float32.")
+    with state.word.bind(model):  # what cannot be bound is found out here and not at the first step
+        pass
+    run = _Run(model, images, config, sentences(model, config.templates), scheduler)
+    return _steps(run, replace(state, config=config))
+
+
+def encode(model: Model, source: Source, config: TrainingConfig) -> TrainingImages:
+    """Encode images as a training with these settings needs them."""
+    size = None if config.size is None else (config.size, config.size)
+    return TrainingImages.encode(model, source, size=size, fit=config.fit, mirrored=config.flip > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What all steps of a training share.
+
+    Attributes:
+        texts: the sentences to learn in.
+        scheduler: the noise that the model was trained with.
+        prompts: every text that was parsed, with its prompt: parsing costs, and the token stays bound.
+    """
+
+    model: Model
+    images: TrainingImages
+    config: TrainingConfig
+    texts: tuple[str, ...]
+    scheduler: Any
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+
+    def prompt(self, template: str, word: str) -> Prompt:
+        """A sentence with a word in its place, parsed once."""
+        text = self.config.text(template, word)
+        if text not in self.prompts:
+            self.prompts[text] = self.model.prompt(text)
+        return self.prompts[text]
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Noisy images of one pass, what the model shall predict of them, and their sentences."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    target: Tensor
+    templates: tuple[str, ...]
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _steps(run: _Run, state: TrainState) -> Generator[TrainStep, None, None]:
+    model, config = run.model, run.config
+    rows = [nn.Parameter(v.to(model.device, copy=True)) for v in state.vectors]
+    begun = [v.to(model.device) for v in state.begun]
+    optimizer = _optimizer(rows, config, state)
+
+    with frozen(model.denoiser), bound(model, config.token, rows):
+        for index in range(state.step, config.steps):
+            errors, drifts = 0.0, 0.0
+            for part in range(config.accumulate):
+                error, drift = _pass(run, index, part)
+                errors, drifts = errors + error, drifts + drift
+
+            if config.anchor_weight:
+                (config.anchor_weight * _distance(rows, begun)).backward()
+            length = _gradient(rows, config, index)
+            _update(optimizer, rows, begun, config, index)
+
+            moments = [(optimizer.state[row]["exp_avg"], optimizer.state[row]["exp_avg_sq"]) for row in rows]
+            state = replace(
+                state,
+                step=index + 1,
+                vectors=tuple(row.detach().to("cpu", copy=True) for row in rows),
+                moments=tuple((m.to("cpu", copy=True), v.to("cpu", copy=True)) for m, v in moments),
+            )
+            yield TrainStep(errors / config.accumulate, drifts / config.accumulate, config.rate, length, state)
+
+
+def _optimizer(rows: list[nn.Parameter], config: TrainingConfig, state: TrainState) -> torch.optim.Optimizer:
+    """AdamW where a state left it."""
+    optimizer = torch.optim.AdamW(rows, lr=config.rate, weight_decay=config.weight_decay, foreach=False)
+    for row, (first, second) in zip(rows, state.moments, strict=False):
+        kept = {"exp_avg": first.to(row.device, copy=True), "exp_avg_sq": second.to(row.device, copy=True)}
+        optimizer.state[row] = {"step": torch.tensor(float(state.step)), **kept}
+    return optimizer
+
+
+def _distance(rows: list[nn.Parameter], begun: list[Tensor]) -> Tensor:
+    """The mean squared distance of the vectors to those that they began as, summed over the text encoders."""
+    return torch.stack([(row - b).square().sum(dim=1).mean() for row, b in zip(rows, begun, strict=True)]).sum()
+
+
+def _gradient(rows: list[nn.Parameter], config: TrainingConfig, index: int) -> float:
+    """Clear the gradient of vectors that wait for their turn; returns the length of the rest.
+
+    Raises:
+        SettingsError: the gradient is not finite.
+    """
+    trained, length = config.vectors_at(index), 0.0
+    for row in rows:
+        assert row.grad is not None
+        row.grad[trained:] = 0
+        length += float(row.grad.square().sum())
+
+    if not math.isfinite(length):
+        raise SettingsError(
+            f"The training of '{config.token}' diverged in step {index + 1} (its gradient is not finite). Resume from "
+            f"an earlier step with a smaller learning rate than {config.lr}."
+        )
+    return math.sqrt(length)
+
+
+def _update(
+    optimizer: torch.optim.Optimizer, rows: list[nn.Parameter], begun: list[Tensor], config: TrainingConfig, index: int
+) -> None:
+    """Move the rows by their gradient."""
+    trained = config.vectors_at(index)
+    waiting = [row.detach()[trained:].clone() for row in rows]
+    optimizer.step()
+    optimizer.zero_grad()
+
+    with torch.no_grad():
+        for row, kept, b in zip(rows, waiting, begun, strict=True):
+            row[trained:] = kept  # without the weight decay
+            if config.norm == "keep":
+                row.mul_(b.norm(dim=1, keepdim=True) / row.norm(dim=1, keepdim=True))
+
+
+def _batch(run: _Run, index: int, part: int) -> _Batch:
+    """The images, sentences, noise and timesteps of a pass, which depend on the seed, the step and the part alone."""
+    config, images, scheduler = run.config, run.images, run.scheduler
+    random = generator(config.seed, "pass", index, part)
+    first = (index * config.accumulate + part) * config.batch
+    which = [_chosen(len(images), config.seed, n) for n in range(first, first + config.batch)]
+    view = (torch.rand(config.batch, generator=random) < config.flip).long().tolist()
+    templates = tuple(run.texts[i] for i in torch.randint(len(run.texts), (config.batch,), generator=random).tolist())
+
+    mean, std = images.mean[which, view], images.std[which, view]
+    spread, noise = _normal(mean, random), _normal(mean, random)
+    timesteps = torch.randint(scheduler.config.num_train_timesteps, (config.batch,), generator=random)
+    timesteps = timesteps.to(run.model.device)
+    latents = mean + std * spread
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    return _Batch(noisy, timesteps, _target(scheduler, latents, noise, timesteps), templates)
+
+
+def _predicted(
+    run: _Run, batch: _Batch, probe: Probe, word: str, until: AttentionSite | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the model predicts with a word in the token's place, and the share of all attention that the word gets,
+    [images]; None without layers to read.
+    """
+    model = run.model
+    prompts = [run.prompt(template, word) for template in batch.templates]
+    encoded = model.encode(prompts, size=_size(model, batch.noisy), gradient=torch.is_grad_enabled())
+    with _scheduled(model, run.scheduler):
+        prediction = model.predict(batch.noisy, batch.timesteps, encoded, until=until)
+
+    maps = probe.take(batch.noisy, prompts)
+    return prediction, maps.map(word).mean(dim=(1, 2)) if run.config.attention_weight else None
+
+
+def _pass(run: _Run, index: int, part: int) -> tuple[float, float]:
+    """One pass of a step, forward and backward: the error of the prediction, and the attention term."""
+    model, config, batch = run.model, run.config, _batch(run, index, part)
+    size = (batch.noisy.shape[-2], batch.noisy.shape[-1])
+    layers = layers_to_read(model, size) if config.attention_weight else ()
+
+    # The attention that the init word gets in the same place.
+    usual = None
+    if config.init is not None and layers:
+        with torch.no_grad(), Probe(model, layers) as probe:
+            _, usual = _predicted(run, batch, probe, config.init, layers[-1])
+
+    # The backward pass is within the probe: a checkpointed layer runs again there, and must do so as it did before.
+    recompute = recomputing(model.denoiser) if config.checkpoint else nullcontext()
+    with recompute, Probe(model, layers) as probe:
+        prediction, share = _predicted(run, batch, probe, config.token)
+        assert prediction is not None  # no `until` was given
+        error = F.mse_loss(prediction.float(), batch.target.float())
+        drift = torch.zeros_like(error) if share is None or usual is None else (share / usual).log().square().mean()
+        ((error + config.attention_weight * drift) / config.accumulate).backward()
+    return error.item(), drift.item()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def held_loss(model: Model, images: TrainingImages, config: TrainingConfig, count: int = 32) -> float:
+    """Measure the error on fixed noise, timesteps and one sentence.
+
+    It shows what is learned; `TrainStep.loss` changes mostly with the timesteps of the step.
+
+    Args:
+        model: with the token bound to it, as it is while `train_word` runs.
+        count: how many noisy images; their timesteps are spread evenly.
+    """
+    scheduler, random = noising(model), generator(config.seed, "held")
+    which = [k % len(images) for k in range(count)]
+    latents = images.mean[which, 0]
+    noise, total = _normal(latents, random), 0.0
+
+    every = scheduler.config.num_train_timesteps / count
+    timesteps = torch.tensor([int((k + 0.5) * every) for k in range(count)])
+    timesteps = timesteps[torch.randperm(count, generator=random)].to(model.device)
+    prompt = model.prompt(config.text(sentences(model, config.templates)[0]))
+    encoded = model.encode([prompt], size=_size(model, latents))
+
+    for part in torch.arange(count).split(config.batch):
+        noisy = scheduler.add_noise(latents[part], noise[part], timesteps[part])
+        with _scheduled(model, scheduler):
+            prediction = model.predict(noisy, timesteps[part], encoded.rows([0] * len(part)))
+        assert prediction is not None  # no `until` was given
+        target = _target(scheduler, latents[part], noise[part], timesteps[part])
+        total += F.mse_loss(prediction.float(), target.float()).item() * len(part)
+    return total / count
+
+
+def _target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the model was trained to predict."""
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    return {"epsilon": noise, "sample": latents}[kind]
+
+
+def noising(model: Model) -> Any:
+    """The noise that the model was trained with, as diffusers' DDPMScheduler.
+
+    Raises:
+        SettingsError: the model was trained with another kind of noise.
+    """
+    from diffusers import DDPMScheduler
+
+    config = model.scheduler.config
+    kind = config.get("prediction_type", "epsilon")
+    if "beta_schedule" not in config or kind not in ("epsilon", "v_prediction", "sample"):
+        raise SettingsError(
+            f"A word cannot be learned with {type(model.scheduler).__name__}, whose noise ({kind}) is of another kind."
+        )
+    return DDPMScheduler.from_config(config)
+
+
+@contextmanager
+def _scheduled(model: Model, scheduler: Any) -> Iterator[None]:
+    """Schedulers of inference may scale what the denoiser gets by where they are in their own schedule."""
+    before, model.scheduler = model.scheduler, scheduler
+    try:
+        yield
+    finally:
+        model.scheduler = before
+
+
+def _size(model: Model, latents: Tensor) -> tuple[int, int]:
+    return latents.shape[-2] * model.pixels_per_latent, latents.shape[-1] * model.pixels_per_latent
+
+
+def _normal(like: Tensor, random: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=random).to(like)
+
+
+def _chosen(images: int, seed: int, n: int) -> int:
+    """The n-th image of a training: all of them in turn, each time in another order."""
+    turn, place = divmod(n, images)
+    return int(torch.randperm(images, generator=generator(seed, "order", turn))[place])

@@ -1,0 +1,141 @@
+"""A learned word."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import FileError, SettingsError
+from ..models.learned import readers_of
+from .binding import bound, check_fit, check_token
+from .formats import placeholder, read_word_files, write_word_file
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedWord:
+    """A learned word: vectors that stand for it in a text encoder's table.
+
+    Rinon Gal, Yuval Alaluf, Yuval Atzmon, Or Patashnik, Amit H. Bermano, Gal Chechik, Daniel Cohen-Or, "An Image is
+    Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion", 2022,
+    https://arxiv.org/abs/2208.01618
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "cat.safetensors"
+        >>> limelight.LearnedWord("<my-cat>", (torch.ones(2, 32),)).save(path)
+        >>> word = limelight.LearnedWord.load(path)
+        >>> word.token, [tuple(vectors.shape) for vectors in word.vectors]
+        ('<my-cat>', [(2, 32)])
+
+    Attributes:
+        token: how prompts name it: in angle brackets, lower case, without spaces, e.g. ``<my-cat>``.
+        vectors: for each text encoder of the model, in its order, [n, width] float32; Stable Diffusion 1.x, 2.x and LDM
+            have one, XL two.
+        about: what is known of its making; values as JSON has them.
+
+    Raises:
+        SettingsError: the token is not a placeholder, or the vectors are not finite matrices.
+    """
+
+    token: str
+    vectors: tuple[Tensor, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_token(self.token)
+        clean = tuple(vectors.detach().to("cpu", torch.float32, copy=True) for vectors in self.vectors)
+        if not _fit_together(clean):
+            shapes = ", ".join(str(list(v.shape)) for v in clean) or "none"
+            raise SettingsError(
+                f"The vectors of '{self.token}' must be [n, width], as many for each text encoder; these are {shapes}."
+            )
+        if not all(v.isfinite().all() for v in clean):
+            raise SettingsError(f"The vectors of '{self.token}' are not all finite numbers; it was learned badly.")
+        object.__setattr__(self, "vectors", clean)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], token: str | None = None) -> LearnedWord:
+        """Read a learned word from a file or folder.
+
+        Formats: the original's ``embeddings.pt``, AUTOMATIC1111's ``.pt``, diffusers' ``learned_embeds.safetensors``
+        and ``.bin`` (also their folder), ``emb_params``, and the pair ``clip_l``, ``clip_g`` of Stable Diffusion XL.
+        Pickles are read without running what they hold.
+
+        Args:
+            token: what to call it; by default what the file says. A name without angle brackets gets them ("cat" is
+                ``<cat>``, "*" is ``<star>``). Of a file with several words, which.
+
+        Raises:
+            FileError: it cannot be read, or holds several words.
+        """
+        found = read_word_files(path)
+        if len(found) > 1:
+            found = [entry for entry in found if entry[0] == token] or found
+        if len(found) > 1:
+            listed = ", ".join(name for name, _, _ in found)
+            raise FileError(f"'{path}' holds {len(found)} learned words; choose one as its token: {listed}.")
+        (name, vectors, about), *_ = found
+        return cls(name if token is None else placeholder(token), vectors, about)
+
+    @classmethod
+    def load_all(cls, path: str | os.PathLike[str]) -> tuple[LearnedWord, ...]:
+        """Every word of a file, see `load`."""
+        return tuple(cls(*found) for found in read_word_files(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it: ``.safetensors`` as diffusers reads it, ``.pt`` as the original code and AUTOMATIC1111 do (there it
+        is called ``*``); a folder gets ``learned_embeds.safetensors`` and ``token_identifier.txt``.
+
+        Raises:
+            SettingsError: it cannot be written, or the format has no place for it.
+        """
+        write_word_file(path, self.token, self.vectors, self.about)
+
+    @contextmanager
+    def bind(self, model: Any) -> Iterator[LearnedWord]:
+        """Let a model read the word for as long as the ``with`` lasts, see `limelight.textual_inversion.binding.bound`.
+
+            with limelight.LearnedWord.load("cat.safetensors").bind(model) as cat:
+                limelight.generate(model, f"a photo of {cat.token} and a dog")
+
+        Args:
+            model: a `Model`, or a live diffusers pipeline.
+
+        Raises:
+            SettingsError: the vectors do not fit the model, or the word is taken.
+        """
+        with bound(model, self.token, [nn.Parameter(vectors, requires_grad=False) for vectors in self.vectors]):
+            yield self
+
+    def nearest(self, model: Any, count: int = 5) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """For each vector, the words of a model's (first) table that lie next to it.
+
+        Returns:
+            Words and cosines, 1 at most, the nearest first.
+
+        Raises:
+            SettingsError: the vectors do not fit the model.
+        """
+        readers = readers_of(model)
+        check_fit(self.token, self.vectors, readers)
+        tokenizer, encoder = readers[0]
+        table = encoder.get_input_embeddings().weight.detach().to("cpu", torch.float32)[: tokenizer.vocab_size]
+        cosines = F.normalize(self.vectors[0], dim=1) @ F.normalize(table, dim=1).T
+        best = cosines.topk(min(count, len(table)), dim=1)
+        return tuple(
+            tuple((tokenizer.decode([index]).strip(), value) for index, value in zip(*row, strict=True))
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
+
+
+def _fit_together(vectors: tuple[Tensor, ...]) -> bool:
+    """Whether there are matrices, all of the same number of rows."""
+    return bool(vectors) and all(v.ndim == 2 and v.numel() and len(v) == len(vectors[0]) for v in vectors)

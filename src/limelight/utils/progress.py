@@ -1,0 +1,45 @@
+"""One progress protocol, and quiet libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+def quiet() -> None:
+    """Show no bars while models are read from disk; downloads keep theirs."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers and diffusers silent while they load local files, and restore their settings at the end.
+
+    Bars of downloads belong to another library and stay.
+    """
+    import diffusers.utils.logging as of_diffusers
+    import transformers.utils.logging as of_transformers
+
+    logs = of_diffusers, of_transformers
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, verbosity, bars in before:
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
+
+
+class Show(Protocol):
+    """Tells a progress bar how much is done, how much there is, and what to say beside it now."""
+
+    def __call__(self, done: int, total: int, label: str | None = None) -> None: ...

@@ -1,0 +1,223 @@
+"""Pictures of attention: what a person looks at. Every function takes what `generate` gives and returns a PIL image.
+
+Maps are shown in matplotlib's perceptually even colors over the picture in grey, on one scale for all tiles of a
+sheet, with a legend. This module needs matplotlib, which comes with ``pip install limelight[plots]``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..attention.maps import AttentionMaps
+from ..errors import SettingsError
+from ..generation.result import Result
+from ..prompts.prompt import Prompt
+from .theme import (
+    CHANGE,
+    SIDE,
+    Scale,
+    Tile,
+    attention_scale,
+    blend,
+    check_index,
+    display_name,
+    sheet_of,
+    sized,
+    wrapped,
+)
+
+
+def overlay(
+    image: Image.Image, heat: Tensor, *, limit: float | None = None, opacity: float = 0.7, side: int = SIDE
+) -> Image.Image:
+    """A map over its picture.
+
+    Args:
+        heat: [height, width], not negative; resized to the picture (bilinear).
+        limit: the value that has the brightest color; by default the map's largest.
+        opacity: 0 is the picture in grey, 1 the map alone.
+        side: longer side of the result in pixels.
+    """
+    return blend(image, heat, attention_scale(float(heat.max()) if limit is None else limit), opacity, side)
+
+
+def strip(
+    image: Image.Image,
+    maps: AttentionMaps,
+    words: Sequence[str | int] | None = None,
+    *,
+    index: int = 0,
+    columns: int = 6,
+    side: int = SIDE,
+) -> Image.Image:
+    """A picture, and beside it a tile for every word: where it looked.
+
+    Args:
+        maps: of a batch that holds the picture: ``result.maps``, ``result.steps[10]``, ``maps.groups()["up 8x8"]``.
+        words: words, phrases or token indices; by default every word of the prompt.
+        index: which image of the batch it is.
+        columns: most tiles in a row.
+
+    Raises:
+        PromptError: a word is not in the prompt.
+        SettingsError: the picture is not one of these maps', or there is no such image.
+        ProbeError: no maps were recorded.
+    """
+    heats = _heats(image, maps, words, index)
+    scale = attention_scale(max(float(heat.max()) for heat in heats.values()))
+    tiles = [Tile(sized(image, side), "picture"), *_word_tiles(image, heats, scale, side)]
+    return sheet_of(wrapped(tiles, columns), [scale])
+
+
+def compare(
+    plain: Result, guided: Result, words: Sequence[str | int] | None = None, *, index: int = 0, side: int = SIDE
+) -> Image.Image:
+    """Before and after: a row for the pictures and for every word, plain, guided and what guidance changed.
+
+    Args:
+        plain, guided: results of the same prompt and seeds.
+        words: by default the subjects that guidance put on stage.
+        index: which image of the results.
+
+    Raises:
+        SettingsError: the results do not fit together.
+    """
+    if (plain.settings["prompt"], plain.seeds) != (guided.settings["prompt"], guided.seeds):
+        raise SettingsError("The two results must have one prompt and the same seeds to be compared.")
+    words = guided.subjects if words is None else words
+    images = [result.images[check_index(index, len(result.images))] for result in (plain, guided)]
+    before, after = (
+        _heats(image, result.maps, words, index) for image, result in zip(images, (plain, guided), strict=True)
+    )
+    if any(before[word].shape != after[word].shape for word in before):
+        raise SettingsError("The maps of the two results differ in size; draw both with the same size and resolution.")
+    scale = attention_scale(max(float(heat.max()) for heats in (before, after) for heat in heats.values()))
+    change = {word: after[word] - before[word] for word in before}
+    most = max(float(heat.abs().max()) for heat in change.values()) or 1.0
+    signed = Scale(CHANGE, -most, most, "change")
+    old, new = (np.asarray(sized(image, side).convert("RGB"), dtype=np.float32) / 255 for image in images)
+    moved = Image.fromarray((np.abs(new - old).mean(axis=2) * 255).round().astype(np.uint8)).convert("RGB")
+    rows = [
+        [
+            Tile(sized(images[0], side), "plain"),
+            Tile(sized(images[1], side), "guided"),
+            Tile(moved, "difference", "of the pictures"),
+        ]
+    ]
+    columns = [
+        _word_tiles(images[0], before, scale, side, " \u00b7 plain"),
+        _word_tiles(images[1], after, scale, side, " \u00b7 guided"),
+        _word_tiles(images[1], change, signed, side, " \u00b7 difference"),
+    ]
+    rows += [list(row) for row in zip(*columns, strict=True)]
+    return sheet_of(rows, [scale, signed])
+
+
+def progress(
+    result: Result,
+    words: Sequence[str | int] | None = None,
+    *,
+    index: int = 0,
+    moments: int = 6,
+    side: int = 160,
+) -> Image.Image:
+    """A row for every word and a column for some of the steps, from first to last: when it looked where.
+
+    Raises:
+        ProbeError: the result holds no single steps (``record="steps"``).
+    """
+    image, frames, scale = _over_steps(result, words, index)
+    chosen = sorted({round(i * (len(frames) - 1) / max(moments - 1, 1)) for i in range(moments)})
+    columns = [_word_tiles(image, frames[i], scale, side, note=f"step {i + 1} of {len(frames)}") for i in chosen]
+    return sheet_of([list(row) for row in zip(*columns, strict=True)], [scale])
+
+
+def animation(
+    result: Result,
+    words: Sequence[str | int] | None = None,
+    *,
+    index: int = 0,
+    kind: Literal["webp", "gif"] = "webp",
+    seconds: float = 6.0,
+    side: int = SIDE,
+) -> bytes:
+    """The maps of every step over the finished picture, as the bytes of an endless animated WebP or GIF.
+
+    Args:
+        seconds: how long it takes from the first to the last step.
+
+    Raises:
+        ProbeError: the result holds no single steps (``record="steps"``).
+    """
+    if kind not in ("webp", "gif"):
+        raise SettingsError(f"kind='{kind}' must be 'webp' or 'gif'.")
+    image, heats, scale = _over_steps(result, words, index)
+    frames = [
+        sheet_of(wrapped(_word_tiles(image, heat, scale, side, note=f"step {i + 1} of {len(heats)}")), [scale])
+        for i, heat in enumerate(heats)
+    ]
+    pause = max(round(1000 * seconds / len(frames)), 20)
+    lasting = [*[pause] * (len(frames) - 1), 1500]
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 85, "method": 2} if kind == "webp" else {"optimize": False}
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=lasting, loop=0, **options)
+    return buffer.getvalue()
+
+
+def every_word(prompt: Prompt) -> tuple[str, ...]:
+    """The words that a model reads of a prompt as `Prompt.find` takes them: "a", "cat", "and", "a#2", "dog"."""
+    seen: dict[str, int] = {}
+    names = []
+    for word in prompt.words:
+        seen[word.key] = seen.get(word.key, 0) + 1
+        if word.positions:
+            names.append(word.text if seen[word.key] == 1 else f"{word.text}#{seen[word.key]}")
+    return tuple(names)
+
+
+def _heats(image: Image.Image, maps: AttentionMaps, words: Sequence[str | int] | None, index: int) -> dict[str, Tensor]:
+    """The map of each word for one image, [height, width] in float32 on the CPU, by caption."""
+    check_index(index, len(maps.prompts))
+    prompt = maps.prompts[index]
+    words = every_word(prompt) if words is None else words
+    if isinstance(words, str) or not words:
+        raise SettingsError("words must be a list with at least one word of the prompt, for example ['cat'].")
+    height, width = maps.latent_size
+    if abs(image.width * height - image.height * width) > 0.1 * image.height * width:
+        raise SettingsError(
+            f"A picture of {image.height}x{image.width} does not belong to maps of {height}x{width} latents; give the "
+            "picture that was drawn with them."
+        )
+    own = maps.images(slice(index, index + 1))
+    size = max((layer.size(maps.latent_size) for layer in maps.layers), default=None)
+    return {display_name(prompt, word): own.map(word, size)[0].detach().float().cpu() for word in words}
+
+
+def _over_steps(
+    result: Result, words: Sequence[str | int] | None, index: int
+) -> tuple[Image.Image, list[dict[str, Tensor]], Scale]:
+    image = result.images[check_index(index, len(result.images))]
+    # With record="all" single steps have more layers than the mean; the first one says if there is no step.
+    frames = [
+        _heats(image, result.steps[i].select(result.maps.layers.__contains__), words, index)
+        for i in range(max(len(result.steps), 1))
+    ]
+    return image, frames, attention_scale(max(float(heat.max()) for frame in frames for heat in frame.values()))
+
+
+def _word_tiles(
+    image: Image.Image, heats: Mapping[str, Tensor], scale: Scale, side: int, after: str = "", note: str = ""
+) -> list[Tile]:
+    tiles = []
+    for word, heat in heats.items():
+        extremes = f"up to {heat.max():.2f}"
+        if scale.low < 0:
+            extremes = f"{heat.min():+.2f} to {heat.max():+.2f}" if heat.abs().max() >= 0.005 else "no change"
+        tiles.append(Tile(blend(image, heat, scale, 0.7, side), word + after, note or extremes))
+    return tiles

@@ -1,0 +1,156 @@
+"""Colors, fonts, tiles and legends of all figures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..errors import SettingsError
+from ..prompts.prompt import Prompt
+
+
+def new_figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window, no state
+    except ImportError as error:
+        raise SettingsError("Plots need matplotlib; install it with: pip install 'limelight[plots]'.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def rendered(figure: Any) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
+
+
+try:
+    import matplotlib
+except ImportError as error:
+    raise SettingsError("Pictures of attention need matplotlib; install it: pip install 'limelight[plots]'.") from error
+ATTENTION, CHANGE = "inferno", "RdBu_r"
+INK, FAINT, PAPER = "#1f2328", "#6e7781", "#ffffff"
+# Colors that the color-blind can tell apart: Masataka Okabe, Kei Ito, "Color Universal Design", 2008,
+# https://jfly.uni-koeln.de/color/
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+SIDE, GAP, TEXT, SMALL = 224, 14, 15, 12
+HEAD = TEXT + SMALL + 12  # a tile's caption
+
+
+@dataclass(frozen=True)
+class Tile:
+    image: Image.Image
+    caption: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a color stands for: the values at the ends of a colormap."""
+
+    colors: str
+    low: float
+    high: float
+    label: str
+
+    def paint(self, values: np.ndarray) -> np.ndarray:
+        """Values [height, width] to colors [height, width, 3] in 0..1."""
+        share = (values - self.low) / (self.high - self.low) if self.high > self.low else np.zeros_like(values)
+        return matplotlib.colormaps[self.colors](share.clip(0, 1))[..., :3]
+
+
+def attention_scale(high: float) -> Scale:
+    return Scale(ATTENTION, 0.0, high, "attention")
+
+
+def check_index(index: int, count: int) -> int:
+    if not 0 <= index < count:
+        raise SettingsError(f"There is no image {index}; there are {count}, counted from 0.")
+    return index
+
+
+def display_name(prompt: Prompt, word: Any) -> str:
+    if isinstance(word, str):
+        return word
+    return " ".join(prompt.tokens[i].removesuffix("</w>") for i in prompt.find(word))
+
+
+def sized(image: Image.Image, side: int) -> Image.Image:
+    """With its longer side as given."""
+    factor = side / max(image.size)
+    size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def blend(image: Image.Image, heat: Tensor, scale: Scale, opacity: float, side: int) -> Image.Image:
+    shown = sized(image, side)
+    resized = F.interpolate(heat.detach().float().cpu()[None, None], (shown.height, shown.width), mode="bilinear")[0, 0]
+    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None] / 255
+    mixed = (1 - opacity) * grey + opacity * scale.paint(resized.numpy())
+    return Image.fromarray((mixed * 255).round().astype(np.uint8))
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings."""
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _fitted(text: str, size: int, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels; what follows a dot at its end stays."""
+    if _font(size).getlength(text) <= width:
+        return text
+    word, dot, kind = text.partition(" \u00b7 ")
+    tail = "\u2026" + dot + kind
+    while word and _font(size).getlength(word + tail) > width:
+        word = word[:-1]
+    return word + tail
+
+
+def wrapped(tiles: list[Tile], columns: int = 6) -> list[list[Tile]]:
+    return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+
+
+def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.Image:
+    """Captioned tiles in rows and columns, with the legends at the right."""
+    width, height = rows[0][0].image.size
+    columns = max(len(row) for row in rows)
+    bar = min(max(height, 96), 260)
+    legend = 84
+    sheet_size = (
+        GAP + columns * (width + GAP) + len(scales) * legend,
+        max(len(rows) * (height + HEAD + GAP), bar + HEAD + GAP) + GAP,
+    )
+    sheet = Image.new("RGB", sheet_size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for y, row in enumerate(rows):
+        top = GAP + y * (height + HEAD + GAP)
+        for x, tile in enumerate(row):
+            left = GAP + x * (width + GAP)
+            draw.text((left, top), _fitted(tile.caption, TEXT, width), INK, _font(TEXT))
+            draw.text((left, top + TEXT + 5), _fitted(tile.note, SMALL, width), FAINT, _font(SMALL))
+            sheet.paste(tile.image, (left, top + HEAD))
+    for i, scale in enumerate(scales):
+        _legend(sheet, scale, (GAP + columns * (width + GAP) + i * legend, GAP), bar)
+    return sheet
+
+
+def _legend(sheet: Image.Image, scale: Scale, at: tuple[int, int], height: int) -> None:
+    left, top = at
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, top), scale.label, INK, _font(SMALL))
+    values = np.linspace(scale.high, scale.low, height)[:, None].repeat(14, axis=1)
+    sheet.paste(Image.fromarray((scale.paint(values) * 255).round().astype(np.uint8)), (left, top + HEAD))
+    for share in (0.0, 0.5, 1.0):
+        value = scale.high + share * (scale.low - scale.high)
+        text = f"{value:+.2f}" if scale.low < 0 and value else f"{value:.2f}"
+        y = top + HEAD + share * (height - 1)
+        draw.line((left + 14, y, left + 18, y), FAINT)
+        draw.text((left + 22, y - SMALL * 0.6 if 0 < share < 1 else y - share * SMALL), text, INK, _font(SMALL))

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from limelight.cli import app as cli
+from limelight.cli import generate, terminal
+
+
+@pytest.fixture
+def limelight(monkeypatch, capsys):
+    """Run a command line in this process: returns (exit code, what it printed, what it complained of)."""
+
+    def run(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["limelight", *arguments])
+        monkeypatch.setattr(terminal.console, "width", 200)
+        monkeypatch.setattr(terminal.log, "width", 200)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_compare(limelight, tmp_path):
+    code, out, err = limelight(
+        *("generate", "a cat and a dog", "--compare", "--seeds", "0-1,5", "--steps", "2", "--out", str(tmp_path / "o"))
+    )
+    assert code == 0
+    assert "6 images and a-cat-and-a-dog-grid.png" in out
+    assert "subjects: cat, dog" in err
+    names = sorted(path.name for path in (tmp_path / "o").glob("*.png"))
+    rows = [f"a-cat-and-a-dog-{kind}-{seed}.png" for kind in ("guided", "plain") for seed in (0, 1, 5)]
+    assert names == sorted([*rows, "a-cat-and-a-dog-grid.png"])
+    with Image.open(tmp_path / "o" / "a-cat-and-a-dog-grid.png") as sheet:
+        assert sheet.size == (3 * 132 + 4, 2 * (132 + 18) + 4)
+    with Image.open(tmp_path / "o" / "a-cat-and-a-dog-plain-5.png") as image:
+        settings = json.loads(image.text["limelight"])
+    assert (settings["seed"], settings["guidance"], settings["model"]) == (5, None, "pocket")
+
+
+def test_plain_needs_no_subjects(limelight, tmp_path):
+    code, _, _ = limelight(
+        "generate", "sunset at dawn over there", "--no-guidance", "--steps", "1", "--out", str(tmp_path)
+    )
+    assert code == 0
+    assert (tmp_path / "sunset-at-dawn-over-there-plain-0.png").exists()
+
+
+def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
+    code, _, _ = limelight(
+        "generate", "a cat", "--seeds", "0-9", "--no-guidance", "--steps", "1", "--out", str(tmp_path)
+    )
+    assert code == 0
+    with Image.open(tmp_path / "a-cat-grid.png") as sheet:
+        assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
+
+
+def test_verbose(limelight, tmp_path):
+    arguments = ["generate", "a cat and a dog", "--seeds", "[0,1]", "--steps", "4", "--verbose", "--out", str(tmp_path)]
+    code, _, err = limelight(*arguments, "--scheduler", "euler", "--batch", "2")
+    assert code == 0
+    for heading in ("step", "seconds", "image", "loss", "cat", "dog", "refinements"):
+        assert heading in err
+    rows = [line.split("│")[1:-1] for line in err.splitlines() if line.count("│") == 8]
+    # Two of four steps are guided, each with a line for both images.
+    assert [row[0].strip() for row in rows] == ["1/4", "", "2/4", "", "3/4", "4/4"]
+    assert all(0 <= float(row[3]) <= 1 for row in rows[:4])
+    with Image.open(tmp_path / "a-cat-and-a-dog-guided-1.png") as image:
+        assert json.loads(image.text["limelight"])["scheduler"] == "EulerDiscreteScheduler"
+
+
+def test_subjects_are_asked_for(limelight, tmp_path, monkeypatch):
+    arguments = ["generate", "a cat and a dog", "--subjects", "ask", "--steps", "1", "--out", str(tmp_path)]
+    code, _, err = limelight(*arguments)
+    assert (code, "--subjects ask needs a terminal" in err) == (2, True)
+    monkeypatch.setattr(generate.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(generate.typer, "prompt", lambda _: "[2, dog]")
+    code, out, _ = limelight(*arguments)
+    assert (code, "dog</w>" in out) == (0, True)
+    with Image.open(tmp_path / "a-cat-and-a-dog-guided-0.png") as image:
+        assert json.loads(image.text["limelight"])["subjects"] == [2, "dog"]
+
+
+def test_words_that_the_model_has_never_seen(limelight, tmp_path):
+    options = ["--steps", "1", "--out", str(tmp_path)]
+    code, _, err = limelight("generate", "a cat and a xylophone", "--compare", *options)
+    assert code == 0
+    said = (
+        "warning: The model 'pocket' has never seen '{}'; what it draws for that means nothing; "
+        "try words of `limelight info`."
+    )
+    assert err.count(said.format("xylophone")) == 1
+    assert said.format("zebra") in limelight("edit", "a cat", "a zebra", *options)[2]
+    assert " elephant " in limelight("info")[1]
+
+
+def test_explain(limelight, tmp_path):
+    arguments = [
+        "explain",
+        "a cat and a dog",
+        "--compare",
+        "--over-time",
+        "--html",
+        "--words",
+        "cat,dog",
+        "--steps",
+        "2",
+    ]
+    code, out, _ = limelight(*arguments, "--out", str(tmp_path / "o"))
+    assert code == 0
+    names = [f"a-cat-and-a-dog-{name}" for name in ("words-0.png", "compare-0.png", "trace-0.png", "steps-0.png")]
+    names += ["a-cat-and-a-dog-animation-0.webp", "a-cat-and-a-dog-explain.html"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(names)
+    assert all(name in out for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--words", "dig"], "error: 'dig' is not in the prompt; its words are: a, cat, and, a, dog."),
+        (["--no-guidance", "--compare"], "error: There is nothing to compare without guidance"),
+        (["--subjects", "cow"], "error: 'cow' is not in the prompt"),
+        (["--steps", "0"], "error: steps=0 does not fit the schedule"),
+        (["--out", "/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_a_bad_explanation_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = limelight("explain", "a cat and a dog", *arguments)
+    assert (code, message in err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens(limelight):
+    code, out, _ = limelight("tokens", "a zebra and a dog")
+    assert code == 0
+    assert out.count("zebra") > 1
+    assert "dog</w>" in out
+    _, out, _ = limelight("tokens", "a cat " * 40)
+    assert "Beyond the 32 tokens" in out
+
+
+def test_info(limelight):
+    code, out, _ = limelight("info", "--device", "cpu")
+    assert code == 0
+    for expected in ("pocket", "StableDiffusionPipeline", "float32", "cpu", "torch"):
+        assert expected in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--subjects", "cat,dig"], "error: 'dig' is not in the prompt; its words are: a, cat, and, a, dog."),
+        (["--subjects", "99"], "error: Token index 99 is not in the prompt"),
+        (["--seeds", "3-1"], "error: Cannot read '3-1' as seeds. Write for example 0-3,7."),
+        (["--seeds", "x"], "error: Cannot read 'x' as seeds"),
+        (["--model", "nowhere"], "error: 'nowhere' is neither a folder nor a hub id"),
+        (["--height", "100"], "error: The size 100x128 does not fit this model"),
+        (["--resolution", "7"], "error: No layer has maps of 7x7 for this picture; there are: 8x8."),
+        (["--steps", "0"], "error: steps=0 does not fit the schedule; it must be 1 to 1000."),
+        (["--steps", "2000"], "error: steps=2000 does not fit the schedule"),
+        (["--seeds", "0-99999999999"], "error: '0-99999999999' is 100000000000 seeds"),
+        (["--height", "0"], "error: The size 0x128 does not fit this model"),
+        (["--height", "8", "--width", "8"], "error: The picture is too small"),
+        (["--scale", "nan"], "error: scale=nan must be a number"),
+        (["--compare", "--no-guidance"], "error: --compare needs guidance or head edits"),
+        (["--fast", "--no-guidance"], "error: --fast is a setting of guidance"),
+        (["--subjects", "cat,\u00b2"], "error: '\u00b2' is not in the prompt"),
+        (["--model", "~nosuchuser/m"], "error: '~nosuchuser/m' is neither a folder nor a hub id"),
+        (["--model", "m" * 300], "is neither a folder nor a hub id"),
+        (["--out", "/dev/null/x"], "cannot be written"),
+        (["--device", "toaster"], "error: 'toaster' is no device"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = limelight("generate", "a cat and a dog", "--steps", "1", *arguments)
+    assert code == 2
+    assert message in err.replace("\u2502", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_separate_process_prints_no_traceback(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "limelight",
+        "generate",
+        "a cat",
+        "--subjects",
+        "dig",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: 'dig' is not in the prompt; its words are: a, cat.\n"
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_installed_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "limelight.cli.app", "tokens", "a cat"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cat</w>" in done.stdout
+    assert done.stderr == ""
+
+
+def test_edit(limelight, tmp_path):
+    first, second = tmp_path / "one", tmp_path / "two"
+    code, out, _ = limelight(
+        *("edit", "a red car", "a blue car", "a car", "--seeds", "0-1", "--steps", "2"),
+        *("--cross", "0.5", "--cross", "car=1", "--reweight", "car=2", "--local", "car", "--out", str(first)),
+        *("--strengthen", "blue=Color"),
+    )
+    assert code == 0
+    assert "6 images and a-red-car-to-a-blue-car.png" in out
+    assert len(list(first.glob("*.png"))) == 7
+    with Image.open(first / "a-blue-car-1.png") as image:
+        settings = json.loads(image.text["limelight"])
+    assert (settings["source"], settings["cross_steps"]) == ("a red car", {"*": 0.5, "car": 1.0})
+    given = str(first / "a-red-car-0.png")
+    code, _, _ = limelight(
+        "edit", "a red car", "a blue car", "--image", given, "--steps", "2", "--out", str(second), "--null-text"
+    )
+    assert code == 0
+    assert len(list(second.glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--reweight", "car"], "'car' is not of the form WORD=NUMBER"),
+        (["--image", "nowhere.png"], "'nowhere.png' cannot be read: No such file"),
+        (["--image", __file__], "cannot be read: it is not an image"),
+        (["--mode", "replace"], "has 3 words and 'a big blue car' has 4"),
+    ],
+)
+def test_bad_edits(limelight, tmp_path, arguments, words):
+    code, _, error = limelight("edit", "a red car", "a big blue car", *arguments, "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert words in error
+    assert not (tmp_path / "o").exists()
+
+
+LIGHT = """
+import sys
+sys.argv = ["limelight", *sys.argv[1:]]
+from limelight.cli.app import main
+try:
+    main()
+except SystemExit as end:
+    code = end.code or 0
+heavy = {"torch", "diffusers", "transformers", "matplotlib"} & sys.modules.keys()
+print(code, sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "evaluate"),
+        (["generate", "--help"], 0, "euler-a"),
+        (["evaluate", "run", "--help"], 0, "attend-excite"),
+        (["heads", "compute", "--help"], 0, "paper"),
+        (["generate"], 2, "Missing argument"),
+        (["generate", "a cat", "--seeds", "x"], 2, "error: Cannot read 'x' as seeds"),
+        (["generate", "a cat", "--nonsense"], 2, "No such option: --nonsense"),
+        (["generate", "a cat", "--out", "/dev/null/x"], 2, "error: '/dev/null/x' cannot be written"),
+        (["edit", "a cat", "a dog", "--reweight", "dog"], 2, "not of the form WORD=NUMBER"),
+        (["evaluate", "run", "--out", "x", "--suite", "none"], 2, "error: 'none'"),
+        (["heads", "compute", "--out", "x", "--part", "half"], 2, "error: Cannot read --part half"),
+        (["learn", "images"], 2, "error: Name the word"),
+    ],
+)
+def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path, arguments, code, said):
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert said in done.stdout + done.stderr
+    assert done.stderr.endswith(f"{code} []\n")
+    assert list(tmp_path.iterdir()) == []

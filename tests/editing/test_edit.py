@@ -1,0 +1,266 @@
+"""Prompt-to-prompt and inversion."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+import limelight
+from limelight.editing.attention_edits import (
+    LocalBlend,
+    SelfAttention,
+    changed,
+    cross_attention,
+    refinement,
+    replacement,
+)
+from limelight.heads.relevance import Relevance
+
+
+def pairs(matrix: torch.Tensor, tokens: int) -> dict[tuple[int, int], float]:
+    """What is not zero among the first tokens."""
+    return {(i, j): matrix[i, j].item() for i, j in matrix[:tokens, :tokens].nonzero().tolist()}
+
+
+@pytest.fixture
+def prompt(tiny):
+    # Words outside the vocabulary fall into letters: "zz" is two tokens, "qjx" three.
+    return tiny.prompt
+
+
+def test_words_of_equal_length_swap_token_for_token(prompt):
+    assert torch.equal(replacement(prompt("a red car"), prompt("a blue car")), torch.eye(77))
+
+
+def test_a_longer_word_shares_the_map_of_the_shorter_one(prompt):
+    matrix = replacement(prompt("a red car"), prompt("a zz car"))
+    assert pairs(matrix, 7) == {(0, 0): 1, (1, 1): 1, (2, 2): 0.5, (2, 3): 0.5, (3, 4): 1, (4, 5): 1, (5, 6): 1}
+    assert matrix[75:, 76].tolist() == [1, 1]  # the padding that was pushed out
+    assert matrix.sum(dim=1).tolist() == [1] * 77
+
+
+def test_a_shorter_word_takes_the_sum_of_the_longer_one(prompt):
+    matrix = replacement(prompt("a qjx car"), prompt("a red car"))
+    assert pairs(matrix, 7) == {
+        (0, 0): 1, (1, 1): 1, (2, 2): 1, (3, 2): 1, (4, 2): 1, (5, 3): 1, (6, 4): 1,
+    }  # fmt: skip
+    assert matrix.sum(dim=1).tolist() == [1] * 77
+    assert not matrix[:, 75:].any()
+
+
+def test_as_published_the_tail_is_shifted(prompt):
+    matrix = replacement(prompt("a qjx car"), prompt("a red car"), published=True)
+    assert pairs(matrix, 7) == {
+        (0, 0): 1, (1, 1): 1, (2, 2): 1, (3, 2): 1, (4, 2): 1, (3, 3): 1, (4, 4): 1, (5, 5): 1, (6, 6): 1,
+    }  # fmt: skip
+
+
+def test_two_words_swapped(prompt):
+    matrix = replacement(prompt("a zz cat and a dog"), prompt("a red cat and a zz"))
+    assert pairs(matrix, 9) == {
+        (0, 0): 1, (1, 1): 1, (2, 2): 1, (3, 2): 1, (4, 3): 1, (5, 4): 1, (6, 5): 1, (7, 6): 0.5, (7, 7): 0.5,
+        (8, 8): 1,
+    }  # fmt: skip
+
+
+def test_what_differs_between_two_prompts(prompt):
+    assert changed(prompt("a red car and a blue dog"), prompt("a Blue car and a blue dog")) == (("red#1",), ("blue#1",))
+    assert changed(prompt("a dog and a dog"), prompt("a dog and a cat")) == (("dog#2",), ("cat#1",))
+    assert changed(prompt("a car"), prompt("a car at night")) == ((), ("at#1", "night#1"))
+
+
+def test_refinement_keeps_what_is_shared(prompt):
+    matrix = refinement(prompt("a car"), prompt("a red car and a dog"))
+    # bos a car end | bos a red car and a dog end
+    assert pairs(matrix, 8) == {(0, 0): 1, (1, 1): 1, (2, 3): 1, (3, 7): 1}
+    assert torch.equal(matrix[8:, 8:], torch.eye(69))
+
+
+def test_the_cross_edit_against_a_loop(prompt):
+    prompts = [prompt("a zz car"), prompt("a red car"), prompt("a blue zz")]
+    windows = {"*": (0.0, 0.5), "red": (0.2, 1.0)}
+    edit = cross_attention(prompts, 10, "replace", windows, {"red": 3.0}, False)
+    p = torch.rand(6, 2, 5, 77, dtype=torch.float64)
+    mappers = [replacement(prompts[0], t) for t in prompts[1:]]
+    for step in range(10):
+        out = edit(None, p, step)
+        for seed in range(2):
+            source = p[3 * seed]
+            assert torch.equal(out[3 * seed], source)
+            for k, target in enumerate(prompts[1:]):
+                for token in range(77):
+                    # 11 entries for 10 steps, as published: 0.5 ends after step 4, 0.2 begins with step 2.
+                    copied = step < 5
+                    if k == 0 and token in target.find("red"):
+                        copied = step >= 2
+                    own = p[3 * seed + 1 + k, :, :, token]
+                    wanted = own
+                    if copied:
+                        wanted = sum(source[:, :, i] * mappers[k][i, token].item() for i in range(77))
+                    if k == 0 and token in target.find("red") and step < 5:
+                        wanted = wanted * 3.0
+                    torch.testing.assert_close(out[3 * seed + 1 + k, :, :, token], wanted)
+
+
+def test_a_strengthened_word_keeps_its_own_maps(tiny):
+    cross = [layer for layer in tiny.sites if layer.kind == "cross"]
+    heads = tuple((layer.group, layer.heads) for layer in cross)
+    vectors = Relevance(("Color", "Other"), heads, torch.rand(2, sum(n for _, n in heads)))
+    source, target = tiny.prompt("a car"), tiny.prompt("a red car")
+    edit = cross_attention([source, target], 10, "auto", 0.5, {}, False)
+    edit = edit.strengthened(tiny, [target], {"red": "Color"}, vectors)
+    first = cross[0].heads
+    p = torch.rand(2, cross[1].heads, 5, 77)
+    out = edit(cross[1], p, 0)
+    red, car = target.find("red"), target.find("car")
+    gains = vectors["Color"][first : first + cross[1].heads]
+    torch.testing.assert_close(out[1, ..., red[0]], p[1, ..., red[0]] * gains[:, None])
+    assert torch.equal(out[1, ..., car[0]], p[0, ..., source.find("car")[0]])
+    assert torch.equal(edit(cross[1], p, 6), p), "after its window the raw maps return"
+    with pytest.raises(limelight.PromptError, match="'blue' is not in the prompt"):
+        edit.strengthened(tiny, [target], {"blue": "Color"}, vectors)
+
+
+def test_several_words_of_one_concept_are_strengthened(tiny):
+    cross = [layer for layer in tiny.sites if layer.kind == "cross"]
+    heads = tuple((layer.group, layer.heads) for layer in cross)
+    vectors = Relevance(("Color", "Other"), heads, torch.rand(2, sum(n for _, n in heads)))
+    prompts = [tiny.prompt(text) for text in ("a car and a bow", "a red car and a blue bow", "a blue car and a bow")]
+    edit = cross_attention(prompts, 10, "auto", 0.5, {}, False)
+    edit = edit.strengthened(tiny, prompts[1:], {"red": "Color", "blue": "Color"}, vectors)
+    for target, prompt in enumerate(prompts[1:]):
+        own = [token for word in ("red", "blue") if word in prompt.text for token in prompt.find(word)]
+        strong = ~edit.gains[cross[0]][target, 0, 0].isnan()
+        assert strong.nonzero().flatten().tolist() == own
+
+
+def test_a_full_replacement_copies_the_maps(tiny):
+    prompts = [tiny.prompt("a red car"), tiny.prompt("a blue car")]
+    seen = []
+
+    def spy(layer, probabilities, step):
+        seen.append(probabilities)
+        return probabilities
+
+    latents = tiny.noise([torch.Generator().manual_seed(s) for s in (0, 1)], 32, 32)
+    edits = [cross_attention(prompts, 1, "auto", 1.0, {}, False), spy]
+    with torch.no_grad(), limelight.Probe(tiny, (), edits=edits):
+        tiny.predict(latents, tiny.timesteps(1)[0], tiny.encode(prompts))
+    assert len(seen) == sum(layer.kind == "cross" for layer in tiny.sites)
+    assert all(torch.equal(p[0], p[1]) for p in seen)
+
+
+def test_self_attention_of_the_inner_layers(tiny):
+    edit = SelfAttention(2, tiny.guided_scale, range(3))
+    inner = [layer for layer in tiny.sites if edit.touches(layer, 0)]
+    assert {(layer.kind, layer.scale) for layer in inner} == {("self", 2), ("self", 4)}
+    assert not any(edit.touches(layer, 3) for layer in tiny.sites)
+    p = torch.rand(4, 2, 5, 5)
+    assert torch.equal(edit(inner[0], p, 0), p[[0, 0, 2, 2]])
+
+
+def test_source_is_the_plain_picture_and_equal_prompts_give_it_again(tiny):
+    plain = limelight.generate(tiny, "a red car", seeds=[3, 4], steps=4, record=False)
+    result = limelight.edit(tiny, "a red car", ["a red car", "a blue car"], seeds=[3, 4], steps=4)
+    torch.testing.assert_close(result.source.latents, plain.latents)
+    torch.testing.assert_close(result.target.latents, plain.latents)
+    assert not torch.allclose(result.targets[1].latents, plain.latents, atol=1e-3)
+    assert result.target.images[0].tobytes() == plain.images[0].tobytes()
+    assert result.targets[1].maps["blue"].shape[0] == 2
+
+
+def test_passes_do_not_change_the_pictures(tiny):
+    whole, parts = (
+        limelight.edit(tiny, "a red car", "a blue car", seeds=[0, 1, 2], steps=3, batch=size) for size in (6, 2)
+    )
+    torch.testing.assert_close(whole.target.latents, parts.target.latents)
+
+
+def test_without_windows_the_target_is_drawn_alone(tiny):
+    free = limelight.edit(tiny, "a red car", "a blue car", steps=3, cross_steps=0, self_steps=0)
+    alone = limelight.generate(tiny, "a blue car", steps=3)
+    torch.testing.assert_close(free.target.latents, alone.latents)
+
+
+def test_a_local_edit_leaves_the_rest(tiny, monkeypatch):
+    masks = []
+    own = LocalBlend.mask
+    monkeypatch.setattr(LocalBlend, "mask", lambda self, size: masks.append(own(self, size)) or masks[-1])
+    result = limelight.edit(tiny, "a red car", "a blue car", seeds=[0, 1], steps=5, local="car", self_steps=0)
+    assert len(masks) == 4  # not in the first fifth
+    outside = ~masks[-1][:, 1, None].expand(-1, 4, -1, -1)
+    assert 0 < outside.double().mean() < 1
+    assert torch.equal(result.target.latents[outside], result.source.latents[outside])
+    assert not torch.equal(result.target.latents[~outside], result.source.latents[~outside])
+
+
+def test_xl(tiny_xl):
+    result = limelight.edit(limelight.load(tiny_xl), "a red car", ["a blue car", "a red car and a dog"], steps=2)
+    assert [r.settings["prompt"] for r in result.targets] == ["a blue car", "a red car and a dog"]
+
+
+def test_only_touched_layers_lose_their_fused_attention(tiny, monkeypatch):
+    explicit = []
+    own = limelight.Probe.see
+    monkeypatch.setattr(
+        limelight.Probe, "see", lambda self, layer, p: explicit.append((self.step, layer.kind)) or own(self, layer, p)
+    )
+    limelight.edit(tiny, "a red car", "a blue car", steps=4, cross_steps=0.5, self_steps=0.25, record=False)
+    assert {step for step, kind in explicit if kind == "cross"} == {0, 1}
+    assert {step for step, kind in explicit if kind == "self"} == {0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"target": "a big blue car", "mode": "replace"}, "'a red car' has 3 words and 'a big blue car' has 4"),
+        ({"local": "cat"}, "'cat' is not in the prompt"),
+        ({"reweight": {"cat": 2.0}}, "'cat' is not in the prompt"),
+        ({"cross_steps": {"cat": 0.5}}, "'cat' is not in the prompt"),
+        ({"cross_steps": 1.5}, r"cross_steps=1.5 must lie between 0 and 1"),
+        ({"self_steps": (0.8, 0.2)}, r"self_steps=\(0.8, 0.2\) must lie"),
+        ({"mode": "swap"}, "mode='swap' must be"),
+        ({"target": []}, "at least one target"),
+        ({"null_text": True}, "give one as image"),
+    ],
+)
+def test_bad_input(tiny, arguments, words):
+    with pytest.raises(limelight.LimelightError, match=words):
+        limelight.edit(tiny, **{"source": "a red car", "target": "a blue car", "steps": 2, **arguments})
+
+
+def test_inversion_of_a_model_that_is_known(tiny, monkeypatch):
+    """Were all latents normally distributed, the perfect denoiser would be this one, and the way back is exact."""
+
+    def perfect(latents, timestep, conditioning, **_):
+        share = tiny.scheduler.alphas_cumprod[timestep]
+        return (1 - share).sqrt() * (latents - share.sqrt() * 0.7) / (share * 0.2**2 + 1 - share)
+
+    monkeypatch.setattr(tiny, "predict", perfect)
+    picture = Image.effect_noise((32, 32), 60).convert("RGB")
+    errors = [limelight.invert_image(tiny, picture, "a cat", steps=steps).error for steps in (25, 100, 500)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert errors[2] < 0.02
+
+
+def test_null_text_leads_back(tiny):
+    picture = limelight.generate(tiny, "a red car", steps=4, record=False).images[0]
+    guided, learned = (
+        limelight.invert_image(tiny, picture, "a red car", steps=4, null_text=null) for null in (False, True)
+    )
+    assert learned.error < 0.8 * guided.error
+    changed = limelight.edit(tiny, "a red car", "a blue car", image=learned, steps=4)
+    plain = limelight.edit(tiny, "a red car", "a blue car", image=guided, steps=4)
+    # The source is what the inversion gives back.
+    wanted = tiny.latents([picture])
+    assert (changed.source.latents - wanted).square().mean().sqrt().item() == pytest.approx(learned.error, rel=1e-3)
+    assert (plain.source.latents - wanted).square().mean().sqrt().item() == pytest.approx(guided.error, rel=1e-3)
+    with pytest.raises(limelight.SettingsError, match="inverted with steps '4', the edit asks for '5'"):
+        limelight.edit(tiny, "a red car", "a blue car", image=learned, steps=5)
+
+
+def test_inversion_needs_ddim(tiny_pipeline):
+    model = limelight.load(tiny_pipeline("pndm"))
+    with pytest.raises(limelight.SettingsError, match="not with PNDMScheduler"):
+        limelight.invert_image(model, Image.new("RGB", (32, 32)), "a cat")

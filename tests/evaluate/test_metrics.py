@@ -1,0 +1,234 @@
+"""Scores against independent computations; detectors of transformers with small random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional.multimodal import clip_score
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
+    Owlv2Processor,
+    SwinConfig,
+)
+
+from limelight.evaluate.clip import TEMPLATES, Captioner, Clip, in_templates, minimum_object
+from limelight.evaluate.detectors import Detection, OpenVocabulary, PocketDetector
+from limelight.evaluate.metrics import (
+    AttributeBinding,
+    DetectionSuccess,
+    ImageImage,
+    ImageText,
+    MinimumObject,
+    TextText,
+)
+from limelight.evaluate.suites import Case, Wanted, wanted
+from limelight.models.loading import POCKET
+
+PROMPT = "a cat and a red bow"
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return Clip()
+
+
+@pytest.fixture(scope="module")
+def images():
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 255, (96, 96, 3), dtype=np.uint8)).resize((128, 128)) for _ in range(3)]
+
+
+def directly(images, texts):
+    """Cosines of pictures and texts [images, texts] from CLIP's own logits."""
+    model = CLIPModel.from_pretrained(POCKET / "clip", dtype=torch.float32)
+    processor = CLIPProcessor.from_pretrained(POCKET / "clip")
+    inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**inputs)
+        assert torch.allclose(out.image_embeds @ out.text_embeds.T * model.logit_scale.exp(), out.logits_per_image)
+    return out.image_embeds, out.text_embeds
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_clip_against_transformers(clip, images, paper):
+    def expected(text):
+        pictures, texts = directly(images, in_templates(text, paper))
+        mean = texts.mean(dim=0)
+        return pictures @ (mean / mean.norm())
+
+    assert len(TEMPLATES) == 80
+    whole, halves = expected(PROMPT), [expected("a cat"), expected("a red bow")]
+    metric, least = ImageText(clip, paper), MinimumObject(clip, paper)
+    for part in (images[:1], images[1:]):
+        metric.update(part, PROMPT)
+        least.update(part, PROMPT)
+    assert metric.compute().item() == pytest.approx(whole.mean().item(), abs=1e-5)
+    assert least.compute().item() == pytest.approx(torch.minimum(*halves).mean().item(), abs=1e-5)
+    assert minimum_object(clip, clip.images(images), PROMPT, paper).tolist() == pytest.approx(
+        torch.minimum(*halves).tolist(), abs=1e-5
+    )
+
+
+def test_without_templates_it_is_clip_score(clip, images):
+    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
+    texts = ["a cat", "a dog", "a red bow"]
+    ours = (clip.images(images) * clip.texts(texts)).sum(dim=-1)
+
+    class Older(CLIPModel):
+        """Answers with tensors, as torchmetrics 1.9 knows it from transformers 4."""
+
+        def get_image_features(self, *args, **options):
+            return super().get_image_features(*args, **options).pooler_output
+
+        def get_text_features(self, *args, **options):
+            return super().get_text_features(*args, **options).pooler_output
+
+    def backbone():
+        model = Older.from_pretrained(POCKET / "clip", dtype=torch.float32)
+        return model, CLIPProcessor.from_pretrained(POCKET / "clip")
+
+    theirs = [clip_score(t, s, model_name_or_path=backbone).item() for t, s in zip(tensors, texts, strict=True)]
+    assert theirs == pytest.approx((100 * ours).clamp(min=0).tolist(), abs=1e-3)
+    assert max(theirs) > 0
+
+
+def test_patches_are_the_last_keys(clip, images):
+    seen = []
+    handle = clip.model.vision_model.encoder.layers[-1].self_attn.k_proj.register_forward_hook(
+        lambda module, arguments, keys: seen.append(keys)
+    )
+    clip.images(images)
+    handle.remove()
+    assert torch.equal(clip.patches(images), seen[0][:, 1:])
+    assert clip.patches(images).shape == (3, 64, 128)
+
+
+def test_pictures_and_captions(clip, images):
+    same, other = ImageImage(clip), ImageImage(clip)
+    same.update(images, images)
+    other.update(images, images[::-1])
+    pictures, texts = directly(images, Captioner().captions(images))
+    assert same.compute().item() == pytest.approx(1, abs=1e-5)
+    assert other.compute().item() == pytest.approx((pictures * pictures.flip(0)).sum(-1).mean().item(), abs=1e-5)
+    said = TextText(clip, Captioner())
+    said.update(images, PROMPT)
+    _, prompt = directly(images, in_templates(PROMPT))
+    mean = prompt.mean(dim=0)
+    assert said.compute().item() == pytest.approx((texts @ (mean / mean.norm())).mean().item(), abs=1e-5)
+    assert TextText(clip, Captioner()).compute().isnan()
+
+
+def test_captions_as_the_paper_had_them(images):
+    captioner = Captioner()
+    captions = captioner.captions(images, paper=True)
+    assert len(captions) == 3
+    assert all(caption and not caption.startswith("a picture of") for caption in captions)
+
+
+class Said:
+    """A detector that finds what the test says."""
+
+    def __init__(self, *found):
+        self._found = found
+
+    def knows(self, word):
+        return True
+
+    def find(self, images, things):
+        return [
+            [Detection(w, 0.9, (i / 9, 0, i / 9 + 0.1, 1), c) for i, (w, c) in enumerate(own)] for own in self._found
+        ]
+
+
+def test_detection_and_binding_by_hand():
+    case = Case(PROMPT, "mine", wanted(PROMPT))
+    detector = Said([("cat", "white"), ("bow", "red")], [("cat", "red"), ("bow", "blue")], [("cat", "red")])
+    images = [Image.new("RGB", (8, 8))] * 3
+    success, binding = DetectionSuccess(detector), AttributeBinding(detector)
+    success.update(images, case)
+    binding.update(images, case)
+    assert (success.compute().item(), binding.compute().item()) == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_the_embedded_detector_knows_its_words():
+    assert PocketDetector.load().knows("cat")
+    assert not PocketDetector.load().knows("xylophone")
+
+
+@pytest.fixture(scope="module")
+def owl(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=16)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"pad_token_id": tokenizer.pad_token_id}
+    config = Owlv2Config(
+        text_config=text, vision_config={**small, "image_size": 64, "patch_size": 16}, projection_dim=32
+    )
+    folder = tmp_path_factory.mktemp("owl")
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
+    Owlv2Processor(Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dino")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] . ? a photo of cat bow ##s".split()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    swin = SwinConfig(
+        image_size=64, patch_size=4, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=2
+    )
+    swin.out_features = ["stage2", "stage3", "stage4"]
+    bert = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    config = GroundingDinoConfig(
+        backbone_config=swin, text_config=bert, d_model=32, num_queries=12, encoder_layers=1, decoder_layers=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
+        fusion_dropout=0.0, num_feature_levels=4, max_text_len=32,
+    )  # fmt: skip
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})
+    GroundingDinoProcessor(image_processor, BertTokenizer(str(folder / "vocab.txt"))).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["owl", "dino"])
+def test_open_vocabulary_detectors(kind, request, images, clip):
+    detector = OpenVocabulary(request.getfixturevalue(kind), clip, threshold=0.0)
+    things = (Wanted("cat"), Wanted("bow", "red"))
+    found = detector.find(images, things)
+    assert len(found) == 3
+    for own in found:
+        assert [d.score for d in own] == sorted((d.score for d in own), reverse=True)
+        assert all(0 <= side <= 1 for d in own for side in d.box)
+        assert all((d.color != "") == (d.word == "bow") for d in own)
+    assert {d.word for own in found for d in own} <= {"cat", "bow"}
+    assert any(found)
+    # The surest is what the model's own answer says is surest.
+    inputs = detector._processor(
+        images=images, text=[["a photo of a cat", "a photo of a bow"]] * 3, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = detector._model(**inputs).logits
+    if kind == "owl":
+        best = logits.sigmoid().flatten(1).amax(dim=1)
+        assert [own[0].score for own in found] == pytest.approx(best.tolist(), abs=1e-5)
+    assert detector.knows("xylophone")
+    assert OpenVocabulary(request.getfixturevalue(kind), clip, threshold=1.0).find(images, things) == [[], [], []]

@@ -1,0 +1,89 @@
+"""The prompts that ship, and files of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import pytest
+
+from limelight import SettingsError
+from limelight.evaluate.suites import Case, Wanted, load, wanted
+from limelight.heads.relevance import Relevance
+
+
+def test_the_published_prompts():
+    cases = load("attend-excite")
+    assert Counter(case.subset for case in cases) == {"animals": 66, "animals_objects": 144, "objects": 66}
+    text = "\n".join(case.prompt for case in cases)
+    stated = "2ef1046044233ec934070d905726a67a36d7f8aacaf23e516841f0dbea7398ba"
+    assert hashlib.sha256(text.encode()).hexdigest() == stated
+    # What the file says of the subjects is what the prompts say.
+    assert all(case.wanted == wanted(case.prompt) and len(case.wanted) == 2 for case in cases)
+
+
+def test_the_subjects_of_the_benchmark_alone_colored_and_by_three():
+    published = {thing.word for case in load("attend-excite") for thing in case.wanted}
+    assert {case.wanted[0].word for case in load("single")} == published
+    assert [len(load(name)) for name in ("single", "colors", "three")] == [24, 132, 68]
+    assert load("single")[6].prompt == "an elephant"
+    assert load("colors")[-1] == Case("a white apple", "colors", (Wanted("apple", "white"),))
+    for name in ("single", "colors", "three"):
+        assert all(case.wanted == wanted(case.prompt) for case in load(name))
+    assert all(len({thing.word for thing in case.wanted}) == 3 for case in load("three"))
+
+
+def test_lists_of_head_relevance_vectors():
+    sizes = {"multi-1": 66, "multi-2": 150, "edit-color": 50, "edit-material": 50, "edit-pattern": 50}
+    for name, size in {**sizes, "edit-style": 50, "edit-weather": 25, "multi": 216, "edit": 225}.items():
+        cases = load(f"hrv-{name}")
+        assert len(cases) == size == len({case.name for case in cases})
+        assert all((case.source is None) == name.startswith("multi") for case in cases)
+    assert load("hrv-multi-2")[0].wanted == (Wanted("penguin", "green"), Wanted("bear", "purple"))
+    assert load("hrv-edit-color")[0].name == "a blue car -> a brown car"
+    concepts = {case.concept for case in load("hrv-edit")}
+    assert len(concepts) == 5
+    assert all(concepts <= set(Relevance.load(name).concepts) for name in ("sd-1.4", "sdxl"))
+    # A detector can say whether a color came; of "a T-shirt with a leopard pattern" it can say nothing.
+    assert load("hrv-edit-color")[0].wanted == (Wanted("car", "brown"),)
+    assert all(not case.wanted for name in ("pattern", "style", "weather") for case in load(f"hrv-edit-{name}"))
+
+
+def test_files_of_the_users(tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("a cat and a red dog\n\na photo of a cat on a mat, at night\n")
+    assert load(text) == (
+        Case("a cat and a red dog", "mine", (Wanted("cat"), Wanted("dog", "red"))),
+        Case("a photo of a cat on a mat, at night", "mine"),
+    )
+    edits = tmp_path / "edits.csv"
+    edits.write_text("source_prompt,target_prompt,concept\na red car,a blue car,Color\n")
+    assert load(edits) == (Case("a blue car", "edits", (Wanted("car", "blue"),), "a red car", "Color"),)
+    table = tmp_path / "mine.csv"
+    table.write_text('\ufeffprompt,subset,subjects\n"two cars, red and blue",cars,red car;blue car\na cat,cats,\n')
+    cases = load(str(table))
+    assert cases[0] == Case("two cars, red and blue", "cars", (Wanted("car", "red"), Wanted("car", "blue")))
+    assert cases[0].subjects == ("car", "car#2")
+    assert cases[1] == Case("a cat", "cats")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text\na cat\n", "no column 'prompt'"),
+        ("a.csv", "prompt,subset\n,x\n", "Line 2 of .* has no prompt"),
+        ("a.txt", "\n\n", "has no prompts"),
+        ("a.txt", "a cat\na cat\n", "has 'a cat' twice"),
+        ("a.txt", b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingsError, match=message):
+        load(path)
+
+
+def test_unknown_suites():
+    with pytest.raises(SettingsError, match=r"'nothing' is neither a suite .*attend-excite"):
+        load("nothing")

@@ -1,0 +1,52 @@
+"""Plain and guided images of the same seeds, and grids."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import limelight
+from limelight import SettingsError
+
+PROMPT = "a cat and a dog"
+
+
+def test_both_runs_have_the_same_seeds_and_options(tiny, tmp_path):
+    names = []
+    guidance = limelight.AttendAndExcite(resolution=8)
+    options = {"seeds": [3, 8], "steps": 2}
+    comparison = limelight.compare(tiny, PROMPT, guidance=guidance, on_run=names.append, **options)
+    assert names == ["guided", "plain"], "what may fail runs first"
+    assert list(comparison.runs) == ["plain", "guided"]
+    plain, guided = comparison.runs.values()
+    assert torch.equal(plain.latents, limelight.generate(tiny, PROMPT, **options).latents)
+    assert torch.equal(guided.latents, limelight.generate(tiny, PROMPT, guidance=guidance, **options).latents)
+
+    paths = comparison.save(tmp_path)
+    stem = "a-cat-and-a-dog"
+    assert [path.name for path in paths] == [
+        *(f"{stem}-{run}-{seed}.png" for run in ("plain", "guided") for seed in (3, 8)),
+        f"{stem}-grid.png",
+    ]
+    with Image.open(paths[-1]) as sheet:
+        assert sheet.size == comparison.grid().size
+        settings = json.loads(sheet.text["limelight"])
+    assert (settings["seeds"], settings["rows"]) == ([3, 8], ["plain", "guided"])
+    assert settings["guidance"]["name"] == "AttendAndExcite"
+
+
+def test_a_comparison_needs_a_difference(tiny):
+    with pytest.raises(SettingsError, match="compare needs guidance or edits"):
+        limelight.compare(tiny, PROMPT)
+
+
+def test_the_grid_of_a_result_breaks_into_rows(tiny):
+    result = limelight.generate(tiny, PROMPT, seeds=[0, 1, 2], steps=1, record=False)
+    width, height = result.images[0].size
+    assert result.grid().size == (3 * (width + 4) + 4, height + 8)
+    assert result.grid(2).size == (2 * (width + 4) + 4, 2 * (height + 4) + 4)
+    with pytest.raises(SettingsError, match="columns=0 must be at least 1"):
+        result.grid(0)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import limelight
+from limelight import FileError
+from limelight.utils.files import slug, write
+from limelight.utils.images import grid
+
+
+@pytest.fixture
+def result(tiny):
+    return limelight.generate(
+        tiny, "a cat and a dog", seeds=[3, 8], guidance=limelight.AttendAndExcite(resolution=8), steps=4
+    )
+
+
+def test_save(result, tmp_path):
+    pictures = result.save(tmp_path / "new" / "folder")
+    assert [path.name for path in pictures] == ["a-cat-and-a-dog-3.png", "a-cat-and-a-dog-8.png"]
+    written = sorted(path.name for path in pictures[0].parent.iterdir())
+    assert written == [f"a-cat-and-a-dog-{seed}.{kind}" for seed in (3, 8) for kind in ("json", "png", "safetensors")]
+    with Image.open(pictures[1]) as image:
+        assert image.tobytes() == result.images[1].tobytes()
+        settings = json.loads(image.text["limelight"])
+    assert settings["seed"] == 8
+    assert settings["prompt"] == "a cat and a dog"
+    assert settings["subjects"] == ["cat", "dog"]
+    guidance = settings["guidance"]
+    assert (guidance["name"], guidance["objective"], guidance["scale"]) == ("AttendAndExcite", "excite", 20.0)
+    assert guidance["thresholds"] == {"0": 0.05, "0.2": 0.5, "0.4": 0.8}
+    tensors = load_file(pictures[1].with_suffix(".safetensors"))
+    assert torch.equal(tensors["latents"], result.latents[1])
+    assert sum(name.startswith("maps.") for name in tensors) == len(result.maps.layers)
+    record = json.loads(pictures[1].with_suffix(".json").read_text())
+    assert record["settings"] == settings
+    assert [row["loss"] for row in record["trace"]] == [row["loss"][1] for row in result.trace]
+
+
+def test_settings_draw_the_same_picture_again(result, tiny):
+    settings = result.settings
+    again = limelight.generate(
+        tiny,
+        settings["prompt"],
+        subjects=settings["subjects"],
+        seeds=8,
+        steps=settings["steps"],
+        guidance_scale=settings["guidance_scale"],
+        height=settings["height"],
+        width=settings["width"],
+        guidance=limelight.AttendAndExcite(
+            resolution=settings["guidance"]["resolution"], scale=settings["guidance"]["scale"]
+        ),
+    )
+    assert torch.allclose(again.latents[0], result.latents[1], atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["../../etc/passwd", "a/b\\c", "..", "x" * 400, "", "\x00\n", "\u732b and dog", "CON: *?"]
+)
+def test_names_stay_inside_the_folder(result, tmp_path, prompt):
+    folder = tmp_path / "inside"
+    written = result.save(folder, prompt)
+    assert all(path.parent == folder and path.exists() for path in written)
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+    assert all(len(path.name.encode()) < 255 for path in written)
+
+
+def test_slug():
+    assert slug("A cat & a <dog>!") == "a-cat-a-dog"
+    assert slug("../..") == "untitled"
+    assert len(slug("word " * 100)) <= 80
+    assert len(slug("\u732b" * 400).encode()) <= 80
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(FileError, match="cannot be written"):
+        write(blocked / "picture.png", b"content")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileError, match="cannot be written"):
+        write(tmp_path / "folder", b"content")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_grid():
+    red, blue = (Image.new("RGB", (8, 6), color) for color in ("red", "blue"))
+    sheet = grid([[red, blue], [blue]], gap=2)
+    assert sheet.size == (22, 18)
+    assert [sheet.getpixel(at) for at in ((2, 2), (12, 2), (2, 10), (12, 10), (0, 0))] == [
+        (255, 0, 0),
+        (0, 0, 255),
+        (0, 0, 255),
+        (255, 255, 255),
+        (255, 255, 255),
+    ]
+    labelled = grid([[red, blue], [blue]], ["one", "two"], gap=2)
+    assert labelled.getpixel((2, 20)) == (255, 0, 0)
+    assert labelled.crop((0, 0, 22, 20)).getextrema()[0][0] < 128, "ink above the first row"

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import limelight
+from bench.count import Bare, Peak, peak, saved, work
+from limelight import AttendAndExcite, Guidance, SettingsError
+from limelight.guidance.base import Score, Steering, layers_to_read
+
+PROMPT = "a cat and a dog"
+
+
+def run(model, guidance, **options):
+    return limelight.generate(model, PROMPT, subjects=["cat", "dog"], guidance=guidance, **{"steps": 10, **options})
+
+
+def test_defaults_are_the_papers():
+    guidance = AttendAndExcite()
+    assert guidance.thresholds == {0: 0.05, 0.2: 0.5, 0.4: 0.8}
+    assert (guidance.until, guidance.scale, guidance.decay, guidance.max_refinements) == (0.5, 20.0, (1.0, 0.5), 20)
+    assert guidance.smooth
+    assert guidance == AttendAndExcite()
+
+
+def test_thresholds_that_fall_on_one_step_are_gentle(tiny):
+    """At one step all three thresholds of the paper fall on it, and a presence of 0.05 is always there."""
+    result = run(tiny, AttendAndExcite(resolution=8), steps=1)
+    assert [(row["step"], row["refinements"]) for row in result.trace] == [(0, [0])]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tiny_pipeline, dtype):
+    model = limelight.load(tiny_pipeline(dtype=dtype))
+    result = run(model, AttendAndExcite(resolution=8), steps=4)
+    assert result.latents.dtype == dtype
+    assert result.latents.isfinite().all()
+    assert not torch.equal(result.latents, run(model, None, steps=4).latents)
+
+
+def test_a_guidance_without_subjects(tiny):
+    conditioning = tiny.encode([tiny.prompt(PROMPT)])
+    noise = tiny.noise([torch.Generator().manual_seed(0)], *tiny.default_size)
+    with pytest.raises(SettingsError, match="needs the subjects of every image"):
+        next(limelight.denoise(tiny, conditioning, noise, guidance=AttendAndExcite()))
+
+
+@pytest.fixture
+def passes(tiny):
+    """Rows of every denoiser pass: (how many, whether with a gradient)."""
+    seen = []
+    handle = tiny.denoiser.conv_in.register_forward_hook(lambda m, i, o: seen.append((len(o), torch.is_grad_enabled())))
+    yield seen
+    handle.remove()
+
+
+def test_checkpointing_does_not_change_a_guided_run(tiny):
+    guidance = {"resolution": 8, "thresholds": {0: 0.6}}
+    plain, lean = (run(tiny, AttendAndExcite(**guidance, checkpoint=c), steps=3) for c in (False, True))
+    assert plain.trace[0]["refinements"] != [0]
+    assert torch.allclose(plain.latents, lean.latents, atol=1e-10)
+    assert not tiny.denoiser.is_gradient_checkpointing
+    tiny.denoiser.enable_gradient_checkpointing()  # diffusers' own switch, which a user may have turned
+    own = run(tiny, AttendAndExcite(**guidance), steps=3)
+    again = run(tiny, AttendAndExcite(**guidance, checkpoint=True), steps=3)
+    assert torch.allclose(plain.latents, own.latents, atol=1e-10)
+    assert torch.allclose(plain.latents, again.latents, atol=1e-10)
+    assert tiny.denoiser.is_gradient_checkpointing
+
+
+def steering(model, latents, **changes):
+    conditioning = model.encode([model.prompt(PROMPT)] * len(latents))
+    subjects = [[(2,), (5,)]] * len(latents)
+    guidance = AttendAndExcite(resolution=8, thresholds={}, **changes)
+    return Steering(guidance, model, conditioning, subjects, 50, model.timesteps(50), tuple(latents.shape[-2:]))
+
+
+def test_checkpointing_gives_the_same_gradient_in_less_memory(tiny):
+    latents = tiny.noise([torch.Generator().manual_seed(s) for s in (0, 1)], 64, 64)
+    moved, most = [], []
+    for checkpoint in (False, True):
+        steered = steering(tiny, latents, checkpoint=checkpoint)
+        with Peak() as counted:
+            moved.append(steered.update(1, torch.tensor(600), latents).latents)
+        most.append(counted.most)
+    assert float((moved[0] - latents).abs().max()) > 1e-4
+    assert torch.allclose(*moved, atol=1e-13, rtol=0)
+    assert most[1] < 0.8 * most[0]  # of the real configuration it is a third, see below
+
+
+def test_every_second_step(tiny):
+    guided = run(tiny, AttendAndExcite(resolution=8, until=0.6, every=2, thresholds={1: 0.9}, max_refinements=2))
+    # Refinement is where its threshold says, whether or not that step is guided.
+    assert [(row["step"], row["refinements"]) for row in guided.trace] == [(0, [0]), (1, [2]), (2, [0]), (4, [0])]
+
+
+def test_an_image_with_enough_is_not_moved(tiny):
+    options = {"seeds": range(4), "steps": 1}
+    far = run(tiny, AttendAndExcite(resolution=8, thresholds={}), **options)
+    floor = sorted(far.trace[0]["loss"])[1]  # of two images
+    some = run(tiny, AttendAndExcite(resolution=8, thresholds={}, enough=1 - floor), **options)
+    plain = run(tiny, None, **options)
+    for image, loss in enumerate(far.trace[0]["loss"]):
+        wanted = far if loss > floor else plain
+        torch.testing.assert_close(some.latents[image], wanted.latents[image])
+
+
+def test_a_relative_step_has_its_length(tiny):
+    conditioning = tiny.encode([tiny.prompt(PROMPT)] * 2)
+    latents = tiny.noise([torch.Generator().manual_seed(seed) for seed in (0, 1)], 32, 32)
+    moves = []
+    for guidance in (
+        AttendAndExcite(resolution=8, thresholds={}, scale=20, decay=(1, 0.25)),
+        AttendAndExcite(resolution=8, thresholds={}, scale=0.1, decay=(1, 0.25), relative=True),
+    ):
+        timesteps = tiny.timesteps(5)
+        steering = Steering(guidance, tiny, conditioning, [[(2,), (5,)]] * 2, 10, timesteps, (16, 16))
+        moves.append((steering.update(4, timesteps[4], latents).latents - latents).flatten(1))
+    lengths = moves[1].norm(dim=1) / latents.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1 * 0.25**0.5))
+    torch.testing.assert_close(torch.cosine_similarity(*moves), torch.ones(2, dtype=moves[0].dtype), atol=1e-9, rtol=0)
+
+
+def test_refinement_of_the_image_with_fewer_subjects(tiny):
+    """Beside an image of three subjects, one of two is refined alone."""
+    prompts, options = [PROMPT, "a cat and a dog and a car"], {"steps": 1, "seeds": 0}
+    watched = limelight.generate(tiny, prompts, guidance=AttendAndExcite(resolution=8, scale=0), **options)
+    presence = [1 - result.trace[0]["loss"][0] for result in watched]
+    subjects = [["cat", "dog"], ["cat", "dog", "car"]]
+    if presence[0] > presence[1]:
+        prompts, subjects = prompts[::-1], [["cat"], ["cat", "dog"]]
+    guidance = AttendAndExcite(resolution=8, thresholds={0: sum(presence) / 2}, max_refinements=1)
+    results = limelight.generate(tiny, prompts, subjects=subjects, guidance=guidance, **options)
+    assert all(len(r.trace[0]["presence"][0]) == len(s) for r, s in zip(results, subjects, strict=True))
+
+
+@pytest.mark.parametrize("thresholds", [{}, {0: 1.0, 0.2: 1.0, 0.4: 1.0}], ids=["unrefined", "refined"])
+def test_the_passes_of_a_whole_run(tiny, passes, thresholds):
+    """A gradient pass for each guided step and for each try, no other; two rows of ordinary passes a step."""
+    run(tiny, AttendAndExcite(resolution=8, thresholds=thresholds, max_refinements=3), record=False)
+    assert sum(rows for rows, gradient in passes if gradient) == 5 + 3 * len(thresholds)
+    assert sum(rows for rows, gradient in passes if not gradient) == 20
+
+
+def test_fast_takes_seven_gradient_steps(tiny, passes):
+    fast = AttendAndExcite.fast(resolution=8)
+    assert fast == AttendAndExcite.fast(tiny, resolution=8)
+    assert AttendAndExcite.fast(scale=3).scale == 3
+    run(tiny, fast, steps=50, record=False, guidance_scale=1.0)
+    assert sum(rows for rows, gradient in passes if gradient) == 7
+
+
+def test_a_compiled_denoiser_is_steered_uncompiled(tiny):
+    """Compiled code does not see hooks, and its gradient would have to be checked."""
+    expected = run(tiny, AttendAndExcite(resolution=8), steps=2)
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    for module in tiny.denoiser.modules():
+        if type(module).__name__ == "ResnetBlock2D":
+            module.compile(backend=backend)
+    result = run(tiny, AttendAndExcite(resolution=8), steps=2)
+    assert not compiled, "maps are recorded in every pass"
+    again = run(tiny, AttendAndExcite(resolution=8), steps=2, record=False)
+    assert compiled, "ordinary passes are as their owner wants them"
+    assert torch.allclose(result.latents, expected.latents, atol=1e-10)
+    assert torch.allclose(again.latents, expected.latents, atol=1e-10)
+
+
+def test_fractions_and_step_numbers_agree(tiny):
+    by_fraction = run(tiny, AttendAndExcite(until=0.3, thresholds={0.2: 0.9}, resolution=8, max_refinements=2))
+    by_number = run(tiny, AttendAndExcite(until=3, thresholds={2: 0.9}, resolution=8, max_refinements=2))
+    assert torch.equal(by_fraction.latents, by_number.latents)
+    assert [row["step"] for row in by_number.trace] == [0, 1, 2]
+    assert [row["refinements"] for row in by_number.trace] == [[0], [0], [2]]
+
+
+def test_refinement_beyond_the_guided_steps(tiny):
+    result = run(tiny, AttendAndExcite(until=0, thresholds={6: 1.0}, resolution=8, max_refinements=3))
+    assert [(row["step"], row["refinements"]) for row in result.trace] == [(6, [3])]
+    plain = run(tiny, None)
+    assert not torch.allclose(result.latents, plain.latents)
+
+
+def test_guidance_lowers_the_loss(tiny):
+    losses = [row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={})).trace]
+    still = [row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, scale=0.0)).trace]
+    assert losses[0] == still[0]
+    assert sum(losses) < sum(still)
+
+
+def test_a_satisfied_objective_moves_nothing(tiny):
+    def satisfied(maps, subjects):
+        zero = maps.mean().sum(dim=(1, 2, 3)) * 0
+        return Score(zero, zero[:, None].detach())
+
+    moved = run(tiny, Guidance(objective=satisfied, thresholds={0: 1.0}))
+    assert torch.equal(moved.latents, run(tiny, None).latents)
+
+
+def test_images_that_are_done_leave_the_refinement(tiny):
+    """Each image stops by itself: the denoiser's batches shrink as images reach their threshold."""
+    sizes = []
+    handle = tiny.denoiser.conv_in.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    probe = run(tiny, AttendAndExcite(resolution=8, until=1, thresholds={}, scale=0), seeds=range(4), steps=1)
+    losses = sorted(probe.trace[0]["loss"])
+    sizes.clear()
+    between = 1 - (losses[1] + losses[2]) / 2
+    guidance = AttendAndExcite(resolution=8, until=1, thresholds={0: between}, scale=1e-6, max_refinements=3)
+    result = run(tiny, guidance, seeds=range(4), steps=1)
+    handle.remove()
+    assert sorted(result.trace[0]["refinements"]) == [0, 0, 3, 3]
+    assert sizes == [4, 2, 2, 2, 8], "one evaluation of all, three of the two that lag, one prediction of both branches"
+
+
+def test_the_guidance_pass_stops_early(tiny):
+    conditioning = tiny.encode([tiny.prompt(PROMPT)])
+    latents = tiny.noise([torch.Generator().manual_seed(0)], *tiny.default_size)
+    layers = layers_to_read(tiny, (16, 16), 8)
+    counts = []
+    for until in (None, layers[-1]):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tiny.predict(latents, torch.tensor(5), conditioning, until=until)
+        counts.append(counter.get_total_flops())
+    assert counts[1] < 0.7 * counts[0]
+
+
+def test_the_cost_of_one_gradient_step_of_stable_diffusion():
+    """Counted on the real configuration without data: 1.05 forward passes, where diffusers' pipeline takes 1.55."""
+    model = Bare("Stable Diffusion 1.4, 512 px")
+    unit = work(model.forward)
+    assert unit / 1e9 == pytest.approx(803, rel=0.01)
+    assert work(model.gradient) / unit < 1.055
+    assert saved(model.denoiser, model.gradient) / 2**30 < 0.7
+    assert peak(model.gradient) / 2**30 < 0.7
+    assert peak(lambda: model.gradient(checkpoint=True)) / 2**30 < 0.25
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AttendAndExcite(scale=-1), "scale=-1 must be a number that is not negative"),
+        (lambda: AttendAndExcite(scale=float("nan")), "scale=nan"),
+        (lambda: AttendAndExcite(decay=(1.0, -1.0)), "decay="),
+        (lambda: AttendAndExcite(until=25.0), "25.0 is no fraction of the schedule"),
+        (lambda: AttendAndExcite(thresholds={0: 1.5}), r"\{0: 1.5\} must map a step to a presence between 0 and 1"),
+        (lambda: AttendAndExcite(until=-0.5), "until=-0.5"),
+        (lambda: AttendAndExcite(every=0), "every=0 must be a whole number of steps, at least 1"),
+        (lambda: AttendAndExcite(enough=1.5), "enough=1.5 must be a presence between 0 and 1"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(SettingsError, match=message):
+        make()
+
+
+def test_a_resolution_that_no_layer_has(tiny):
+    with pytest.raises(SettingsError, match="No layer has maps of 5x5 for this picture; there are: 16x16, 8x8"):
+        run(tiny, AttendAndExcite(resolution=5))
+    result = run(tiny, AttendAndExcite(resolution=(8, 12), thresholds={}), steps=2, height=32, width=48)
+    assert len(result.trace) == 1
+
+
+def test_inference_mode_of_the_caller(tiny):
+    with torch.inference_mode():
+        inside = run(tiny, AttendAndExcite(resolution=8), steps=2)
+    assert torch.equal(inside.latents, run(tiny, AttendAndExcite(resolution=8), steps=2).latents)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a cat and a monkey and a crown", "a crown and a horse and a cat", "a lion and a bear and a clock"]
+)
+def test_guidance_raises_presence_on_the_embedded_model(pocket, prompt):
+    last = []
+    for guidance in (AttendAndExcite.suited(pocket, scale=0.0), AttendAndExcite.suited(pocket)):
+        result = limelight.generate(pocket, prompt, seeds=[0, 1, 2], guidance=guidance, steps=12, record=False)
+        last.append(sum(result.trace[-1]["loss"]) / 3)
+    assert last[1] < last[0] - 0.02, last

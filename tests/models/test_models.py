@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
+
+import limelight
+from limelight import ModelError, SettingsError
+from limelight.models.schedulers import SCHEDULERS
+from limelight.models.stable_diffusion import StableDiffusion
+from limelight.models.unet import _guided_scale, unet_sites
+from tests.conftest import BETAS
+
+STABLE_DIFFUSION_1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
+STABLE_DIFFUSION_2 = {**STABLE_DIFFUSION_1, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
+
+
+@pytest.mark.parametrize("config", [STABLE_DIFFUSION_1, STABLE_DIFFUSION_2], ids=["1.x", "2.x"])
+def test_the_layers_of_the_real_configurations(config):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, **config)
+    layers = unet_sites(unet)
+    cross = [layer for layer in layers if layer.kind == "cross"]
+    assert len(cross) == 16
+    assert len(layers) == 32
+    guided = [layer for layer in cross if layer.scale == _guided_scale(layers, 64)]
+    assert [layer.size((64, 64)) for layer in guided] == [(16, 16)] * 5
+    assert [layer.name.split(".attentions")[0] for layer in guided] == ["down_blocks.2"] * 2 + ["up_blocks.1"] * 3
+
+
+def test_the_layers_of_the_real_xl():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+        )
+    layers = unet_sites(unet)
+    cross = [layer for layer in layers if layer.kind == "cross"]
+    assert len(cross) == 70
+    guided = [layer for layer in cross if layer.scale == _guided_scale(layers, 128)]
+    assert {layer.size((128, 128)) for layer in guided} == {(32, 32)}
+
+
+def test_settings_of_xl(tiny_xl):
+    """The family has settings of its own, and maps of 32 x 32 at 1024 pixels; other families have the paper's."""
+    model = limelight.load(tiny_xl)
+    assert limelight.AttendAndExcite.suited(model) == limelight.AttendAndExcite(scale=30.0)
+    assert limelight.AttendAndExcite.suited(model, scale=5.0) == limelight.AttendAndExcite(scale=5.0)
+    fast = limelight.AttendAndExcite.fast(model)
+    assert fast == limelight.AttendAndExcite.fast(scale=30.0)
+    result = limelight.generate(model, "a cat and a dog", guidance=fast, steps=5)
+    assert [row["step"] for row in result.trace] == [0]
+
+
+def test_settings_of_a_folder_come_before_the_familys(tiny_xl, tmp_path):
+    tiny_xl.to(torch.float32).save_pretrained(tmp_path / "model")
+    assert limelight.AttendAndExcite.suited(limelight.load(tmp_path / "model", device="cpu")).scale == 30.0
+    (tmp_path / "model" / "limelight.json").write_text('{"attend_and_excite": {"scale": 7.0}}')
+    assert limelight.AttendAndExcite.suited(limelight.load(tmp_path / "model", device="cpu")).scale == 7.0
+
+
+def test_guidance_on_xl(tiny_xl):
+    model = limelight.load(tiny_xl)
+    guidance = limelight.AttendAndExcite(thresholds={}, until=1.0)
+    losses = []
+    for scale in (0.0, 20.0):
+        result = limelight.generate(
+            model, "a cat and a dog", guidance=dataclasses.replace(guidance, scale=scale), steps=4
+        )
+        losses.append([row["loss"][0] for row in result.trace])
+    assert losses[0][0] == losses[1][0]
+    assert sum(losses[1]) < sum(losses[0])
+    assert result.maps["cat"].shape == (1, 8, 8)
+
+
+def test_execution_order_is_the_modules_own(tiny):
+    order = []
+    handles = [
+        tiny.denoiser.get_submodule(layer.name).register_forward_hook(lambda m, i, o, n=layer.name: order.append(n))
+        for layer in tiny.sites
+    ]
+    with torch.no_grad():
+        tiny.predict(torch.zeros(1, 4, 16, 16).double(), torch.tensor(1), tiny.encode([tiny.prompt("a")]))
+    for handle in handles:
+        handle.remove()
+    assert order == [layer.name for layer in tiny.sites]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        LMSDiscreteScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        HeunDiscreteScheduler,
+    ],
+)
+def test_schedulers(tiny_pipeline, scheduler):
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = scheduler(**BETAS)
+    expected = pipeline(
+        "a cat", num_inference_steps=4, generator=[torch.Generator().manual_seed(2)], output_type="latent"
+    )
+    result = limelight.generate(limelight.load(pipeline), "a cat", steps=4, seeds=2)
+    assert torch.allclose(result.latents, expected.images, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "heun"])
+def test_guidance_with_every_named_scheduler(tiny_pipeline, name):
+    """The guidance pass sees what the ordinary pass of the same step would: latents as the scheduler scales them."""
+    model = limelight.load(tiny_pipeline(), scheduler=name)
+    seen = []
+    handle = model.denoiser.register_forward_pre_hook(lambda m, inputs: seen.append((inputs[0], inputs[1])))
+    options = {"guidance": limelight.AttendAndExcite(resolution=8, scale=0, thresholds={}, until=1.0), "steps": 4}
+    watched = limelight.generate(model, "a cat and a dog", guidance_scale=1.0, **options)
+    handle.remove()
+    pairs = list(zip(seen[::2], seen[1::2], strict=False))
+    assert len(pairs) >= 4
+    for (guided, at), (ordinary, then) in pairs[:4]:
+        assert torch.equal(guided.detach(), ordinary)
+        assert at == then
+    options["guidance"] = dataclasses.replace(options["guidance"], scale=20.0)
+    steered = limelight.generate(model, "a cat and a dog", guidance_scale=1.0, **options)
+    losses = [sum(row["loss"][0] for row in result.trace) for result in (steered, watched)]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("switch", ["slicing", "tiling"])
+def test_the_autoencoder_may_be_sliced_or_tiled(tiny_pipeline, switch):
+    pipeline = tiny_pipeline()
+    model = limelight.load(pipeline)
+    whole = limelight.generate(model, "a cat", seeds=[0, 1], steps=1).images
+    getattr(pipeline.vae, f"enable_{switch}")()
+    parts = limelight.generate(model, "a cat", seeds=[0, 1], steps=1).images
+    for a, b in zip(whole, parts, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+@pytest.mark.gpu
+def test_offloaded_to_the_cpu(tiny_pipeline):
+    expected, pipeline = limelight.load(tiny_pipeline(), device="cuda"), tiny_pipeline()
+    pipeline.enable_model_cpu_offload()
+    options = {"guidance": limelight.AttendAndExcite(resolution=8), "steps": 3}
+    results = [limelight.generate(m, "a cat and a dog", **options) for m in (expected, limelight.load(pipeline))]
+    assert torch.allclose(results[0].latents, results[1].latents, atol=1e-8)
+
+
+def test_velocity_prediction(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = DDIMScheduler(**BETAS, prediction_type="v_prediction", clip_sample=False)
+    expected = pipeline(
+        "a cat", num_inference_steps=4, generator=torch.Generator().manual_seed(2), output_type="latent"
+    )
+    result = limelight.generate(limelight.load(pipeline), "a cat", steps=4, seeds=2)
+    assert torch.allclose(result.latents, expected.images, atol=1e-8)
+
+
+def test_the_callers_pipeline_is_left_alone(tiny_pipeline):
+    pipeline = tiny_pipeline("pndm")
+    model = limelight.load(pipeline)
+    before = dict(vars(pipeline.scheduler))
+    limelight.generate(model, "a cat and a dog", guidance=limelight.AttendAndExcite(resolution=8), steps=3)
+    assert {k: v for k, v in vars(pipeline.scheduler).items() if k != "timesteps"} == {
+        k: v for k, v in before.items() if k != "timesteps"
+    }
+    assert next(iter(pipeline.unet.parameters())).dtype == torch.float64, "neither moved nor cast"
+
+
+def test_a_folder(tiny_pipeline, tmp_path):
+    pipeline = tiny_pipeline(dtype=torch.float32)
+    pipeline.save_pretrained(tmp_path / "model")
+    from_folder = limelight.generate(limelight.load(tmp_path / "model", device="cpu"), "a cat", steps=2)
+    live = limelight.generate(limelight.load(pipeline), "a cat", steps=2)
+    assert torch.equal(from_folder.latents, live.latents)
+
+
+def test_pocket_needs_no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    assert limelight.load(device="cpu").name == "pocket"
+
+
+def test_pocket_is_an_ordinary_diffusers_folder(pocket):
+    from tests.conftest import POCKET
+
+    pipeline = StableDiffusionPipeline.from_pretrained(POCKET)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) < 40e6
+    assert pocket.default_size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/folder", "'no/such/folder' is neither a folder nor a hub id"),
+        ("./missing", "'./missing' is neither a folder nor a hub id"),
+        ("nobody", "'nobody' is neither a folder nor a hub id (owner/name); 'pocket' is always there."),
+    ],
+)
+def test_what_is_not_there(source, message):
+    with pytest.raises(ModelError) as error:
+        limelight.load(source)
+    assert message in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="'CompVis/stable-diffusion-v1-4' cannot be fetched from the hub; check"):
+        limelight.load("CompVis/stable-diffusion-v1-4")
+
+
+def test_folders_that_are_no_model(tmp_path):
+    with pytest.raises(ModelError, match="is no model folder"):
+        limelight.load(tmp_path)
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "model_index.json").write_text(content)
+        with pytest.raises(ModelError, match="is no model folder"):
+            limelight.load(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(
+        ModelError, match="is a FluxPipeline, which is not supported; supported: StableDiffusionPipeline, Stable"
+    ):
+        limelight.load(tmp_path)
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]})
+    )
+    with pytest.raises(ModelError, match="cannot be read as a model"):
+        limelight.load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_torn_weight_file(tiny_pipeline, tmp_path, part):
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    weights = next((tmp_path / "model" / part).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be read as a model"):
+        limelight.load(tmp_path / "model")
+
+
+def test_a_folder_without_its_tokenizer(tiny_pipeline, tmp_path):
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "tokenizer")
+    with pytest.raises(ModelError):
+        limelight.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("device", ["toaster", "xpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there(tiny_pipeline, device):
+    with pytest.raises(SettingsError, match=f"'{device}' is no"):
+        limelight.load("pocket", device=device)
+    with pytest.raises(SettingsError, match=f"'{device}' is no"):
+        limelight.load(tiny_pipeline(), device=device)
+
+
+def test_seeds_may_be_numpys(tiny):
+    several = limelight.generate(tiny, "a cat", steps=1, seeds=np.arange(2))
+    single = limelight.generate(tiny, "a cat", steps=1, seeds=np.int64(1))
+    assert torch.allclose(several.latents[1], single.latents[0], atol=1e-10)
+
+
+def test_guidance_refuses_a_scheduler_of_second_order(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = HeunDiscreteScheduler(**BETAS)
+    model = limelight.load(pipeline)
+    with pytest.raises(SettingsError, match="HeunDiscreteScheduler evaluates the denoiser twice a step"):
+        limelight.generate(model, "a cat and a dog", steps=2, guidance=limelight.AttendAndExcite(resolution=8))
+
+
+def test_a_pipeline_of_another_family():
+    pipeline = DDIMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32, 32, 32, 32)), DDIMScheduler())
+    with pytest.raises(ModelError, match="is a DDIMPipeline, which is not supported"):
+        limelight.load(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 33}, "size 33x32 does not fit this model; both sides must be multiples of 2"),
+        ({"steps": 0}, "steps=0 does not fit the schedule; it must be 1 to 1000"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"latents": torch.zeros(1, 4, 3, 3)}, r"latents of shape \[1, 4, 3, 3\] do not fit 1 images at 32x32"),
+    ],
+)
+def test_bad_settings(tiny, options, message):
+    with pytest.raises(SettingsError, match=message):
+        limelight.generate(tiny, "a cat", **options)
+
+
+def test_loading_prints_nothing():
+    script = "import limelight; limelight.load('pocket', device='cpu')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_denoiser_that_reads_no_prompt(tiny):
+    pipeline = copy.copy(tiny.pipeline)
+    pipeline.unet = UNet2DModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 32), norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="The denoiser of 'pixels' does not read a prompt"):
+        StableDiffusion(pipeline, "pixels")
+
+
+def test_an_incomplete_tokenizer_is_named_with_its_model(tiny):
+    pipeline = copy.copy(tiny.pipeline)
+    pipeline.text_encoder = copy.deepcopy(tiny.pipeline.text_encoder)
+    pipeline.text_encoder.config.vocab_size = len(tiny.pipeline.tokenizer) + 7
+    with pytest.raises(ModelError, match="The tokenizer of 'short' knows"):
+        StableDiffusion(pipeline, "short")

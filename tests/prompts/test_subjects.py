@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from limelight import PromptError
+from limelight.evaluate.suites import attend_excite
+from limelight.prompts import subjects
+from limelight.prompts.prompt import parse
+from limelight.prompts.subjects import nouns, resolve
+
+OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
+ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a cat and a dog", ["cat", "dog"]),
+        ("an elephant with a bow", ["elephant", "bow"]),
+        ("a frog and a purple crown", ["frog", "crown"]),
+        ("a black cat and a dog on a wooden bench", ["cat", "dog", "bench"]),
+        ("a dog and a dog", ["dog", "dog#2"]),
+        ("two birds, a cat, and the red car", ["birds", "cat", "car"]),
+        ("a photo of a cat", ["cat"]),
+        ("A painting of a horse, highly detailed", ["horse"]),
+        ("a cat and an \u0130stanbul", ["cat", "\u0130stanbul"]),
+        ("cat and dog", ["cat", "dog"]),
+        ("fluffy cat", ["cat"]),
+        ("sunset over mountains at dawn, cinematic lighting", []),
+        ("", []),
+    ],
+)
+def test_nouns(tokenizer, text, found):
+    assert list(nouns(parse(text, tokenizer, 77))) == found
+
+
+def test_nouns_of_the_benchmark(tokenizer):
+    """All 276 prompts of Attend-and-Excite: the subjects are the words of its two lists, in order."""
+    cases = attend_excite()
+    assert len(cases) == 276
+    for text in (case.prompt for case in cases):
+        expected = [word for word in text.split() if word in ANIMALS + OBJECTS]
+        assert list(nouns(parse(text, tokenizer, 77))) == expected, text
+
+
+def test_resolve(tokenizer):
+    prompt = parse("a black cat and a dog", tokenizer, 77)
+    assert resolve(prompt, "auto") == (("cat", "dog"), ((3,), (6,)))
+    assert resolve(prompt, ["black cat", 6]) == (("black cat", 6), ((2, 3), (6,)))
+    with pytest.raises(PromptError, match="'black cat' and 'cat' share a word"):
+        resolve(prompt, ["black cat", "cat"])
+    with pytest.raises(PromptError, match="subjects is empty"):
+        resolve(prompt, [])
+    with pytest.raises(PromptError, match="must be a list of words"):
+        resolve(prompt, "cat")
+    nothing = parse("sunset over mountains at dawn, cinematic lighting", tokenizer, 77)
+    with pytest.raises(PromptError, match="No subject can be guessed from 'sunset"):
+        resolve(nothing, "auto")
+    assert resolve(nothing, "auto", needed=False) == ((), ())
+
+
+def test_spacy_reads_what_has_no_articles(tokenizer, monkeypatch):
+    """Where spaCy is installed, the heads of its noun chunks are taken; a stand-in shows how they are read."""
+    text = "sunset over mountains at dawn, cinematic lighting"
+
+    class Root:
+        def __init__(self, word, pos="NOUN"):
+            self.idx, self.pos_ = text.index(word), pos
+
+    chunks = [Root("sunset"), Root("mountains"), Root("cinematic", "ADJ"), Root("lighting")]
+    document = type("Doc", (), {"noun_chunks": [type("Span", (), {"root": root}) for root in chunks]})
+    monkeypatch.setitem(sys.modules, "spacy", type("spacy", (), {"load": lambda name: lambda read: document}))
+    monkeypatch.setattr(subjects, "_spacy_model", subjects._spacy_model.__wrapped__)
+    assert nouns(parse(text, tokenizer, 77)) == ("sunset", "mountains", "lighting")
+    assert nouns(parse("a cat and a dog", tokenizer, 77)) == ("cat", "dog"), "the rule comes first"

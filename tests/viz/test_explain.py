@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+import limelight
+from limelight import PromptError, SettingsError
+from limelight.viz.explain import explain
+from tests.conftest import BROWSER
+
+
+class Page(HTMLParser):
+    """The elements of a page, and what is wrong with its nesting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements, self.open, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def explanation(pocket):
+    guidance = limelight.AttendAndExcite(scale=5.0, thresholds={0.5: 0.9}, max_refinements=2)
+    return explain(
+        pocket,
+        "a cat and a dog",
+        guidance=guidance,
+        compare=True,
+        over_steps=True,
+        seeds=[0, 7],
+        steps=4,
+        subjects=["cat", "dog"],
+    )
+
+
+def test_runs(explanation, pocket):
+    assert list(explanation.runs) == ["plain", "guided"]
+    assert explanation.words == ("a", "cat", "and", "a#2", "dog")
+    # Watched by a guidance of scale 0, the plain picture is the picture without guidance.
+    plain = limelight.generate(pocket, "a cat and a dog", seeds=[0, 7], steps=4)
+    assert torch.equal(explanation.runs["plain"].latents, plain.latents)
+    assert explanation.runs["plain"].images[1].tobytes() == plain.images[1].tobytes()
+    assert not torch.equal(explanation.runs["guided"].latents, plain.latents)
+    assert len(explanation.runs["plain"].trace) == 2
+
+
+def test_files(explanation, tmp_path):
+    written = explanation.save(tmp_path / "new", html=True)
+    kinds = ("words-{}.png", "compare-{}.png", "trace-{}.png", "steps-{}.png", "animation-{}.webp")
+    names = [f"a-cat-and-a-dog-{kind.format(seed)}" for seed in (0, 7) for kind in kinds]
+    assert [path.name for path in written] == [*names, "a-cat-and-a-dog-explain.html"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in written)
+    with Image.open(written[0]) as image:
+        assert '"seed": 0' in image.text["limelight"]
+
+
+def test_the_page_holds_everything(explanation):
+    page = Page(explanation.html())
+    pictures = page.all("img")
+    assert len(pictures) == 10
+    for picture in pictures:
+        kind, data = re.fullmatch(r"data:image/(png|webp);base64,(.+)", picture["src"]).groups()
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+            assert image.format == kind.upper()
+            assert (str(image.width), str(image.height)) == (picture["width"], picture["height"])
+        assert len(picture["alt"]) > 40
+    # Nothing comes from elsewhere, and nothing runs.
+    assert not [a for tag, a in page.elements if tag in ("script", "link", "iframe")]
+    assert not [a for _, a in page.elements if "href" in a or any(name.startswith("on") for name in a)]
+    assert [a["lang"] for a in page.all("html")] == ["en"]
+    text = " ".join(page.text)
+    for expected in ("“a cat and a dog”", "Seed 0", "Seed 7", "guidance scale", "7.5", "DDIMScheduler", "tries"):
+        assert expected in text, expected
+    for row in explanation.runs["guided"].trace:
+        for image in (0, 1):
+            assert f"{row['loss'][image]:.3f}" in text
+    assert "2" in {cell.strip() for cell in page.text}, "tries of refinement"
+
+
+@pytest.mark.filterwarnings("ignore::limelight.UnknownWords")
+def test_a_prompt_is_text_and_no_html(pocket):
+    prompt = 'a <b>cat</b> & a "dog" <script>alert(1)</script>'
+    page = Page(explain(pocket, prompt, words=["cat", "dog"], steps=1).html())
+    assert not page.all("script")
+    assert not page.all("b")
+    assert "<script>alert(1)</script>" in "".join(page.text)
+
+
+@pytest.mark.filterwarnings("ignore::limelight.UnknownWords")
+def test_a_plain_explanation_without_subjects(pocket):
+    plain = explain(pocket, "sunset over there", steps=1, over_steps=True)
+    assert [figure.name for figure in plain.figures[0]] == ["words", "steps", "animation"]
+    assert "tries" not in plain.html()
+
+
+def test_bad_input_says_what_to_do(pocket):
+    drawn = []
+    for options, error, message in [
+        ({"words": ["dig"]}, PromptError, "'dig' is not in the prompt; its words are: a, cat"),
+        ({"words": []}, SettingsError, "words is empty"),
+        ({"compare": True}, SettingsError, "nothing to compare without guidance"),
+    ]:
+        with pytest.raises(error, match=message):
+            explain(pocket, "a cat", draw=lambda *a, **k: drawn.append(a), **options)
+    with pytest.raises(SettingsError, match="the prompt is empty"):
+        explain(pocket, "")
+    assert not drawn, "it is found out before the drawing"
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(explanation, tmp_path):
+    page = explanation.save(tmp_path, html=True)[-1]
+    # Facts that only a browser knows, written where a dump of the page shows them. The page itself forbids scripts.
+    probe = """<script>addEventListener('load', () => { document.title = JSON.stringify([
+        [...document.images].every(i => i.complete && i.naturalWidth == i.getAttribute('width')),
+        document.documentElement.scrollWidth <= innerWidth,
+        innerWidth]) })</script>"""
+    text = page.read_text().replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    (tmp_path / "probe.html").write_text(text.replace("</head>", probe + "</head>"))
+    quiet = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}"]
+    command = [*quiet, "--window-size=520,900", "--dump-dom", (tmp_path / "probe.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    loaded, fits, width = re.search(r"<title>\[(true|false),(true|false),(\d+)\]", done.stdout).groups()
+    assert (loaded, fits) == ("true", "true"), f"a window {width} wide"
+    shot = tmp_path / "page.png"
+    command = [*quiet, "--window-size=1240,2400", f"--screenshot={shot}", page.as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    with Image.open(shot) as image:
+        assert image.size == (1240, 2400)
+        colors = image.convert("RGB").resize((310, 600)).getcolors(1 << 24)
+    assert len(colors) > 2000, "the pictures are on the page"
