@@ -84,20 +84,28 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
         Matrix [tokens, tokens], source to target.
     """
     old, new, length = source.ids[: source.end + 1], target.ids[: target.end + 1], len(source.ids)
-    score = torch.zeros(len(old) + 1, len(new) + 1, dtype=torch.int64)
+
+    # In lists: single elements of a tensor cost microseconds each.
+    score = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i, x in enumerate(old, 1):
         for j, y in enumerate(new, 1):
-            score[i, j] = max(score[i, j - 1], score[i - 1, j], score[i - 1, j - 1] + (1 if x == y else -1))
-    matrix = torch.zeros(length, length)
+            both = score[i - 1][j - 1] + (1 if x == y else -1)
+            score[i][j] = max(score[i][j - 1], score[i - 1][j], both)
+
+    pairs = list[tuple[int, int]]()
     i, j = len(old), len(new)
     while i and j:
-        if score[i, j] == score[i, j - 1]:
+        if score[i][j] == score[i][j - 1]:
             j -= 1
-        elif score[i, j] == score[i - 1, j]:
+        elif score[i][j] == score[i - 1][j]:
             i -= 1
         else:
             i, j = i - 1, j - 1
-            matrix[i, j] = 1
+            pairs.append((i, j))
+
+    matrix = torch.zeros(length, length)
+    for i, j in pairs:
+        matrix[i, j] = 1
     padding = range(len(new), length)
     matrix[padding, padding] = 1
     return matrix
