@@ -144,7 +144,7 @@ def test_bad_input_on_the_command_line(limelight, tmp_path):  # noqa: F811
         ("heads", "compute", "--out", out, "--engine", "spark"): "Unknown engine 'spark'. Choose one of: local, ray.",
         ("heads", "compute", "--out", out, "--part", "99/99", "--limit", "2"): "The share 99/99 holds no prompts",
         ("heads", "weaken", "birds", "--out", out): "'birds' is no experiment; there are: color",
-        ("heads", "weaken", "color", "--out", out): "'Color' is no concept of these vectors",
+        ("heads", "weaken", "weather", "--out", out): "'Weather Conditions' is no concept of these vectors",
         ("heads", "weaken", "--seeds", "x", "--out", out): "Cannot read 'x' as seeds",
     }.items():
         code, _, err = limelight(*arguments)
