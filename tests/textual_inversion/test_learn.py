@@ -28,10 +28,11 @@ from limelight.textual_inversion import folder as folder_module
 from limelight.textual_inversion import training as training_module
 from limelight.textual_inversion import word as word_module
 from limelight.textual_inversion.config import TrainingConfig, generator
-from limelight.textual_inversion.dataset import fitted, read_images, sentences
+from limelight.textual_inversion.dataset import read_images, sentences
 from limelight.textual_inversion.folder import learn, read_losses
 from limelight.textual_inversion.state import TrainState, first_vectors
 from limelight.textual_inversion.training import encode, held_loss, train_word
+from limelight.utils.images import fit_image
 
 TINY = {"token": "<thing>", "init": "cat", "batch": 2, "lr": 0.02, "scale_lr": False}
 
@@ -199,14 +200,14 @@ def test_pictures_are_read_upright_and_other_files_are_not(folder, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # held upright, the camera on its side: its left is the top
     left.save(tmp_path / "turned.jpg", exif=exif, quality=100)
-    upright = fitted(read_images(tmp_path / "turned.jpg")[0], (40, 20))
+    upright = fit_image(read_images(tmp_path / "turned.jpg")[0], (40, 20))
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 5))[0] > 250
     assert upright.getpixel((10, 35))[0] < 5
-    cut, stretched = (fitted(left, (20, 20), fit) for fit in ("crop", "stretch"))
+    cut, stretched = (fit_image(left, (20, 20), fit) for fit in ("crop", "stretch"))
     assert [cut.getpixel((x, 10))[0] > 127 for x in (2, 8, 12)] == [True, True, False]
     assert [stretched.getpixel((x, 10))[0] > 127 for x in (2, 8, 12)] == [True, True, False]
-    assert fitted(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), (8, 8)).getpixel((4, 4)) == (255, 255, 255)
+    assert fit_image(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), (8, 8)).getpixel((4, 4)) == (255, 255, 255)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     with pytest.raises(FileError, match=r"broken.png' cannot be read"):
         read_images(tmp_path / "broken.png")

@@ -91,7 +91,7 @@ def edit_command(
     check_folder(out)
 
     from ..editing.prompt_to_prompt import edit
-    from ..textual_inversion.dataset import open_image
+    from ..utils.images import open_image
 
     given = None if image is None else open_image(image)
     opened = open_model(model, device, "ddim" if image else None, word, context)

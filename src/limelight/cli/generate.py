@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..utils.files import png, slug, write
-from ..utils.images import grid
 from .options import (
     Device,
     GuidanceScale,
@@ -191,10 +190,9 @@ def _generate(compared: bool, out: Path, *args: Any, **options: Any) -> list[Pat
 
 
 def _save(result: Result, name: str, out: Path) -> list[Path]:
-    """Save a run, and a grid of its images in rows of eight."""
-    stem, images = slug(result.settings["prompt"], 70), result.images
+    """Save a run, and a grid of its images."""
+    stem = slug(result.settings["prompt"], 70)
     paths = result.save(out, f"{stem} {name}")
-    sheet = grid([images[i : i + 8] for i in range(0, len(images), 8)])
     path = out / f"{stem}-grid.png"
-    write(path, png({**result.settings, "seeds": list(result.seeds), "rows": [name]}, sheet))
+    write(path, png({**result.settings, "seeds": list(result.seeds), "rows": [name]}, result.grid()))
     return [*paths, path]

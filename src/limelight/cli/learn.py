@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..utils.files import slug
-from ..utils.progress import quiet
 from .options import Device, read_lines
 from .terminal import bar, console, log
 
@@ -132,7 +131,6 @@ def learn_command(
         )
         show(state.step, state.config.steps)
 
-    quiet()
     try:
         with bar("images") as show:
             report = learn(

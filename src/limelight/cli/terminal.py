@@ -61,7 +61,6 @@ def open_model(
 
     from ..models.loading import load
 
-    quiet()
     model = load(source, device=device, scheduler=scheduler, **options)
 
     if context is not None:

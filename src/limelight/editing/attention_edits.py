@@ -92,7 +92,7 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
             both = score[i - 1][j - 1] + (1 if x == y else -1)
             score[i][j] = max(score[i][j - 1], score[i - 1][j], both)
 
-    pairs = list[tuple[int, int]]()
+    rows, columns = list[int](), list[int]()
     i, j = len(old), len(new)
     while i and j:
         if score[i][j] == score[i][j - 1]:
@@ -101,11 +101,11 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
             i -= 1
         else:
             i, j = i - 1, j - 1
-            pairs.append((i, j))
+            rows.append(i)
+            columns.append(j)
 
     matrix = torch.zeros(length, length)
-    for i, j in pairs:
-        matrix[i, j] = 1
+    matrix[rows, columns] = 1
     padding = range(len(new), length)
     matrix[padding, padding] = 1
     return matrix

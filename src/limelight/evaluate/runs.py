@@ -177,13 +177,13 @@ def run(
 
     Args:
         folder: see `limelight.evaluate.store`.
-        cases: see `limelight.suites`.
+        cases: see `limelight.evaluate.suites`.
         methods: names of `methods.METHODS`, with settings of your own after colons ("attend-and-excite:scale=10").
         seeds: the same for all methods.
         model, device, scheduler: see `limelight.load`.
         words: learned words that the prompts may use.
         batch: most pictures in one pass, all of one case.
-        engine, workers, address, share: see `executor.open_executor`.
+        engine, workers, address, share: see `limelight.utils.parallel.open_executor`.
         on_progress: told how many pictures are there, before the first and after each.
         say: told in a sentence what had to be mended.
         steps, guidance_scale, height, width: see `limelight.generate`.

@@ -53,9 +53,9 @@ class Backbones:
     """The models that measure, each "pocket", a folder, a hub id, or "none" to leave it out.
 
     Attributes:
-        clip, captioner: see `limelight.scores`.
-        detector: see `detect.OpenVocabulary`; "pocket" is the embedded detector.
-        paper: handle texts as the authors' script does, see `limelight.scores.in_templates`.
+        clip, captioner: see `limelight.evaluate.clip`.
+        detector: see `detectors.OpenVocabulary`; "pocket" is the embedded detector.
+        paper: handle texts as the authors' script does, see `limelight.evaluate.clip.in_templates`.
     """
 
     clip: str = "pocket"
@@ -176,7 +176,7 @@ def score(
         backbones: what differs from the default: the embedded ones for the embedded model's pictures, else `REAL`.
         out: where the scores are written; by default into the folder.
         device: of the backbones; by default CUDA where it is there.
-        engine, workers, address, share: see `executor.open_executor`.
+        engine, workers, address, share: see `limelight.utils.parallel.open_executor`.
         on_progress: told how many pictures are measured and how many there are.
         say: told in a sentence of pictures that are left out.
 

@@ -137,7 +137,7 @@ def weakened(
         seeds: of every prompt.
         counts: numbers of weakened heads; 0 and all are added. By default `counts_of_heads`.
         orders: some of "MoRHF", "LeRHF", "random".
-        factor: what weakened heads are multiplied by, see `limelight.edits.weaken`.
+        factor: what weakened heads are multiplied by, see `limelight.heads.gains.weaken`.
         clip: scores; by default the embedded model's.
         pictures: keep the pictures of the first seed, for `strip`.
         on_job: called after every (order, number) with the done and all of them.

@@ -24,7 +24,7 @@ class Calibration:
 
     Attributes:
         presence: by the thresholds' own keys, of every subject of every image: [subjects], in 0..1, as
-            `limelight.objectives.Score.presence`.
+            `limelight.guidance.base.Score.presence`.
         quantile: which of these the thresholds are, 0..1.
     """
 
@@ -60,7 +60,7 @@ def calibrate(
     thresholds are about. With a quantile of 0.7, refinement asks of the other subjects what 3 of 10 have by themselves.
 
     Where even the lowest presence is near 1, this model's maps are too sharp for the objective's temperature (see
-    `limelight.objectives.excite`), and no threshold separates the subjects.
+    `limelight.guidance.attend_and_excite.excite`), and no threshold separates the subjects.
 
     Args:
         model: see `limelight.load`.

@@ -89,7 +89,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             the same for every single step. "all": there, every resolution, layer and head. Single steps go to the main
             memory as float16: on Stable Diffusion 1.x at 512 pixels and 50 steps, 10 MB an image for "steps" and 1.7 GB
             for "all". False keeps none.
-        edits: attention edits, see `limelight.edits` and `limelight.probe.Edit`.
+        edits: attention edits, see `limelight.heads.gains` and `limelight.attention.edits.Edit`.
         on_step: called after every step of every pass, e.g. for a progress bar.
 
     Raises:

@@ -72,7 +72,7 @@ def denoise(
         guidance_scale: strength of classifier-free guidance; unused without an unconditional branch.
         guidance: moves the latents before each step; None is the plain model.
         subjects: for each image, for each subject, its token positions. Needed with `guidance`.
-        edits: attention edits in the conditional branch of every pass that predicts, see `limelight.edits`.
+        edits: attention edits in the conditional branch of every pass that predicts, see `limelight.heads.gains`.
         record: give every step its attention maps, at the resolution that guidance reads; "all" at every resolution.
         layers: those to record; by default `layers_to_record`.
         generators: one per image, for schedulers that add noise.

@@ -40,7 +40,7 @@ class Guidance:
     In the fields below a float is a fraction of the schedule (0..1) and an int a number of steps.
 
     Attributes:
-        objective: what a picture still lacks, see `limelight.objectives`.
+        objective: what a picture still lacks, see `Objective`.
         until: latents are moved in the steps before this one.
         thresholds: step -> presence in 0..1 that the weakest subject must reach there; an image below it is refined
             (moved again, at most `max_refinements` times).

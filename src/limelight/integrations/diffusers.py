@@ -24,7 +24,7 @@ from ..models.stable_diffusion import StableDiffusion
 class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
     """Takes the place of diffusers' deprecated pipeline of that name: old scripts change one import.
 
-        from limelight.compat import StableDiffusionAttendAndExcitePipeline
+        from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline
 
     Same arguments and, with DDIM and PNDM, the same pictures. Besides, `scale_model_input` is honoured (Euler, LMS),
     several images per prompt work, maps need not be square, `thresholds` may be empty, `max_iter_to_alter` may be None

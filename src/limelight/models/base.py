@@ -66,7 +66,7 @@ class About:
     Attributes:
         words: every word that it was trained with, in lower case; None if nobody knows.
         attend_and_excite: settings of `AttendAndExcite` that suit it better than the paper's.
-        inversion: settings of `limelight.concepts.inversion.TrainingConfig` that suit it better than the paper's.
+        inversion: settings of `limelight.textual_inversion.config.TrainingConfig` that suit it better than the paper's.
     """
 
     words: frozenset[str] | None = None

@@ -24,7 +24,7 @@ class Word:
         text: as it is written in the prompt.
         span: its first character and the one after its last.
         positions: its tokens' positions; empty when it lies beyond what the model reads.
-        learned: whether it is a learned word, see `limelight.concepts`.
+        learned: whether it is a learned word, see `limelight.LearnedWord`.
     """
 
     text: str

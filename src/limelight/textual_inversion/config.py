@@ -12,8 +12,9 @@ import torch
 
 from ..errors import ModelError, SettingsError
 from ..models.base import Model
+from ..utils.images import Fit
 from .binding import check_token
-from .dataset import Fit, check_sentences
+from .dataset import check_sentences
 
 
 @dataclass(frozen=True, kw_only=True)

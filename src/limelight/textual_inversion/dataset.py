@@ -7,20 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import FileError, SettingsError
 from ..models.base import Model
 from ..utils.files import DATA
+from ..utils.images import Fit, fit_image, open_image
 
 Source = str | Path | Image.Image | Sequence[str | Path | Image.Image]
 """A folder, an image or its file, or several of the latter."""
-Fit = Literal["crop", "stretch"]
 _SENTENCES: WeakKeyDictionary[Model, dict[tuple[str, frozenset[str]], tuple[str, ...]]] = WeakKeyDictionary()
 """For each model, the sentences of each list that it knows all words of: they are parsed once."""
 SUFFIXES = frozenset(".bmp .gif .jfif .jpeg .jpg .png .tif .tiff .webp".split())
@@ -57,13 +56,13 @@ class TrainingImages:
         Args:
             source: see `Source`; of a folder, every file whose name ends like an image's.
             size: height and width in pixels; by default the model's own.
-            fit: see `fitted`.
+            fit: see `fit_image`.
             mirrored: also encode each image's mirror image.
 
         Raises:
             FileError: a folder has no images, or one of them cannot be read.
         """
-        images = tuple(fitted(image, size or model.default_size, fit) for image in read_images(source))
+        images = tuple(fit_image(image, size or model.default_size, fit) for image in read_images(source))
         found = hashlib.sha256()
         rows = []
         for image in images:  # one by one: an autoencoder takes more memory than a denoiser
@@ -115,39 +114,6 @@ def _listed(paths: Sequence[Path]) -> str:
     """How many files of each suffix there are, in words."""
     count = Counter(path.suffix.lower() or "no suffix" for path in paths)
     return ", ".join(f"{n} {suffix}" for suffix, n in sorted(count.items())) or "nothing at all"
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image in memory.
-
-    Raises:
-        FileError: the file cannot be read or is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is not an image"
-        raise FileError(f"'{path}' cannot be read: {reason}.") from None
-
-
-def fitted(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
-    """An image upright (as its EXIF data say), in RGB, on white where it is transparent, and of one size.
-
-    Args:
-        size: height and width in pixels.
-        fit: "crop" cuts it to the shape of `size` around its middle, "stretch" distorts it, as the authors' code does.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    wanted = (size[1], size[0])
-    if fit == "stretch":
-        return image.resize(wanted, Image.Resampling.BICUBIC)
-    return ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
 
 
 def sentences(model: Model, templates: str | Sequence[str]) -> tuple[str, ...]:

@@ -7,19 +7,18 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from ..errors import FileError, SettingsError
 from ..generation.generate import generate
 from ..models import loading
 from ..models.base import Model
-from ..utils.files import png, write
+from ..utils.files import lock_folder, png, write
 from ..utils.images import grid
 from .card import card, curve
 from .config import TrainingConfig
@@ -29,6 +28,7 @@ from .training import TrainStep, encode, held_loss, train_word
 from .word import LearnedWord
 
 STATE, WORD, LOSSES, FACTS = "state", "learned_embeds.safetensors", "loss.csv", "word.json"
+BUSY = "Another program is learning in '{folder}'. Wait until it ends, or choose another folder."
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def learn(
     every = save_every or max(config.steps // 10, 50)
     plan = _Plan(every, patience, prompts, tuple(seeds), preview_steps, on_step, on_save)
 
-    with closing(train_word(model, encoded, config, state=state)) as steps, _alone(folder):
+    with closing(train_word(model, encoded, config, state=state)) as steps, lock_folder(folder, BUSY):
         on_begin(replace(state, config=config))
         return _Training(model, encoded, config, folder, plan).run(steps, state)
 
@@ -235,32 +235,6 @@ def _previews(model: Model, config: TrainingConfig, preview: Sequence[str]) -> t
         if config.token not in prompt:
             raise SettingsError(f"The preview '{prompt}' lacks the word that is learned: {config.token}.")
     return (config.text(sentences(model, config.templates)[0]), *preview)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Lock the folder, and remove what a killed training left half written.
-
-    Raises:
-        FileError: another program holds the lock, or the folder cannot be written.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileError(
-            f"Another program is learning in '{folder}'. Wait until it ends, or choose another folder."
-        ) from None
-    except OSError as error:
-        raise FileError(f"'{folder}' cannot be written: {error.strerror or error}.") from error
-
-    try:
-        for part in folder.rglob(".*.part"):
-            part.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
 
 
 class _Training:

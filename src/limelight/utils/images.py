@@ -33,7 +33,8 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> I
 
     Args:
         size: height and width in pixels.
-        fit: "crop" cuts it to the shape of `size` around its middle, "stretch" distorts it.
+        fit: "crop" cuts it to the shape of `size` around its middle, "stretch" distorts it, as the authors of textual
+            inversion do.
     """
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:

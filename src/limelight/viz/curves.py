@@ -7,7 +7,7 @@ from PIL import Image
 from ..evaluate.weakening import Curves
 from .theme import new_figure, rendered
 
-COLORS = {"MoRHF": "#FE7773", "LeRHF": "#5580A0", "random": "#999999"}
+ORDER_COLORS = {"MoRHF": "#FE7773", "LeRHF": "#5580A0", "random": "#999999"}
 
 
 def curves(found: Curves) -> Image.Image:
@@ -17,9 +17,11 @@ def curves(found: Curves) -> Image.Image:
     for order, scores in found.scores.items():
         mean = found.mean(order)
         error = scores.mean(dim=2).std(dim=1) / max(scores.shape[1], 1) ** 0.5
-        axis.plot(found.counts, mean, marker="o", color=COLORS[order], label=order)
+        axis.plot(found.counts, mean, marker="o", color=ORDER_COLORS[order], label=order)
         if scores.shape[1] > 1:
-            axis.fill_between(found.counts, mean - error, mean + error, color=COLORS[order], alpha=0.15, linewidth=0)
+            axis.fill_between(
+                found.counts, mean - error, mean + error, color=ORDER_COLORS[order], alpha=0.15, linewidth=0
+            )
     title = found.experiment.concept
     if {"MoRHF", "LeRHF"} <= set(found.scores):
         area, low, high = found.between()
