@@ -50,7 +50,7 @@ def main() -> None:
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
     words = sorted({*OTHER_WORDS, *COLORS, *SUBJECTS})
-    about = {"words": words, "attend_and_excite": ATTEND_AND_EXCITE, "inversion": INVERSION}
+    about = {"words": words, "attend_and_excite": ATTEND_AND_EXCITE, "textual_inversion": INVERSION}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())

@@ -177,7 +177,7 @@ def test_words_that_the_model_has_never_seen(tiny):
 
 
 def test_settings_that_suit_a_model(tiny):
-    tiny.about = About(attend_and_excite={"scale": 5.0, "thresholds": {0.1: 0.3}})
+    tiny.about = About(presets={"attend_and_excite": {"scale": 5.0, "thresholds": {0.1: 0.3}}})
     suited = limelight.AttendAndExcite.suited(tiny, until=0.2)
     assert (suited.scale, suited.thresholds, suited.until) == (5.0, {0.1: 0.3}, 0.2)
     tiny.about = About()
@@ -222,7 +222,7 @@ def test_given_latents_do_not_change_later_noise(tiny):
 
 
 def test_settings_of_a_folder_that_do_not_fit(tiny):
-    tiny.about = About(attend_and_excite={"strength": 5.0})
+    tiny.about = About(presets={"attend_and_excite": {"strength": 5.0}})
     with pytest.raises(limelight.ModelError, match=r"limelight\.json of '.*' do not fit"):
         limelight.AttendAndExcite.suited(tiny)
     tiny.about = About()

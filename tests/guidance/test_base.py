@@ -260,7 +260,7 @@ def test_bad_settings(make, message):
 
 
 def test_a_resolution_that_no_layer_has(tiny):
-    with pytest.raises(SettingsError, match="No layer has maps of 5x5 for this picture; there are: 16x16, 8x8"):
+    with pytest.raises(SettingsError, match="No layer has maps of 5x5 for this image; there are: 16x16, 8x8"):
         run(tiny, AttendAndExcite(resolution=5))
     result = run(tiny, AttendAndExcite(resolution=(8, 12), thresholds={}), steps=2, height=32, width=48)
     assert len(result.trace) == 1

@@ -85,6 +85,13 @@ def test_settings_of_a_folder_come_before_the_familys(tiny_xl, tmp_path):
     assert limelight.AttendAndExcite.suited(limelight.load(tmp_path / "model", device="cpu")).scale == 7.0
 
 
+def test_settings_of_training_under_their_earlier_name(tiny_pipeline, tmp_path):
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path)
+    for name in ("inversion", "textual_inversion"):
+        (tmp_path / "limelight.json").write_text(json.dumps({name: {"steps": 7}}))
+        assert limelight.load(tmp_path, device="cpu").about.preset("textual_inversion") == {"steps": 7}
+
+
 def test_guidance_on_xl(tiny_xl):
     model = limelight.load(tiny_xl)
     guidance = limelight.AttendAndExcite(thresholds={}, until=1.0)

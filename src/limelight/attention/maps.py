@@ -78,23 +78,27 @@ class AttentionMaps(Mapping[str, Tensor]):
             raise ProbeError("No attention maps were recorded; call generate() with record=True.")
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise SettingsError(f"The size {size} must be a height and a width of at least 1, for example (64, 64).")
+        if size is None:
+            height_and_width = self._one_size()
+            stacked = torch.cat([at_least_float32(p) for p in self.layers.values()], dim=1)
+            return stacked.mean(dim=1).unflatten(1, height_and_width)
+
+        sums, heads = [], 0
+        for layer, p in self.layers.items():
+            summed = at_least_float32(p).sum(dim=1)
+            sums.append(_resize(summed, layer.size(self.latent_size), size))
+            heads += p.shape[1]
+        return torch.stack(sums).sum(dim=0) / heads
+
+    def _one_size(self) -> tuple[int, int]:
+        """Height and width of every layer's maps."""
         sizes = {layer.size(self.latent_size) for layer in self.layers}
-        if size is None and len(sizes) > 1:
+        if len(sizes) > 1:
             listed = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
             raise SettingsError(
                 f"The maps have several sizes ({listed}); choose one with select() or give mean() a size."
             )
-        if size is None:
-            (height, width), stacked = (
-                sizes.pop(),
-                torch.cat([at_least_float32(p) for p in self.layers.values()], dim=1),
-            )
-            return stacked.mean(dim=1).unflatten(1, (height, width))
-        sums = [
-            _resize(at_least_float32(p).sum(dim=1), layer.size(self.latent_size), size)
-            for layer, p in self.layers.items()
-        ]
-        return torch.stack(sums).sum(dim=0) / sum(p.shape[1] for p in self.layers.values())
+        return sizes.pop()
 
     def map(self, subject: str | int, size: tuple[int, int] | None = None) -> Tensor:
         """The map of a word, phrase or token index: [images, height, width], in 0..1. See `Prompt.find`."""
@@ -107,7 +111,7 @@ class AttentionMaps(Mapping[str, Tensor]):
         Args:
             threshold: share of the way from the map's smallest to its largest value, 0..1. The default suits the
                 embedded model; where attention spreads wider than the object, take more.
-            size: height and width of the mask, for example the picture's; by default the latents'.
+            size: height and width of the mask, for example the image's; by default the latents'.
 
         Raises:
             SettingsError: the threshold is out of its range.
@@ -119,7 +123,7 @@ class AttentionMaps(Mapping[str, Tensor]):
         return (heat >= low + threshold * (high - low)) & (high > low)
 
     def box(self, subject: str | int, threshold: float = 0.2) -> Tensor:
-        """The box around a subject: [images, 4], its left, top, right and bottom as fractions of the picture, 0..1.
+        """The box around a subject: [images, 4], its left, top, right and bottom as fractions of the image, 0..1.
 
         It encloses that part of the `mask` which holds the map's largest value: a stray spot elsewhere does not count.
         A map without any contrast has the empty box 0, 0, 0, 0.
@@ -157,8 +161,8 @@ class AttentionMaps(Mapping[str, Tensor]):
 
 def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """[images, pixels, tokens] of map size `old` to [images, height, width, tokens] of map size `new`."""
-    picture = p.unflatten(1, old).movedim(-1, 1)
-    return F.interpolate(picture, size=new, mode="bilinear", antialias=True).movedim(1, -1)
+    image = p.unflatten(1, old).movedim(-1, 1)
+    return F.interpolate(image, size=new, mode="bilinear", antialias=True).movedim(1, -1)
 
 
 def at_least_float32(p: Tensor) -> Tensor:

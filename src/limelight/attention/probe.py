@@ -43,8 +43,8 @@ class Probe:
         layers: layers of `model.sites` to record; by default every cross-attention layer, () records none.
         edits: applied one after the other to the probabilities of the layers that they touch, after recording.
         images: how many rows of the batch are conditional, counted from its end; by default all.
-        step: what the edits are told.
-        queries: told the queries of every cross-attention layer; that alone leaves its attention fused.
+        step: the index of the step, passed to the edits.
+        queries: called with the queries of every cross-attention layer; that alone leaves its attention fused.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class _Intercept(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # A second call in the same layer is an adapter's (IP-Adapter attends to its picture there).
+        # A second call in the same layer is an adapter's (IP-Adapter attends to its image there).
         if func is not F.scaled_dot_product_attention or self.answered:
             return func(*args, **kwargs)
         self.answered = True

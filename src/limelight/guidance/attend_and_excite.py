@@ -25,12 +25,12 @@ def excite(
     sigma: float = 0.5,
     own_tokens: bool | None = None,
 ) -> Score:
-    """Every subject should own at least one place of the picture: 1 - the largest attention of the weakest subject.
+    """Every subject should own at least one place of the image: 1 - the largest attention of the weakest subject.
 
     Hila Chefer, Yuval Alaluf, Yael Vinker, Lior Wolf, Daniel Cohen-Or, "Attend-and-Excite: Attention-Based Semantic
     Guidance for Text-to-Image Diffusion Models", 2023, https://arxiv.org/abs/2301.13826
 
-    The probabilities of all tokens but the first (which draws most of the attention) and the last are sharpened by a
+    The probabilities of all tokens but the first (which takes most of the attention) and the last are sharpened by a
     softmax with the given temperature; in models that pad with other tokens, those of the prompt's own tokens alone.
     The tokens of one subject are first added into one: the softmax is exponential, so adding after it would make a word
     that is split in two lose against its neighbours.
@@ -58,7 +58,7 @@ def excite(
 
 @dataclass(frozen=True, kw_only=True)
 class AttendAndExcite(Guidance):
-    """Attend-and-Excite with the paper's values: every subject owns a place of the picture.
+    """Attend-and-Excite with the paper's values: every subject owns a place of the image.
 
     Hila Chefer, Yuval Alaluf, Yael Vinker, Lior Wolf, Daniel Cohen-Or, "Attend-and-Excite: Attention-Based Semantic
     Guidance for Text-to-Image Diffusion Models", 2023, https://arxiv.org/abs/2301.13826
@@ -107,7 +107,7 @@ class AttendAndExcite(Guidance):
 
 def _known_settings(model: Model) -> dict[str, Any]:
     """The settings that a model's family or folder gives, checked."""
-    known = dict(model.about.attend_and_excite)
+    known = model.about.preset("attend_and_excite")
     try:
         AttendAndExcite(**known)
     except TypeError as error:

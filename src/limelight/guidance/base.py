@@ -40,7 +40,7 @@ class Guidance:
     In the fields below a float is a fraction of the schedule (0..1) and an int a number of steps.
 
     Attributes:
-        objective: what a picture still lacks, see `Objective`.
+        objective: what an image still lacks, see `Objective`.
         until: latents are moved in the steps before this one.
         thresholds: step -> presence in 0..1 that the weakest subject must reach there; an image below it is refined
             (moved again, at most `max_refinements` times).
@@ -55,7 +55,7 @@ class Guidance:
         enough: an image whose weakest subject has this presence, 0..1, is not moved in that step. At 1, as published,
             every image is.
         checkpoint: keep only the inputs of the denoiser's blocks for the gradient and run them a second time: less
-            memory, about a third more time for a gradient step, the same pictures. For large ones.
+            memory, about a third more time for a gradient step, the same images. For large ones.
     """
 
     objective: Objective = field(compare=False)
@@ -80,11 +80,7 @@ class Guidance:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")
         if not all(0 <= value < float("inf") for value in self.decay):
             raise SettingsError(f"decay={self.decay} must be two numbers that are not negative.")
-        for key in (self.until, *self.thresholds):
-            if not isinstance(key, Integral) and not 0 <= key <= 1:
-                raise SettingsError(
-                    f"{key} is no fraction of the schedule: write 0.0 to 1.0, or a whole number of steps."
-                )
+        _check_schedule((self.until, *self.thresholds))
         for key, value in self.thresholds.items():
             if not 0 <= value <= 1 or key < 0:
                 raise SettingsError(f"The threshold {{{key}: {value}}} must map a step to a presence between 0 and 1.")
@@ -112,6 +108,13 @@ class Guidance:
         }
 
 
+def _check_schedule(keys: Sequence[float | int]) -> None:
+    """Refuse what is neither a fraction of the schedule nor a number of steps."""
+    for key in keys:
+        if not isinstance(key, Integral) and not 0 <= key <= 1:
+            raise SettingsError(f"{key} is no fraction of the schedule: write 0.0 to 1.0, or a whole number of steps.")
+
+
 def layers_to_read(
     model: Model, latent_size: tuple[int, int], resolution: int | tuple[int, int] | None = None
 ) -> tuple[AttentionSite, ...]:
@@ -127,15 +130,23 @@ def layers_to_read(
     if resolution is None:
         found = tuple(layer for layer in cross if layer.scale == model.guided_scale)
     else:
-        wanted = tuple(resolution) if isinstance(resolution, Sequence) else (resolution, resolution)
-        found = tuple(layer for layer in cross if layer.size(latent_size) == wanted)
+        found = _of_size(cross, latent_size, resolution)
+    if min(found[0].size(latent_size)) < 2:
+        raise SettingsError("The image is too small: its attention maps would be a single pixel wide.")
+    return found
+
+
+def _of_size(
+    layers: Sequence[AttentionSite], latent_size: tuple[int, int], resolution: int | Sequence[int]
+) -> tuple[AttentionSite, ...]:
+    """The layers whose maps have this height and width, or this side."""
+    wanted = tuple(resolution) if isinstance(resolution, Sequence) else (resolution, resolution)
+    found = tuple(layer for layer in layers if layer.size(latent_size) == wanted)
     if not found:
-        sizes = sorted({layer.size(latent_size) for layer in cross}, reverse=True)
+        sizes = sorted({layer.size(latent_size) for layer in layers}, reverse=True)
         listed = ", ".join(f"{h}x{w}" for h, w in sizes)
         named = "x".join(map(str, wanted))
-        raise SettingsError(f"No layer has maps of {named} for this picture; there are: {listed}.")
-    if min(found[0].size(latent_size)) < 2:
-        raise SettingsError("The picture is too small: its attention maps would be a single pixel wide.")
+        raise SettingsError(f"No layer has maps of {named} for this image; there are: {listed}.")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -29,18 +30,25 @@ def pool_tokens(
     [images, tokens, columns], the columns that an image does not have [images, columns] and the subjects that it does
     not have [images, subjects].
     """
-    columns = []
-    for spans, stop in zip(subjects, stops, strict=True):
-        taken = {position for span in spans for position in span}
-        columns.append([*spans, *((position,) for position in range(1, stop) if position not in taken)])
-    pooling = torch.zeros(len(columns), tokens, max(len(units) for units in columns))
-    for image, units in enumerate(columns):
-        for column, unit in enumerate(units):
-            pooling[image, list(unit), column] = 1
-    padding = torch.tensor([[i >= len(units) for i in range(pooling.shape[2])] for units in columns])
-    most = max(len(spans) for spans in subjects)
-    absent = torch.tensor([[i >= len(spans) for i in range(most)] for spans in subjects])
+    images = [_columns(spans, stop) for spans, stop in zip(subjects, stops, strict=True)]
+    widest, most = max(map(len, images)), max(map(len, subjects))
+    pooling = torch.zeros(len(images), tokens, widest)
+    padding = torch.ones(len(images), widest, dtype=torch.bool)
+    absent = torch.ones(len(images), most, dtype=torch.bool)
+
+    for image, columns in enumerate(images):
+        padding[image, : len(columns)] = False
+        absent[image, : len(subjects[image])] = False
+        for column, positions in enumerate(columns):
+            pooling[image, list(positions), column] = 1
     return pooling, padding, absent
+
+
+def _columns(spans: Sequence[tuple[int, ...]], stop: int) -> list[tuple[int, ...]]:
+    """The token positions of each column of one image."""
+    taken = {position for span in spans for position in span}
+    others = [(position,) for position in range(1, stop) if position not in taken]
+    return [*spans, *others]
 
 
 def blur(maps: Tensor, sigma: float = 0.5) -> Tensor:

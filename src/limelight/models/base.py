@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -64,14 +66,29 @@ class About:
     """What is known about a model: by its family, or by the file `limelight.json` of its folder, which comes first.
 
     Attributes:
-        words: every word that it was trained with, in lower case; None if nobody knows.
-        attend_and_excite: settings of `AttendAndExcite` that suit it better than the paper's.
-        inversion: settings of `limelight.textual_inversion.config.TrainingConfig` that suit it better than the paper's.
+        words: every word that it was trained with, in lower case; None if unknown.
+        presets: method -> settings that suit it better than the paper's: "attend_and_excite" of `AttendAndExcite`,
+            "textual_inversion" of `limelight.textual_inversion.config.TrainingConfig`.
     """
 
     words: frozenset[str] | None = None
-    attend_and_excite: Mapping[str, Any] = field(default_factory=dict)
-    inversion: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def family(cls, name: str) -> About:
+        """What `presets.yaml` says about a family."""
+        return cls(presets=_family_presets()[name])
+
+    def preset(self, method: str) -> dict[str, Any]:
+        """The settings of one method; none where nothing is known."""
+        return dict(self.presets.get(method, {}))
+
+
+@cache
+def _family_presets() -> dict[str, dict[str, dict[str, Any]]]:
+    text = (importlib.resources.files("limelight.models") / "presets.yaml").read_text("utf-8")
+    presets: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
+    return presets
 
 
 class Model(ABC):
@@ -82,7 +99,7 @@ class Model(ABC):
         denoiser: the module (a torch.nn.Module) whose attention is watched.
         sites: every attention layer in execution order.
         guided_scale: the `AttentionSite.scale` at which this family's maps carry semantics.
-        pixels_per_latent: picture pixels per latent pixel along an axis.
+        pixels_per_latent: image pixels per latent pixel along an axis.
         scheduler: a diffusers scheduler, this model's own copy.
         about: what its family or its folder says about it.
         vectors: names of the shipped head relevance vectors that are of its family; None: whichever fit its layers.
@@ -125,7 +142,7 @@ class Model(ABC):
     @property
     @abstractmethod
     def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the pictures that the model was trained on."""
+        """Height and width in pixels of the images that the model was trained on."""
 
     @abstractmethod
     def prompt(self, text: str) -> Prompt:
@@ -145,7 +162,7 @@ class Model(ABC):
 
         Args:
             negative: the prompt of the unconditional branch, may be ""; None leaves that branch out.
-            size: height and width of the pictures in pixels, which some families are told; by default `default_size`.
+            size: height and width of the images in pixels, which some families encode, too; by default `default_size`.
             clip_skip: how many of the text encoder's last layers are left out.
             gradient: keep the gradient with respect to whatever of the text encoder asks for one.
         """
@@ -197,16 +214,16 @@ class Model(ABC):
 
     @abstractmethod
     def posterior(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """What the autoencoder makes of pictures of one size: the mean and the standard deviation of their latents,
+        """What the autoencoder makes of images of one size: the mean and the standard deviation of their latents,
         [images, channels, h, w] each."""
 
     def latents(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures of one size to latents [images, channels, h, w]: the middle of the autoencoder's distribution."""
+        """Images of one size to latents [images, channels, h, w]: the middle of the autoencoder's distribution."""
         return self.posterior(images)[0]
 
     @abstractmethod
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Latents to pictures."""
+        """Latents to images."""
 
     @abstractmethod
     def describe(self) -> dict[str, str]:

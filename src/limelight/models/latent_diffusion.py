@@ -31,9 +31,7 @@ class LatentDiffusion(UNet):
     # 16 x 16 maps, as in prompt-to-prompt's own notebook for this model: on 8 x 8, which lie as deep as Stable
     # Diffusion's, the blur leaves too few cells to keep two subjects apart.
     guided_side = 16
-    # A latent has four times the share in a map cell that it has at 512 pixels, hence smaller steps; fewer tokens share
-    # the softmax, hence a lower last threshold. Not validated on real weights; `limelight.calibrate` proposes others.
-    about = About(attend_and_excite={"scale": 7.5, "thresholds": {0: 0.05, 0.2: 0.5, 0.4: 0.7}})
+    about = About.family("LatentDiffusion")
     vectors = ()
 
     def __init__(self, pipeline: Any, name: str) -> None:

@@ -58,33 +58,7 @@ def load(
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise SettingsError(f"Unknown scheduler '{scheduler}'. Choose one of: {', '.join(SCHEDULERS)}.")
     with quiet_loading():
-        return _load(source, device, dtype, scheduler)
-
-
-def _load(
-    source: str | Path | DiffusionPipeline | None,
-    device: str | torch.device | None,
-    dtype: torch.dtype | None,
-    scheduler: str | None,
-) -> Model:
-    from diffusers import DiffusionPipeline  # seconds, which `import limelight` need not cost
-
-    if isinstance(source, DiffusionPipeline):
-        pipeline, name = source, getattr(source.config, "_name_or_path", None) or type(source).__name__
-        _check_family(type(pipeline).__name__, name)
-        if device is not None:
-            _move(pipeline, _device(device))
-        if dtype is not None:
-            pipeline.to(dtype)
-    else:
-        where = _device(device)
-        dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
-        name = "pocket" if source is None else str(source)
-        source = POCKET if source in (None, "pocket") else source
-        pipeline = _move(_open(source, name, dtype), where)
-    model = FAMILIES[type(pipeline).__name__](pipeline, name)
-    if not isinstance(source, DiffusionPipeline):
-        model.about = _about(Path(source).expanduser() / "limelight.json") or model.about
+        model = _live(source, device, dtype) if _is_pipeline(source) else _stored(source, device, dtype)
     if scheduler is not None:
         import diffusers
 
@@ -92,15 +66,48 @@ def _load(
     return model
 
 
+def _is_pipeline(source: Any) -> bool:
+    from diffusers import DiffusionPipeline  # seconds, which `import limelight` need not cost
+
+    return isinstance(source, DiffusionPipeline)
+
+
+def _live(pipeline: Any, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
+    """The model of a pipeline that is open already, on its device and in its dtype if there are no wishes."""
+    name = getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__
+    _check_family(type(pipeline).__name__, name)
+    if device is not None:
+        _move(pipeline, _device(device))
+    if dtype is not None:
+        pipeline.to(dtype)
+    return FAMILIES[type(pipeline).__name__](pipeline, name)
+
+
+def _stored(source: Any, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
+    """The model of a folder or of the hub."""
+    where = _device(device)
+    dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
+    name = "pocket" if source is None else str(source)
+    source = POCKET if source in (None, "pocket") else source
+    pipeline = _move(_open(source, name, dtype), where)
+    model = FAMILIES[type(pipeline).__name__](pipeline, name)
+    model.about = _about(Path(source).expanduser() / "limelight.json") or model.about
+    return model
+
+
 def _about(path: Path) -> About | None:
+    """What a model's folder says about it, if it says anything."""
     if not path.is_file():
         return None
     try:
-        facts = json.loads(path.read_text())
-        words, settings = facts.get("words"), {**facts.get("attend_and_excite", {})}
-        if "thresholds" in settings:  # JSON has text keys only
-            settings["thresholds"] = {float(at): float(value) for at, value in settings["thresholds"].items()}
-        return About(None if words is None else frozenset(words), settings, facts.get("inversion", {}))
+        facts = json.loads(path.read_text("utf-8"))
+        words = facts.get("words")
+        guidance = {**facts.get("attend_and_excite", {})}
+        if "thresholds" in guidance:  # JSON has text keys only
+            guidance["thresholds"] = {float(at): float(value) for at, value in guidance["thresholds"].items()}
+        training = facts.get("textual_inversion", facts.get("inversion", {}))  # its name before 0.2
+        presets = {"attend_and_excite": guidance, "textual_inversion": dict(training)}
+        return About(None if words is None else frozenset(words), presets)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"'{path}' cannot be read: {error}.") from error
 

@@ -37,7 +37,7 @@ class StableDiffusionXL(UNet):
 
     # Maps are latent/4 here as well (32 x 32 at 1024 pixels, `guided_scale`), but the mean of 60 layers, not of 5, and
     # flatter: public ports of Attend-and-Excite to XL take larger steps and otherwise the paper's values.
-    about = About(attend_and_excite={"scale": 30.0})
+    about = About.family("StableDiffusionXL")
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         pipeline, states = self.pipeline, []
@@ -54,6 +54,6 @@ class StableDiffusionXL(UNet):
         pooled, hidden = output[0], torch.cat(states, dim=-1)
         if negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
             pooled, hidden = torch.zeros_like(pooled), torch.zeros_like(hidden)
-        # Original size, crop corner and target size: the picture as if it had never been cropped.
+        # Original size, crop corner and target size: the image as if it had never been cropped.
         time_ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
         return {"encoder_hidden_states": hidden, "text_embeds": pooled, "time_ids": time_ids}

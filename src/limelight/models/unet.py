@@ -28,7 +28,7 @@ class UNet(Model):
     """
 
     loading: ClassVar[dict[str, Any]] = {}
-    """What `from_pretrained` of this family is told besides the common options."""
+    """Arguments of `from_pretrained` for this family, besides the common ones."""
     guided_side: ClassVar[int] = 8
     """Least side of the maps that guidance reads, at the default size."""
 
@@ -142,9 +142,9 @@ class UNet(Model):
                 f"The size {height}x{width} does not fit this model; both sides must be multiples of {unit}."
             )
         shape = (1, self.denoiser.config.in_channels, height // unit, width // unit)
-        # Drawn where the generator is and in the model's dtype, as diffusers does: equal seeds give equal pictures.
-        drawn = [torch.randn(shape, generator=g, device=g.device, dtype=self.dtype) for g in generators]
-        return torch.cat(drawn).to(self.device)
+        # On the generator's device and in the model's dtype, as diffusers does: equal seeds give equal images.
+        noise = [torch.randn(shape, generator=g, device=g.device, dtype=self.dtype) for g in generators]
+        return torch.cat(noise).to(self.device)
 
     def start(self, noise: Tensor) -> Tensor:
         return noise * self.scheduler.init_noise_sigma
@@ -188,14 +188,14 @@ class UNet(Model):
         return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
 
     @property
-    def _picture_dtype(self) -> torch.dtype:
+    def _image_dtype(self) -> torch.dtype:
         """The SDXL autoencoder overflows in float16 and says so in its configuration."""
         vae = self.pipeline.vae
         return torch.float32 if vae.dtype == torch.float16 and vae.config.force_upcast else vae.dtype
 
     @torch.no_grad()
     def posterior(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        vae, dtype = self.pipeline.vae, self._picture_dtype
+        vae, dtype = self.pipeline.vae, self._image_dtype
         pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, dtype)
         with _cast(vae, dtype):
             found = vae.encode(pixels).latent_dist
@@ -204,7 +204,7 @@ class UNet(Model):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        vae, dtype = self.pipeline.vae, self._picture_dtype
+        vae, dtype = self.pipeline.vae, self._image_dtype
         latents = latents.to(dtype) / vae.config.scaling_factor
         with _cast(vae, dtype):
             pixels = vae.decode(latents, return_dict=False)[0]

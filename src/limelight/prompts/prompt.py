@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import PromptError
 
@@ -73,49 +73,64 @@ class Prompt:
         """
         if not isinstance(subject, str):
             return self._checked(subject)
-        name, mark, count = subject.rpartition("#")
-        numbered = bool(mark) and count.isdecimal()
-        occurrence = int(count) if numbered else 1
-        wanted = [_key(match.group()) for match in _WORD.finditer(name if numbered else subject)]
+
+        name, occurrence = _numbered(subject)
+        found = self._occurrence(subject, name, occurrence)
+        if not all(word.positions for word in found):
+            read = ", ".join(word.text for word in self.words if word.positions)
+            raise PromptError(
+                f"'{subject}' lies beyond the {len(self.ids)} tokens that this model reads; shorten the prompt, which "
+                f"has {self.whole}. It reads these words: {read}."
+            )
+        return tuple(sorted({position for word in found for position in word.positions}))
+
+    def _occurrence(self, subject: str, name: str, occurrence: int) -> tuple[Word, ...]:
+        """The words of one occurrence, counted from 1, of a word or phrase."""
+        wanted = [_key(match.group()) for match in _WORD.finditer(name)]
         if not wanted or occurrence < 1:
             raise PromptError(f"'{subject}' is not a word; {self._choices()}")
-        texts = [word.key for word in self.words]
-        starts = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
+
+        keys = [word.key for word in self.words]
+        starts = [i for i in range(len(keys)) if keys[i : i + len(wanted)] == wanted]
         if not starts:
             raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}")
         if occurrence > len(starts):
             times = "once" if len(starts) == 1 else f"{len(starts)} times"
             raise PromptError(f"'{subject}' asks for occurrence {occurrence}, but '{name}' is in the prompt {times}.")
-        found = self.words[starts[occurrence - 1] :][: len(wanted)]
-        if not all(word.positions for word in found):
-            raise PromptError(
-                f"'{subject}' lies beyond the {len(self.ids)} tokens that this model reads; shorten the prompt, which "
-                f"has {self.whole}. "
-                f"It reads these words: {', '.join(word.text for word in self.words if word.positions)}."
-            )
-        return tuple(sorted({position for word in found for position in word.positions}))
+
+        start = starts[occurrence - 1]
+        return self.words[start : start + len(wanted)]
 
     def _checked(self, subject: int | Sequence[int]) -> tuple[int, ...]:
+        """Token indices, without repetitions and in order."""
+        given = subject if isinstance(subject, Sequence) else [subject]
         try:
-            indices = tuple(
-                sorted({operator.index(i) for i in (subject if isinstance(subject, Sequence) else [subject])})
-            )
+            indices = tuple(sorted({operator.index(i) for i in given}))
         except TypeError:
             raise PromptError(
                 f"The subject {subject!r} is neither a word nor a token index nor a list of them."
             ) from None
+        if not indices:
+            raise PromptError("An empty list of token indices names no subject.")
+
         for index in indices:
             if not 1 <= index < self.end:
                 listed = ", ".join(f"{i} {self.tokens[i]}" for i in range(1, self.end))
                 raise PromptError(f"Token index {index} is not in the prompt; its tokens are: {listed}.")
-        if not indices:
-            raise PromptError("An empty list of token indices names no subject.")
         return indices
 
     def _choices(self) -> str:
-        return (
-            f"its words are: {', '.join(word.text for word in self.words)}." if self.words else "the prompt is empty."
-        )
+        if not self.words:
+            return "the prompt is empty."
+        return f"its words are: {', '.join(word.text for word in self.words)}."
+
+
+def _numbered(subject: str) -> tuple[str, int]:
+    """A name and which of its occurrences is meant: "dog#2" is the second dog."""
+    name, mark, count = subject.rpartition("#")
+    if mark and count.isdecimal():
+        return name, int(count)
+    return subject, 1
 
 
 def _key(word: str) -> str:
@@ -130,32 +145,50 @@ def parse(text: str, tokenizer: Any, length: int) -> Prompt:
     Raises:
         PromptError: it names single vectors of a learned word.
     """
+    tokens = _tokens(text, tokenizer)
+    ids = [token.id for token in tokens]
+    if len(ids) > length:
+        ids = ids[: length - 1] + ids[-1:]
+
+    end = len(ids) - 1
+    padded = tokenizer.pad_token_id != ids[end]
+    ids += [tokenizer.pad_token_id] * (length - len(ids))
+    names = tuple(tokenizer.convert_ids_to_tokens(ids))
+    return Prompt(text, tuple(ids), names, end, _words(text, tokens, end), padded, len(tokens))
+
+
+class _Token(NamedTuple):
+    """A token and the characters that it stands for."""
+
+    id: int
+    span: tuple[int, int]
+    learned: bool
+
+
+def _tokens(text: str, tokenizer: Any) -> list[_Token]:
+    """All tokens of a text; a learned word is as many as it has vectors."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     learned, single = _learned(tokenizer)
-    ids: list[int] = []
-    spans, heads = [], []
+    tokens = []
     for token, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if token in single:
             word = single[token]
             raise PromptError(f"'{text[slice(*span)]}' in the prompt is one vector of '{word}'; write '{word}' alone.")
-        own = learned.get(token, (token,))
-        ids += own
-        spans += [span] * len(own)
-        heads += [span] if token in learned else []
-    whole = len(ids)
-    ids = ids[: length - 1] + ids[-1:] if whole > length else ids
-    end = len(ids) - 1
-    padded = tokenizer.pad_token_id != ids[end]
-    ids += [tokenizer.pad_token_id] * (length - len(ids))
+        for own in learned.get(token, (token,)):
+            tokens.append(_Token(own, span, token in learned))
+    return tokens
+
+
+def _words(text: str, tokens: Sequence[_Token], end: int) -> tuple[Word, ...]:
+    """The words of a text, each with the positions of its tokens; without any if they do not all lie before `end`."""
     words = []
     for match in _WORD.finditer(text):
         start, stop = match.span()
-        positions = tuple(i for i, span in enumerate(spans) if span[0] < stop and span[1] > start)
+        positions = tuple(i for i, (_, span, _) in enumerate(tokens) if span[0] < stop and span[1] > start)
+        learned = any(tokens[i].learned for i in positions)
         read = positions if positions and positions[-1] < end else ()
-        is_learned = any(span[0] < stop and span[1] > start for span in heads)
-        words.append(Word(match.group(), (start, stop), read, is_learned))
-    names = tuple(tokenizer.convert_ids_to_tokens(ids))
-    return Prompt(text, tuple(ids), names, end, tuple(words), padded, whole)
+        words.append(Word(match.group(), (start, stop), read, learned))
+    return tuple(words)
 
 
 def _learned(tokenizer: Any) -> tuple[dict[int, tuple[int, ...]], dict[int, str]]:

@@ -1,4 +1,4 @@
-"""Which words of a prompt are put on stage."""
+"""Which words of a prompt are its subjects."""
 
 from __future__ import annotations
 
@@ -62,12 +62,22 @@ def resolve(
             raise PromptError("subjects is empty; guidance needs at least one word.")
         words = ", ".join(word.text for word in prompt.words) or "none"
         raise PromptError(f"No subject can be guessed from '{prompt.text}'; name some of its words: {words}.")
+
     spans = tuple(prompt.find(name) for name in names)
-    for i, span in enumerate(spans):
-        for other, earlier in zip(names[:i], spans, strict=False):
-            if set(span) & set(earlier):
-                raise PromptError(f"The subjects '{other}' and '{names[i]}' share a word; each needs words of its own.")
+    _check_apart(names, spans)
     return names, spans
+
+
+def _check_apart(names: Sequence[Subject], spans: Sequence[tuple[int, ...]]) -> None:
+    """Refuse subjects that share a token."""
+    taken: dict[int, Subject] = {}
+    for name, span in zip(names, spans, strict=True):
+        for position in span:
+            if position in taken:
+                raise PromptError(
+                    f"The subjects '{taken[position]}' and '{name}' share a word; each needs words of its own."
+                )
+        taken |= dict.fromkeys(span, name)
 
 
 def nouns(prompt: Prompt) -> tuple[str, ...]:
@@ -84,22 +94,28 @@ def nouns(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _after_determiners(prompt: Prompt) -> list[int]:
-    words = [word.key for word in prompt.words]
+    """The last words of the phrases that begin with an article or a number."""
     found = []
-    i = 0
-    while i < len(words):
-        if words[i] not in _DETERMINERS:
-            i += 1
-            continue
-        while i < len(words) and words[i] in _DETERMINERS:
-            i += 1
-        first = i
-        while i < len(words) and words[i] not in _BREAKS | _DETERMINERS and (i == first or not _parted(prompt, i)):
-            i += 1
-        of_something = i < len(words) and words[i] == "of" and words[i - 1] in _MEDIA
-        if i > first and not of_something:
-            found.append(i - 1)
+    for first in _phrase_starts(prompt):
+        stop = first + 1
+        while stop < len(prompt.words) and not _ends_phrase(prompt, stop):
+            stop += 1
+
+        of_something = stop < len(prompt.words) and prompt.words[stop].key == "of"
+        if not (of_something and prompt.words[stop - 1].key in _MEDIA):  # "a photo of"
+            found.append(stop - 1)
     return found
+
+
+def _phrase_starts(prompt: Prompt) -> list[int]:
+    """The words after an article or a number, or after several."""
+    keys = [word.key for word in prompt.words]
+    return [i for i in range(1, len(keys)) if keys[i - 1] in _DETERMINERS and keys[i] not in _BREAKS | _DETERMINERS]
+
+
+def _ends_phrase(prompt: Prompt, i: int) -> bool:
+    """Whether word i does not belong to the phrase of the word before it."""
+    return prompt.words[i].key in _BREAKS | _DETERMINERS or _parted(prompt, i)
 
 
 def _between_joiners(prompt: Prompt) -> list[int]:

@@ -102,7 +102,7 @@ class TrainingConfig:
     def suited(cls, model: Model, **changes: Any) -> TrainingConfig:
         """The settings that suit a model, with changes of your own: the authors', or what its folder says."""
         try:
-            return cls(**{**model.about.inversion, **changes})
+            return cls(**{**model.about.preset("textual_inversion"), **changes})
         except TypeError as error:
             raise ModelError(f"The settings of inversion of '{model.name}' do not fit: {error}.") from error
 
