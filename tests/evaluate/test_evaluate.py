@@ -26,10 +26,11 @@ import limelight
 import limelight.evaluate.runs as module
 from limelight import FileError, LearnedWord, PromptError, Result, SettingsError
 from limelight.evaluate.clip import Clip, image_text
+from limelight.evaluate.metrics import METRICS
 from limelight.evaluate.preservation import grown, pixel_change, read, structure_change, written
 from limelight.evaluate.report import report
 from limelight.evaluate.runs import run
-from limelight.evaluate.scoring import VALUES, score
+from limelight.evaluate.scoring import score
 from limelight.evaluate.store import Run
 from limelight.evaluate.suites import Case, attend_excite, load
 from limelight.heads.relevance import Relevance
@@ -407,7 +408,7 @@ def test_scores(whole, tmp_path, quick):
     # One more is gone.
     (folder / table[0]["file"]).unlink()
     score(folder, **options)
-    assert f"1 pictures of the run are left out, '{folder / table[0]['file']}' is not there" in said[1]
+    assert f"1 images of the run are left out, '{folder / table[0]['file']}' is missing" in said[1]
     # The paper's way of handling texts is another measurement.
     assert score(folder, {"paper": True}, **options)["methods"]["plain"] != first["methods"]["plain"]
 
@@ -425,7 +426,7 @@ def test_scores_of_the_original_layout(whole, tmp_path):
         assert theirs[name] == pytest.approx(ours[name])
     assert theirs["seconds"] is None
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SettingsError, match="is no run, and has no pictures"):
+    with pytest.raises(FileError, match="is not a run, and has no images"):
         score(tmp_path / "empty", pocket, workers=1)
 
 
@@ -438,7 +439,7 @@ def scored(folder, values):
                 file = folder / method / prompt / f"{seed}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (200, 100), "red").save(file)
-                row = dict.fromkeys(("source", "caption", *VALUES))
+                row = dict.fromkeys(("source", "caption", *METRICS))
                 row |= {"method": method, "subset": "mine", "prompt": prompt, "seed": str(seed), "full_text": value}
                 calls = {"plain": 100.0, "guided": 150.0}[method]
                 rows.append({**row, "file": str(file.relative_to(folder)), "calls": calls, "seconds": calls / 100})
@@ -466,12 +467,12 @@ def test_a_report(tmp_path):
     # Between one picture (0.333) and the better of two (0.4), in the middle.
     assert "| all | plain, best of 1.50 (denoiser calls of guided) | 6 | 0.367 | 150.0 | 1.500 |" in means
     assert cells["guided"][2].startswith("+0.067 [-0.100, +0.200], 67%")
-    with pytest.raises(SettingsError, match="No picture is by 'magic'"):
+    with pytest.raises(SettingsError, match="No image is by 'magic'"):
         report([folder], tmp_path, reference="magic")
-    with pytest.raises(SettingsError, match="has no scores"):
+    with pytest.raises(FileError, match="has no scores"):
         report([tmp_path], tmp_path)
     (folder / "scores.parquet").write_bytes(b"PAR1")
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(FileError, match="cannot be read"):
         report([folder], tmp_path)
 
 

@@ -26,14 +26,7 @@ from transformers import (
 
 from limelight.evaluate.clip import TEMPLATES, Captioner, Clip, in_templates, minimum_object
 from limelight.evaluate.detectors import Detection, OpenVocabulary, PocketDetector
-from limelight.evaluate.metrics import (
-    AttributeBinding,
-    DetectionSuccess,
-    ImageImage,
-    ImageText,
-    MinimumObject,
-    TextText,
-)
+from limelight.evaluate.metrics import METRICS, Before, Instruments, Sample
 from limelight.evaluate.suites import Case, Wanted, wanted
 from limelight.models.loading import POCKET
 
@@ -51,8 +44,14 @@ def images():
     return [Image.fromarray(random.integers(0, 255, (96, 96, 3), dtype=np.uint8)).resize((128, 128)) for _ in range(3)]
 
 
+def sample(images, case=None, before=None, **instruments):
+    """Images of one case with these instruments."""
+    case = case or Case(PROMPT, "mine", wanted(PROMPT))
+    return Sample(case, images, before or [None] * len(images), Instruments(**instruments))
+
+
 def directly(images, texts):
-    """Cosines of pictures and texts [images, texts] from CLIP's own logits."""
+    """Features of images and texts [images, texts] from CLIP's own logits."""
     model = CLIPModel.from_pretrained(POCKET / "clip", dtype=torch.float32)
     processor = CLIPProcessor.from_pretrained(POCKET / "clip")
     inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
@@ -71,12 +70,9 @@ def test_clip_against_transformers(clip, images, paper):
 
     assert len(TEMPLATES) == 80
     whole, halves = expected(PROMPT), [expected("a cat"), expected("a red bow")]
-    metric, least = ImageText(clip, paper), MinimumObject(clip, paper)
-    for part in (images[:1], images[1:]):
-        metric.update(part, PROMPT)
-        least.update(part, PROMPT)
-    assert metric.compute().item() == pytest.approx(whole.mean().item(), abs=1e-5)
-    assert least.compute().item() == pytest.approx(torch.minimum(*halves).mean().item(), abs=1e-5)
+    measured = sample(images, clip=clip, paper=paper)
+    assert METRICS["full_text"](measured) == pytest.approx(whole.tolist(), abs=1e-5)
+    assert METRICS["minimum_object"](measured) == pytest.approx(torch.minimum(*halves).tolist(), abs=1e-5)
     assert minimum_object(clip, clip.images(images), PROMPT, paper).tolist() == pytest.approx(
         torch.minimum(*halves).tolist(), abs=1e-5
     )
@@ -116,19 +112,38 @@ def test_patches_are_the_last_keys(clip, images):
     assert clip.patches(images).shape == (3, 64, 128)
 
 
-def test_pictures_and_captions(clip, images):
-    same, other = ImageImage(clip), ImageImage(clip)
-    same.update(images, images)
-    other.update(images, images[::-1])
-    pictures, texts = directly(images, Captioner().captions(images))
-    assert same.compute().item() == pytest.approx(1, abs=1e-5)
-    assert other.compute().item() == pytest.approx((pictures * pictures.flip(0)).sum(-1).mean().item(), abs=1e-5)
-    said = TextText(clip, Captioner())
-    said.update(images, PROMPT)
+def test_images_before_and_captions(clip, images):
+    before = [Before(images[2]), None, Before(images[2])]
+    measured = sample(images, before=before, clip=clip, captioner=Captioner())
+    features, texts = directly(images, Captioner().captions(images))
+    cosine = (features[0] * features[2]).sum().item()
+    assert METRICS["image_image"](measured) == [pytest.approx(cosine, abs=1e-5), None, pytest.approx(1, abs=1e-5)]
     _, prompt = directly(images, in_templates(PROMPT))
     mean = prompt.mean(dim=0)
-    assert said.compute().item() == pytest.approx((texts @ (mean / mean.norm())).mean().item(), abs=1e-5)
-    assert TextText(clip, Captioner()).compute().isnan()
+    assert METRICS["text_text"](measured) == pytest.approx((texts @ (mean / mean.norm())).tolist(), abs=1e-5)
+
+
+def test_changes_outside_a_mask(clip, images):
+    """The left half is edited: only what lies right of it counts."""
+    mask = torch.zeros(128, 128, dtype=torch.bool)
+    mask[:, :64] = True
+    edited = images[0].copy()
+    edited.paste(images[1].crop((0, 0, 64, 128)), (0, 0))
+    measured = sample(
+        [edited, images[1], images[2]], before=[Before(images[0], mask), Before(images[0], mask), None], clip=clip
+    )
+    kept, changed, without = METRICS["pixels"](measured)
+    assert (kept, without) == (0, None)
+    assert changed > 0.1
+    structure = METRICS["structure"](measured)
+    assert structure[0] < structure[1]
+    assert structure[2] is None
+
+
+def test_metrics_without_their_instruments(images):
+    """What cannot be measured has no value; nothing fails."""
+    measured = sample(images, before=[Before(images[0])] * 3)
+    assert {name: metric(measured) for name, metric in METRICS.items()} == dict.fromkeys(METRICS, [None] * 3)
 
 
 def test_captions_as_the_paper_had_them(images):
@@ -156,11 +171,10 @@ class Said:
 def test_detection_and_binding_by_hand():
     case = Case(PROMPT, "mine", wanted(PROMPT))
     detector = Said([("cat", "white"), ("bow", "red")], [("cat", "red"), ("bow", "blue")], [("cat", "red")])
-    images = [Image.new("RGB", (8, 8))] * 3
-    success, binding = DetectionSuccess(detector), AttributeBinding(detector)
-    success.update(images, case)
-    binding.update(images, case)
-    assert (success.compute().item(), binding.compute().item()) == pytest.approx((2 / 3, 1 / 3))
+    measured = sample([Image.new("RGB", (8, 8))] * 3, case, detector=detector)
+    assert METRICS["success"](measured) == [1, 1, 0]
+    assert METRICS["present"](measured) == [1, 1, 0.5]
+    assert METRICS["binding"](measured) == [1, 0, 0]
 
 
 def test_the_embedded_detector_knows_its_words():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limelight.errors import SettingsError
+from limelight.errors import FileError
 from limelight.evaluate.weakening import Curves, Experiment, counts_of_heads, ordered, weakened
 from limelight.heads.relevance import Relevance
 from tests.cli.test_cli import limelight  # noqa: F401 - a fixture
@@ -91,7 +91,7 @@ def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
     again = weakened(pocket, relevance, EXPERIMENT, tmp_path, **options)
     for order in first.scores:
         assert torch.allclose(again.scores[order], first.scores[order], atol=1e-5)
-    with pytest.raises(SettingsError, match="scores of other settings"):
+    with pytest.raises(FileError, match="scores of other settings"):
         weakened(pocket, relevance, EXPERIMENT, tmp_path, **{**options, "steps": 2})
 
 
@@ -143,7 +143,7 @@ def test_bad_input_on_the_command_line(limelight, tmp_path):  # noqa: F811
         ("heads", "compute", "--out", out, "--prompts", "none.txt"): "'none.txt' cannot be read as prompts",
         ("heads", "compute", "--out", out, "--engine", "spark"): "Unknown engine 'spark'. Choose one of: local, ray.",
         ("heads", "compute", "--out", out, "--part", "99/99", "--limit", "2"): "The share 99/99 holds no prompts",
-        ("heads", "weaken", "birds", "--out", out): "'birds' is no experiment; there are: color",
+        ("heads", "weaken", "birds", "--out", out): "Unknown experiment 'birds'. Choose one of: color",
         ("heads", "weaken", "weather", "--out", out): "'Weather Conditions' is no concept of these vectors",
         ("heads", "weaken", "--seeds", "x", "--out", out): "Cannot read 'x' as seeds",
     }.items():

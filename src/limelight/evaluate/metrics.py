@@ -1,106 +1,228 @@
-"""The scores as metrics of torchmetrics, which add up over batches and over processes. Extra `eval`."""
+"""The metrics of images: what each measures, how people call it, and what it needs. The one registry.
+
+The functions behind them are in `limelight.evaluate.clip`, `detectors` and `preservation`. A new metric is one more
+function of a `Sample` and one more line of `METRICS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from PIL import Image
 from torch import Tensor
-from torchmetrics import Metric
 
-from .clip import Captioner, Clip, image_image, image_text, minimum_object, text_text
-from .detectors import Detector, check_scene
+from .clip import Captioner, Clip, image_image, image_text, minimum_object, parts, text_text
+from .detectors import Detector, SceneCheck, check_scene
+from .preservation import pixel_change, structure_change
 from .suites import Case
 
-
-class _Mean(Metric):
-    """The mean of one value a picture; pictures without a value do not count."""
-
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def add(self, values: Tensor) -> None:
-        known = values[~values.isnan()].to(self.total)
-        self.total, self.count = self.total + known.sum(), self.count + known.numel()
-
-    def compute(self) -> Tensor:
-        """The mean, NaN before the first picture."""
-        return self.total / self.count
+Values = list[float | None]
+"""One value per image; None where an image has none."""
 
 
-class ImageText(_Mean):
-    """CLIP similarity to the whole prompt in 80 templates, -1..1."""
+@dataclass(frozen=True)
+class Instruments:
+    """The models that measure; None leaves out the metrics that need it.
 
-    higher_is_better = True
+    Attributes:
+        paper: handle texts as the authors' script does, see `limelight.evaluate.clip.in_templates`.
+    """
 
-    def __init__(self, clip: Clip, paper: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self._clip, self._paper = [clip], paper  # in a list: a backbone is no part of the metric's state
-
-    def update(self, images: Sequence[Image.Image], prompt: str) -> None:
-        """Pictures of one prompt."""
-        self.add(image_text(self._clip[0], self._clip[0].images(images), prompt, self._paper))
-
-
-class MinimumObject(ImageText):
-    """CLIP similarity to the part of the prompt that the picture shows least, -1..1."""
-
-    def update(self, images: Sequence[Image.Image], prompt: str) -> None:
-        """Pictures of one prompt."""
-        self.add(minimum_object(self._clip[0], self._clip[0].images(images), prompt, self._paper))
+    clip: Clip | None = None
+    captioner: Captioner | None = None
+    detector: Detector | None = None
+    paper: bool = False
 
 
-class ImageImage(ImageText):
-    """CLIP similarity to other pictures, -1..1."""
+@dataclass(frozen=True, eq=False)
+class Before:
+    """The image that an edit or a guidance began with.
 
-    def update(self, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> None:  # type: ignore[override]
-        """Pictures, each with its other one."""
-        self.add(image_image(self._clip[0].images(images), self._clip[0].images(others)))
+    Attributes:
+        mask: where the words are that an edit changes, bool [height, width]; None if unknown.
+    """
 
-
-class TextText(_Mean):
-    """CLIP similarity of a caption of the picture to the prompt in 80 templates, -1..1."""
-
-    higher_is_better = True
-
-    def __init__(self, clip: Clip, captioner: Captioner, paper: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self._backbones, self._paper = (clip, captioner), paper
-
-    def update(self, images: Sequence[Image.Image], prompt: str) -> None:
-        """Pictures of one prompt."""
-        clip, captioner = self._backbones
-        self.add(text_text(clip, captioner.captions(images, self._paper), prompt, self._paper))
+    image: Image.Image
+    mask: Tensor | None = None
 
 
-class DetectionSuccess(_Mean):
-    """Share of the pictures in which a detector finds all that the case wants, 0..1."""
+class Sample:
+    """Some images of one case, with what several metrics share: features, captions, detections.
 
-    higher_is_better = True
+    Args:
+        case: what the images should show.
+        images: at least one.
+        before: for each, the image that it began with, if there is one.
+        instruments: the models that measure.
+    """
 
-    def __init__(self, detector: Detector, **options: Any) -> None:
-        super().__init__(**options)
-        self._detector = [detector]
+    def __init__(
+        self, case: Case, images: Sequence[Image.Image], before: Sequence[Before | None], instruments: Instruments
+    ) -> None:
+        self.case, self.images, self.before, self.instruments = case, images, before, instruments
 
-    def update(self, images: Sequence[Image.Image], case: Case) -> None:
-        """Pictures of one case."""
-        found = self._detector[0].find(images, case.wanted)
-        self.add(torch.tensor([float(not check_scene(seen, case.wanted).missing) for seen in found]))
+    @property
+    def clip(self) -> Clip:
+        """The CLIP model, where there is one."""
+        assert self.instruments.clip is not None
+        return self.instruments.clip
+
+    @cached_property
+    def features(self) -> Tensor:
+        """CLIP's features of the images [images, width]."""
+        return self.clip.images(self.images)
+
+    @cached_property
+    def captions(self) -> list[str] | None:
+        """A caption of each image; None without a captioner."""
+        captioner = self.instruments.captioner
+        if captioner is None or self.instruments.clip is None:
+            return None
+        return captioner.captions(self.images, self.instruments.paper)
+
+    @cached_property
+    def checks(self) -> list[SceneCheck] | None:
+        """What a detector finds of the case; None where there is none, or it does not know all that is wanted."""
+        detector, things = self.instruments.detector, self.case.wanted
+        if detector is None or not things or not all(detector.knows(thing.word) for thing in things):
+            return None
+        return [check_scene(found, things) for found in detector.find(self.images, things)]
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, Before]]:
+        """The images that have one before, by their places."""
+        return [(i, before) for i, before in enumerate(self.before) if before is not None]
+
+    @cached_property
+    def patches(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """CLIP's features of patches, before and after, of the images whose edit is marked, by their places."""
+        marked = [(i, before) for i, before in self.pairs if before.mask is not None]
+        if not marked:
+            return {}
+        after = self.clip.patches([self.images[i] for i, _ in marked])
+        earlier = self.clip.patches([before.image for _, before in marked])
+        return {i: (earlier[n], after[n]) for n, (i, _) in enumerate(marked)}
+
+    def of_pairs(self, values: Sequence[float | None]) -> Values:
+        """Values of `pairs` as those of all images."""
+        found: Values = [None] * len(self.images)
+        for (i, _), value in zip(self.pairs, values, strict=True):
+            found[i] = value
+        return found
 
 
-class AttributeBinding(DetectionSuccess):
+def _full_text(sample: Sample) -> Values | None:
+    """CLIP similarity to the whole prompt, -1..1; None where the paper's script has none."""
+    if not parts(sample.case.prompt, sample.instruments.paper):
+        return None
+    return image_text(sample.clip, sample.features, sample.case.prompt, sample.instruments.paper).tolist()
+
+
+def _minimum_object(sample: Sample) -> Values | None:
+    """CLIP similarity to the part of the prompt that the image shows least, -1..1."""
+    if not parts(sample.case.prompt, sample.instruments.paper):
+        return None
+    return minimum_object(sample.clip, sample.features, sample.case.prompt, sample.instruments.paper).tolist()
+
+
+def _text_text(sample: Sample) -> Values | None:
+    """Similarity of a caption of the image to the prompt, -1..1."""
+    if sample.captions is None:
+        return None
+    return text_text(sample.clip, sample.captions, sample.case.prompt, sample.instruments.paper).tolist()
+
+
+def _success(sample: Sample) -> Values | None:
+    """Whether the detector finds all that the case wants, 0 or 1."""
+    if sample.checks is None:
+        return None
+    return [float(not check.missing) for check in sample.checks]
+
+
+def _present(sample: Sample) -> Values | None:
+    """Share of the wanted things that are there, 0..1."""
+    if sample.checks is None:
+        return None
+    return [sum(check.present) / len(check.present) for check in sample.checks]
+
+
+def _binding(sample: Sample) -> Values | None:
     """Share of the things wanted in a color that are there in it, 0..1."""
+    if sample.checks is None:
+        return None
+    values: Values = []
+    for check in sample.checks:
+        right = [colored for colored in check.colored if colored is not None]
+        values.append(sum(right) / len(right) if right else None)
+    return values
 
-    def update(self, images: Sequence[Image.Image], case: Case) -> None:
-        """Pictures of one case."""
-        seen = [check_scene(found, case.wanted) for found in self._detector[0].find(images, case.wanted)]
-        self.add(torch.tensor([float(right) for one in seen for right in one.colored if right is not None]))
+
+def _image_image(sample: Sample) -> Values | None:
+    """CLIP similarity to the image before, -1..1."""
+    if not sample.pairs:
+        return None
+    before = sample.clip.images([before.image for _, before in sample.pairs])
+    own = sample.features[[i for i, _ in sample.pairs]]
+    return sample.of_pairs(image_image(own, before).tolist())
+
+
+def _structure(sample: Sample) -> Values | None:
+    """Change of structure outside the place of an edit, 0..2."""
+    changes = []
+    for i, before in sample.pairs:
+        known = before.mask is not None
+        changes.append(structure_change(*sample.patches[i], before.mask) if known else None)  # type: ignore[arg-type]
+    return sample.of_pairs(changes)
+
+
+def _pixels(sample: Sample) -> Values | None:
+    """Change of pixels outside the place of an edit, 0..1."""
+    changes = []
+    for i, before in sample.pairs:
+        changes.append(None if before.mask is None else pixel_change(before.image, sample.images[i], before.mask))
+    return sample.of_pairs(changes)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of single images.
+
+    Attributes:
+        name: its column in scores.parquet.
+        title: what people call it.
+        mean: the name of its mean in scores.json; those of the authors' scripts where they have it.
+        measure: the values of a sample, or None where the sample has none.
+        needs_clip: whether it needs CLIP.
+        lower_is_better: whether a smaller value is the better one.
+    """
+
+    name: str
+    title: str
+    mean: str
+    measure: Callable[[Sample], Values | None]
+    needs_clip: bool = True
+    lower_is_better: bool = False
+
+    def __call__(self, sample: Sample) -> Values:
+        """One value per image, None where there is none."""
+        if self.needs_clip and sample.instruments.clip is None:
+            return [None] * len(sample.images)
+        return self.measure(sample) or [None] * len(sample.images)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("full_text", "CLIP, full prompt", "full_text_aggregation", _full_text),
+        Metric("minimum_object", "CLIP, minimum object", "min_first_second_aggregation", _minimum_object),
+        Metric("text_text", "caption to prompt", "average_similarity", _text_text),
+        Metric("success", "all there", "detection_success", _success, needs_clip=False),
+        Metric("present", "things there", "things_present", _present, needs_clip=False),
+        Metric("binding", "right color", "attribute_binding", _binding, needs_clip=False),
+        Metric("image_image", "CLIP, to the image before", "image_similarity", _image_image),
+        Metric("structure", "structure changed outside", "structure_change", _structure, lower_is_better=True),
+        Metric("pixels", "pixels changed outside", "pixel_change", _pixels, lower_is_better=True),
+    )
+}

@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import SettingsError
+from ..errors import FileError, MissingDependency, SettingsError
 from ..utils.files import write
 from ..utils.statistics import Difference, best_of, compare
-from .scoring import LESS_IS_BETTER, VALUES, Row
+from .metrics import METRICS
+from .scoring import Row
 
-CHOSEN_BY = "full_text"  # how the best of several pictures is chosen: what a person without a detector has
-SHOWN, SEEDS = 4, 4  # cases at either end, and pictures of each
+CHOSEN_BY = "full_text"  # how the best of several images is chosen: what a person without a detector has
+SHOWN, SEEDS = 4, 4  # cases at either end, and images of each
 COLUMNS = {"calls": "denoiser calls", "seconds": "seconds"}
 
 
@@ -29,13 +31,13 @@ class Line:
     """A row of the table: a method on a subset.
 
     Attributes:
-        means: by name, over its pictures.
+        means: by name, over its images.
         changes: by name, against the reference; empty for the reference itself.
     """
 
     method: str
     subset: str
-    pictures: int
+    images: int
     means: Mapping[str, float | None]
     changes: Mapping[str, Difference]
 
@@ -46,7 +48,7 @@ class Example:
 
     Attributes:
         change: of the score that the page names.
-        rows: label and pictures (data URIs) of the reference and of the method.
+        rows: label and images (data URIs) of the reference and of the method.
     """
 
     case: str
@@ -68,95 +70,136 @@ def report(
         The page's path.
 
     Raises:
-        SettingsError: a folder was not scored or has nothing of the reference, or nothing can be written.
+        SettingsError: a folder has no images of the reference.
+        FileError: a folder was not scored, or nothing can be written.
+        MissingDependency: pyarrow or jinja2 is not installed.
     """
     rows, backbones = _rows([Path(folder) for folder in folders])
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    drawn = [method for method in methods if method != "source"] or methods
-    base = reference or ("plain" if "plain" in methods else drawn[0])
-    if base not in methods:
-        raise SettingsError(f"No picture is by '{base}'; the methods are {', '.join(methods)}.")
-    names = [name for name in VALUES if any(row[name] is not None for row in rows)]
+    base = _reference(rows, reference)
+    names = [name for name in METRICS if any(row[name] is not None for row in rows)]
     lines = table(rows, base, names)
     target = next((name for name in ("present", "minimum_object") if name in names), names[0])
-    examples = {m: _examples(rows, base, m, target) for m in methods if m != base}
-    out = Path(out)
-    text = _markdown(lines, names, base)
+    methods = [method for method in _methods(rows) if method != base]
     page = _page(
         lines=lines,
         names=names,
         base=base,
-        examples=examples,
-        target=VALUES[target],
+        examples={method: _examples(rows, base, method, target) for method in methods},
+        target=METRICS[target].title,
         backbones=backbones,
         folders=[str(folder) for folder in folders],
     )
-    write(out / "report.md", text.encode())
+
+    out = Path(out)
+    write(out / "report.md", _markdown(lines, names, base).encode())
     write(out / "report.html", page.encode())
     return out / "report.html"
 
 
+def _methods(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def _reference(rows: Sequence[Row], wanted: str | None) -> str:
+    """The method that the others are compared with."""
+    methods = _methods(rows)
+    if wanted is None and "plain" in methods:
+        return "plain"
+    if wanted is None:
+        return next((method for method in methods if method != "source"), methods[0])
+    if wanted not in methods:
+        raise SettingsError(f"No image is by '{wanted}'. Choose one of: {', '.join(methods)}.")
+    return wanted
+
+
 def table(rows: Sequence[Row], base: str, names: Sequence[str]) -> list[Line]:
-    """All methods, and for each that costs more than the reference the best of as many plain pictures, by subset."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    """All methods, and for each that costs more than the reference the best of as many plain images, by subset."""
     subsets = list(dict.fromkeys(row["subset"] for row in rows))
-    matched = _matched({m: [row for row in rows if row["method"] == m] for m in methods}, base)
+    if len(subsets) == 1:
+        subsets = []
+    matched = _matched(_by_method(rows), base)
     lines = []
-    for subset in ["all", *subsets] if len(subsets) > 1 else ["all"]:
-        own = [row for row in rows if subset in ("all", row["subset"])]
-        by = {m: [row for row in own if row["method"] == m] for m in methods}
-        for method in [base, *(m for m in methods if m != base)]:
-            if by[method]:
-                lines.append(_line(method, subset, by[method], by[base], names, is_base=method == base))
+    for subset in ["all", *subsets]:
+        by = _by_method(row for row in rows if subset in ("all", row["subset"]))
+        reference = by.pop(base, [])
+        if reference:
+            lines.append(_line(base, subset, reference, [], names))
+        for method, own in by.items():
+            lines.append(_line(method, subset, own, reference, names))
         for method, unit, count in matched:
             label = f"{base}, best of {count:.2f} ({unit} of {method})"
-            lines.append(_best_line(label, count, subset, by[base], names))
+            lines.append(_best_line(label, count, subset, reference, names))
     return lines
 
 
-def _line(method: str, subset: str, own: list[Row], base: list[Row], names: Sequence[str], is_base: bool) -> Line:
-    means = {name: _mean(row[name] for row in own) for name in (*names, *COLUMNS)}
+def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["method"], []).append(row)
+    return found
+
+
+def _line(method: str, subset: str, own: list[Row], reference: list[Row], names: Sequence[str]) -> Line:
+    """A method, and what it changes against the reference, if there is one."""
     changes = {}
-    for name in () if is_base else names:
-        pairs = _paired(own, base, name)
+    for name in names:
+        pairs = _paired(own, reference, name)
         if pairs:
             change = compare([a for a, _ in pairs.values()], [b for _, b in pairs.values()])
-            changes[name] = replace(change, wins=1 - change.wins) if name in LESS_IS_BETTER else change
+            if METRICS[name].lower_is_better:
+                change = replace(change, wins=1 - change.wins)
+            changes[name] = change
+    means = {name: _mean(row[name] for row in own) for name in (*names, *COLUMNS)}
     return Line(method, subset, len(own), means, changes)
 
 
-def _best_line(label: str, count: float, subset: str, base: list[Row], names: Sequence[str]) -> Line:
-    """The reference's best of `count` pictures a prompt."""
-    best: dict[str, list[float]] = {name: [] for name in names}
-    single: dict[str, list[float]] = {name: [] for name in names}
-    fewest = count
-    for own in _by_case(base).values():
-        fewest = min(fewest, len(own))
-        for name in names:
-            known = [row for row in own if row[name] is not None and row[CHOSEN_BY] is not None]
-            if known:
-                scores, values = [row[CHOSEN_BY] for row in known], [row[name] for row in known]
-                best[name].append(best_of(min(count, len(known)), scores, {"": values})[""])
-                single[name].append(sum(values) / len(values))
-    means: dict[str, float | None] = {name: _mean(best[name]) for name in names}
+def _best_line(label: str, count: float, subset: str, reference: list[Row], names: Sequence[str]) -> Line:
+    """The reference's best of `count` images a prompt."""
+    cases = list(_by_case(reference).values())
+    means: dict[str, float | None] = {}
+    changes = {}
+    for name in names:
+        best, single = _best(cases, name, count)
+        means[name] = _mean(best)
+        if best:
+            changes[name] = compare(best, single)
     for name in COLUMNS:
-        one = _mean(row[name] for row in base)
+        one = _mean(row[name] for row in reference)
         means[name] = None if one is None else one * count
+
+    fewest = min((len(own) for own in cases), default=count)
     if fewest < count:
         label += f", but only {fewest:.0f} seeds"
-    changes = {name: compare(best[name], single[name]) for name in names if best[name]}
-    return Line(label, subset, len(base), means, changes)
+    return Line(label, subset, len(reference), means, changes)
+
+
+def _best(cases: Sequence[list[Row]], name: str, count: float) -> tuple[list[float], list[float]]:
+    """Of each case the value of the best of `count` images, and the mean of all."""
+    best, single = [], []
+    for own in cases:
+        known = [row for row in own if row[name] is not None and row[CHOSEN_BY] is not None]
+        if known:
+            values = [row[name] for row in known]
+            scores = [row[CHOSEN_BY] for row in known]
+            best.append(best_of(min(count, len(known)), scores, {"": values})[""])
+            single.append(sum(values) / len(values))
+    return best, single
 
 
 def _matched(by: Mapping[str, list[Row]], base: str) -> list[tuple[str, str, float]]:
     """For each method that costs more than the reference, by denoiser calls and by seconds: how many times as much."""
+    reference = by.get(base, [])
+    if all(row[CHOSEN_BY] is None for row in reference):
+        return []
+
     found = []
-    if any(row[CHOSEN_BY] is not None for row in by.get(base, ())):
-        for method in (m for m in by if m != "source"):  # what is edited competes with nobody
-            for name, unit in COLUMNS.items():
-                ours, one = (_mean(row[name] for row in by[m]) for m in (method, base))
-                if ours and one and ours > 1.01 * one:
-                    found.append((method, unit, ours / one))
+    for method, own in by.items():
+        if method == "source":  # what is edited is not a rival
+            continue
+        for name, unit in COLUMNS.items():
+            ours, one = _mean(row[name] for row in own), _mean(row[name] for row in reference)
+            if ours and one and ours > 1.01 * one:
+                found.append((method, unit, ours / one))
     return found
 
 
@@ -168,17 +211,19 @@ def _paired(own: Iterable[Row], base: Iterable[Row], name: str) -> dict[str, tup
         other = theirs.get((_case(row), row["seed"]))
         if other is not None and row[name] is not None:
             found.setdefault(_case(row), []).append((row[name], other))
-    return {
-        case: (sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs))
-        for case, pairs in found.items()
-    }
+
+    means = {}
+    for case, pairs in found.items():
+        ours, others = zip(*pairs, strict=True)
+        means[case] = sum(ours) / len(pairs), sum(others) / len(pairs)
+    return means
 
 
 def _examples(rows: Sequence[Row], base: str, method: str, target: str) -> dict[str, list[Example]]:
     """The cases that a method helped and hurt most; of equal ones those whose CLIP similarity says so too."""
-    own, theirs = ([row for row in rows if row["method"] == m] for m in (method, base))
-    finer = _paired(own, theirs, "minimum_object")
-    changes = {case: a - b for case, (a, b) in _paired(own, theirs, target).items()}
+    by = _by_method(rows)
+    finer = _paired(by[method], by[base], "minimum_object")
+    changes = {case: a - b for case, (a, b) in _paired(by[method], by[base], target).items()}
 
     def rank(case: str) -> tuple[float, float]:
         a, b = finer.get(case, (0.0, 0.0))
@@ -189,59 +234,71 @@ def _examples(rows: Sequence[Row], base: str, method: str, target: str) -> dict[
         "best": [case for case in reversed(order[-SHOWN:]) if rank(case) > (0, 0)],
         "worst": [case for case in order[:SHOWN] if rank(case) < (0, 0)],
     }
-    cases = {m: _by_case(part) for m, part in ((base, theirs), (method, own))}
+    rivals = {name: _by_case(by[name]) for name in (base, method)}
     found: dict[str, list[Example]] = {}
-    for end, names in ends.items():
-        found[end] = []
-        for case in names:
-            shared = {row["seed"] for row in cases[base][case]} & {row["seed"] for row in cases[method][case]}
-            strips = []
-            for m in (base, method):
-                chosen = [row for row in cases[m][case] if row["seed"] in shared][:SEEDS]
-                strips.append((m, tuple(_thumbnail(Path(row["file"])) for row in chosen)))
-            found[end].append(Example(case, changes[case], tuple(strips)))
+    for end, cases in ends.items():
+        found[end] = [Example(case, changes[case], _strips(rivals, case)) for case in cases]
     return found
 
 
+def _strips(rivals: Mapping[str, Mapping[str, list[Row]]], case: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """A case by several methods: their images of the first seeds that all have."""
+    own = {method: by[case] for method, by in rivals.items()}
+    shared = set.intersection(*({row["seed"] for row in rows} for rows in own.values()))
+    strips = []
+    for method, rows in own.items():
+        chosen = [row for row in rows if row["seed"] in shared][:SEEDS]
+        strips.append((method, tuple(_thumbnail(Path(row["file"])) for row in chosen)))
+    return tuple(strips)
+
+
 def _rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
+    """The rows of all folders, and the backbones that measured them."""
+    if not folders:
+        raise SettingsError("A report needs at least one scored folder.")
+    parts, backbones = zip(*map(_scores, folders), strict=True)
+    used = list(dict.fromkeys(backbones))
+    if len(used) > 1:
+        raise SettingsError(f"The folders were scored by different backbones: {'; '.join(used)}.")
+
+    counts = Counter(method for rows in parts for method in _methods(rows))
+    whole = []
+    for folder, rows in zip(folders, parts, strict=True):
+        for row in rows:
+            if counts[row["method"]] > 1:  # several folders have it
+                row = {**row, "method": f"{row['method']} ({folder.name})"}
+            whole.append(row)
+    return whole, used
+
+
+def _scores(folder: Path) -> tuple[list[Row], str]:
+    """The rows of one folder, and the names of its backbones."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise SettingsError("A report needs the extra 'eval'; run pip install 'limelight[eval]'.") from error
-    if not folders:
-        raise SettingsError("A report needs at least one scored folder.")
-    parts, backbones = [], []
-    for folder in folders:
-        if not (folder / "scores.parquet").is_file():
-            raise SettingsError(f"'{folder}' has no scores; run `limelight evaluate score {folder}` first.")
-        try:
-            own = parquet.read_table(folder / "scores.parquet").to_pylist()
-            used = json.loads((folder / "scores.json").read_text())["backbones"]
-        except (ArrowException, OSError, ValueError, KeyError) as error:
-            raise SettingsError(f"The scores in '{folder}' cannot be read: {error}; score it again.") from error
-        parts.append([{**row, "file": str(folder / row["file"])} for row in own])
-        backbones.append(", ".join(f"{name} {value}" for name, value in used.items() if name != "paper"))
-        backbones[-1] += ", texts as in the paper's script" if used["paper"] else ""
-    seen: dict[str, int] = {}
-    for own in parts:
-        for method in {row["method"] for row in own}:
-            seen[method] = seen.get(method, 0) + 1
-    for folder, own in zip(folders, parts, strict=True):
-        for row in own:
-            row["method"] += f" ({folder.name})" if seen[row["method"]] > 1 else ""
-    if len(set(backbones)) > 1:
-        raise SettingsError(f"The folders were scored by different backbones: {'; '.join(dict.fromkeys(backbones))}.")
-    return [row for own in parts for row in own], list(dict.fromkeys(backbones))
+        raise MissingDependency("A report needs pyarrow. Install it: pip install 'limelight[eval]'.") from error
+    if not (folder / "scores.parquet").is_file():
+        raise FileError(f"'{folder}' has no scores; run `limelight evaluate score {folder}` first.")
+    try:
+        rows = parquet.read_table(folder / "scores.parquet").to_pylist()
+        used = json.loads((folder / "scores.json").read_text())["backbones"]
+    except (ArrowException, OSError, ValueError, KeyError) as error:
+        raise FileError(f"The scores in '{folder}' cannot be read: {error}; score it again.") from error
+
+    backbones = ", ".join(f"{name} {value}" for name, value in used.items() if name != "paper")
+    if used["paper"]:
+        backbones += ", texts as in the paper's script"
+    return [{**row, "file": str(folder / row["file"])} for row in rows], backbones
 
 
 def _markdown(lines: Sequence[Line], names: Sequence[str], base: str) -> str:
-    head = ["subset", "method", "pictures", *(VALUES[name] for name in names), *COLUMNS.values()]
+    head = ["subset", "method", "images", *(METRICS[name].title for name in names), *COLUMNS.values()]
     text = [_cells(head), _cells(["---"] * len(head))]
     for line in lines:
         values = [shown(line.means[name]) for name in (*names, *COLUMNS)]
-        text.append(_cells([line.subset, line.method, str(line.pictures), *values]))
+        text.append(_cells([line.subset, line.method, str(line.images), *values]))
     text += ["", f"Change against {base}, 95 % interval by bootstrap over prompts, and share of prompts won:", ""]
-    head = ["subset", "method", *(VALUES[name] for name in names)]
+    head = ["subset", "method", *(METRICS[name].title for name in names)]
     text += [_cells(head), _cells(["---"] * len(head))]
     for line in lines:
         if line.changes:
@@ -269,7 +326,7 @@ def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:
     try:
         from jinja2 import Environment
     except ImportError as error:
-        raise SettingsError("A report needs the extra 'eval'; run pip install 'limelight[eval]'.") from error
+        raise MissingDependency("A report needs jinja2. Install it: pip install 'limelight[eval]'.") from error
     source = (importlib.resources.files("limelight.evaluate") / "templates" / "report.html.jinja").read_text(
         encoding="utf-8"
     )
@@ -279,7 +336,7 @@ def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:
     return template.render(
         lines=lines,
         names=names,
-        labels=VALUES,
+        labels={name: metric.title for name, metric in METRICS.items()},
         columns=COLUMNS,
         charts={name: chart for name, chart in charts.items() if chart},
         shown=shown,
@@ -305,7 +362,7 @@ def _chart(lines: Sequence[Line], name: str) -> list[dict[str, Any]]:
 
 
 def _thumbnail(path: Path, side: int = 128) -> str:
-    """A small picture as a data URI; empty where it is not there any more."""
+    """A small image as a data URI; empty where it cannot be read any more."""
     buffer = io.BytesIO()
     try:
         with Image.open(path) as image:

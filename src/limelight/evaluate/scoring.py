@@ -1,4 +1,4 @@
-"""Measure pictures: values per picture in Parquet, means in JSON."""
+"""Measure images: values per image in Parquet, means in JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,19 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..errors import ModelError, SettingsError
+from ..errors import FileError, MissingDependency, ModelError, SettingsError
 from ..models.loading import POCKET
 from ..utils.files import write
 from ..utils.jsonl import Log, Say
 from ..utils.parallel import device_of, open_executor
-from .clip import Captioner, Clip, image_image, image_text, minimum_object, parts, text_text
-from .detectors import Detector, OpenVocabulary, PocketDetector, check_scene
-from .preservation import pixel_change, read, structure_change
+from .clip import Captioner, Clip
+from .detectors import Detector, OpenVocabulary, PocketDetector
+from .metrics import METRICS, Before, Instruments, Sample
+from .preservation import read
 from .store import Key, digest, key, read_case, read_facts
 from .suites import Case, wanted
 
 Row = dict[str, Any]
-# The columns that hold a value, in -1..1 or 0..1, and what people call them.
-VALUES = {
-    "full_text": "CLIP, full prompt",
-    "minimum_object": "CLIP, minimum object",
-    "text_text": "caption to prompt",
-    "success": "all there",
-    "present": "things there",
-    "binding": "right color",
-    "image_image": "CLIP, to the picture before",
-    "structure": "structure changed outside",
-    "pixels": "pixels changed outside",
-}
-LESS_IS_BETTER = ("structure", "pixels")
 REAL = {
     "clip": "openai/clip-vit-base-patch16",
     "captioner": "Salesforce/blip-image-captioning-base",
@@ -66,7 +54,7 @@ class Backbones:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one case by one method, as files, and those before them (of the reference), where there are any."""
+    """Images of one case by one method, as files, and those before them (of the reference), where there are any."""
 
     case: Case
     keys: tuple[Key, ...]
@@ -75,7 +63,7 @@ class Batch:
 
 
 class Scorer:
-    """Backbones at work: what a worker keeps.
+    """Opened backbones: what a worker keeps.
 
     Args:
         slot: which of this machine's GPUs to take.
@@ -85,23 +73,12 @@ class Scorer:
         device = device_of(slot, device) or "cpu"
         if device == "cpu":
             torch.set_num_threads(1)  # sums depend in their last digits on the number of threads
-        clip, captioner, detector = names.clip, names.captioner, names.detector
-        self.paper = names.paper
-        self.clip = None if clip == "none" else _opened("clip", clip, lambda: Clip(clip, device))
-        self.captioner = (
-            None if captioner == "none" else _opened("captioner", captioner, lambda: Captioner(captioner, device))
-        )
-        self.detector: Detector | None = None
-        if detector == "pocket":
-            self.detector = PocketDetector.load()
-        elif detector != "none":
-            if self.clip is None:
-                raise SettingsError(f"The detector '{detector}' needs a CLIP to name colors; give --clip.")
-            seen = self.clip
-            self.detector = _opened("detector", detector, lambda: OpenVocabulary(detector, seen, device))
+        clip = _opened("clip", names.clip, lambda: Clip(names.clip, device))
+        captioner = _opened("captioner", names.captioner, lambda: Captioner(names.captioner, device))
+        self.instruments = Instruments(clip, captioner, _detector(names.detector, clip, device), names.paper)
 
     def score(self, batch: Batch) -> list[Row]:
-        """A row per picture; "error" in it where the picture cannot be read."""
+        """A row per image; with "error" where the image cannot be read."""
         rows: list[Row] = []
         images, places = [], []
         for i, content in enumerate(batch.files):
@@ -113,44 +90,28 @@ class Scorer:
                 rows.append({"error": str(error) or type(error).__name__})
         if not images:
             return rows
-        values: dict[str, Sequence[Any]] = {}
-        prompt = batch.case.prompt
-        if self.clip is not None:
-            features = self.clip.images(images)
-            if parts(prompt, self.paper):
-                values["full_text"] = image_text(self.clip, features, prompt, self.paper).tolist()
-                values["minimum_object"] = minimum_object(self.clip, features, prompt, self.paper).tolist()
-            if self.captioner is not None:
-                values["caption"] = said = self.captioner.captions(images, self.paper)
-                values["text_text"] = text_text(self.clip, said, prompt, self.paper).tolist()
-            values |= self._to_before(images, features, [batch.before[i] for i in places])
-        things = batch.case.wanted
-        if self.detector is not None and things and all(self.detector.knows(thing.word) for thing in things):
-            values |= _detected(self.detector, images, batch.case)
+
+        sample = Sample(batch.case, images, [_before(batch.before[i]) for i in places], self.instruments)
+        columns: dict[str, Sequence[Any]] = {name: metric(sample) for name, metric in METRICS.items()}
+        columns["caption"] = sample.captions or [None] * len(images)
         for n, i in enumerate(places):
-            rows[i] = {name: column[n] for name, column in values.items()}
+            rows[i] = {name: column[n] for name, column in columns.items()}
         return rows
 
-    def _to_before(
-        self, images: Sequence[Image.Image], features: torch.Tensor, before: Sequence[bytes | None]
-    ) -> dict[str, list[float | None]]:
-        """Against the picture before: similarity, and what changed outside the words that an edit is about."""
-        names = ("image_image", "structure", "pixels")
-        values: dict[str, list[float | None]] = {name: [None] * len(before) for name in names}
-        there = [i for i, content in enumerate(before) if content is not None]
-        if not there or self.clip is None:
-            return values
-        others = [_opened_image(content) for content in before if content is not None]
-        similar = image_image(features[there], self.clip.images(others)).tolist()
-        masks = [read(content) for content in before if content is not None]
-        marked = any(mask is not None for mask in masks)
-        keys = [self.clip.patches(some) for some in ([images[i] for i in there], others)] if marked else []
-        for n, (i, mask) in enumerate(zip(there, masks, strict=True)):
-            values["image_image"][i] = similar[n]
-            if mask is not None:
-                values["structure"][i] = structure_change(keys[1][n], keys[0][n], mask)
-                values["pixels"][i] = pixel_change(others[n], images[i], mask)
-        return values
+
+def _detector(name: str, clip: Clip | None, device: str) -> Detector | None:
+    if name == "none":
+        return None
+    if name == "pocket":
+        return PocketDetector.load()
+    if clip is None:
+        raise SettingsError(f"The detector '{name}' needs a CLIP to name colors; give --clip.")
+    detector: Detector = _opened("detector", name, lambda: OpenVocabulary(name, clip, device))
+    return detector
+
+
+def _before(file: bytes | None) -> Before | None:
+    return None if file is None else Before(_opened_image(file), read(file))
 
 
 def score(
@@ -166,94 +127,201 @@ def score(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure every picture of a folder, and write scores.parquet and scores.json.
+    """Measure every image of a folder, and write scores.parquet and scores.json.
 
-    Run again, it measures what is new or was measured by other backbones. A picture that cannot be read is named and
+    Run again, it measures what is new or was measured by other backbones. An image that cannot be read is named and
     left out.
 
     Args:
         folder: a run's, or one in the layout of the authors' scripts: FOLDER/<prompt>/<seed>.png (or .jpg).
-        backbones: what differs from the default: the embedded ones for the embedded model's pictures, else `REAL`.
+        backbones: what differs from the default: the embedded ones for the embedded model's images, else `REAL`.
         out: where the scores are written; by default into the folder.
         device: of the backbones; by default CUDA where it is there.
         engine, workers, address, share: see `limelight.utils.parallel.open_executor`.
-        on_progress: told how many pictures are measured and how many there are.
-        say: told in a sentence of pictures that are left out.
+        on_progress: called with how many images are measured and how many there are.
+        say: called with a sentence about images that are left out.
 
     Returns:
         The content of scores.json.
 
     Raises:
-        SettingsError: the folder has no pictures, or the scores cannot be written.
+        SettingsError: a setting is out of range.
+        FileError: the folder has no images, or the scores cannot be written.
         ModelError: a backbone cannot be read.
     """
     folder = Path(folder)
     out = folder if out is None else Path(out)
-    pictures, embedded = _pictures(folder, say)
-    defaults = {} if embedded else REAL
-    names = Backbones(**{**defaults, **(backbones or {})})
-    facts = {"clip": names.clip, "captioner": names.captioner, "detector": names.detector, "paper": names.paper}
-    mark = digest({**facts, "embedded": _embedded(names)})
+    work = _work(folder, backbones or {}, say)
     log = Log(out / "scores.jsonl", say)
-    known = {key(row): row for row in log.rows if row["scoring"] == mark}
-    before = _before(pictures)
-    shas = {k: hashlib.sha256(_read(path)).hexdigest() for k, (_, path, _) in pictures.items()}
-    stamp = {k: sha if k not in before else sha + shas[before[k]] for k, sha in shas.items()}
-    known = {k: row for k, row in known.items() if k in pictures and row["stamp"] == stamp[k]}
-    left = [k for k in pictures if k not in known]
-    on_progress(len(known), len(pictures))
-    start = partial(Scorer, names, device)
+    known = work.known(log.rows)
+
+    on_progress(len(known), len(work.entries))
+    start = partial(Scorer, work.names, device)
     with open_executor(start, engine=engine, workers=workers, address=address, gpus_per_worker=share) as executor:
-        for batch, rows in executor.map(Scorer.score, _batches(left, pictures, before)):
-            added = [
-                {"method": k[0], "case": k[1], "seed": k[2], "scoring": mark, "stamp": stamp[k], **row}
-                for k, row in zip(batch.keys, rows, strict=True)
-            ]
+        for batch, rows in executor.map(Scorer.score, work.batches(known)):
+            added = [work.row(k, row) for k, row in zip(batch.keys, rows, strict=True)]
             log.add(added)
             known |= {key(row): row for row in added}
-            on_progress(len(known), len(pictures))
+            on_progress(len(known), len(work.entries))
     log.close()
-    whole = []
-    for k, (case, path, cost) in pictures.items():
-        row = known[k]
-        if "error" in row:
-            say(f"'{path}' cannot be read and is left out: {row['error']}; delete it, and run again to draw it.")
-            continue
-        values = {name: row.get(name) for name in ("caption", *VALUES)}
-        head = {"method": k[0], "subset": case.subset, "prompt": case.prompt, "source": case.source, "seed": str(k[2])}
-        whole.append({**head, "file": os.path.relpath(path, out), **cost, **values})
+
+    whole = _table(work, known, out, say)
     if not whole:
-        raise SettingsError(f"None of the pictures in '{folder}' can be read.")
-    summary = {"backbones": facts, "methods": aggregate(whole)}
+        raise FileError(f"None of the images in '{folder}' can be read.")
+    summary = {"backbones": asdict(work.names), "methods": aggregate(whole)}
     _write_parquet(out / "scores.parquet", whole)
     write(out / "scores.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
     return summary
 
 
+@dataclass(frozen=True)
+class Entry:
+    """An image to be measured.
+
+    Attributes:
+        cost: its denoiser calls and seconds, if known.
+        before: the image that it began with, if that is in the folder, too.
+        stamp: changes with the file and with the one before.
+    """
+
+    case: Case
+    path: Path
+    cost: Row
+    before: Path | None = None
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The images of a folder, and what measures them.
+
+    Attributes:
+        scoring: changes with the backbones.
+    """
+
+    entries: dict[Key, Entry]
+    names: Backbones
+    scoring: str
+
+    def known(self, rows: Iterable[Row]) -> dict[Key, Row]:
+        """The rows of an earlier run that are still true."""
+        found = {}
+        for row in rows:
+            entry = self.entries.get(key(row))
+            if entry is not None and (row["scoring"], row["stamp"]) == (self.scoring, entry.stamp):
+                found[key(row)] = row
+        return found
+
+    def row(self, k: Key, values: Row) -> Row:
+        """What the log keeps of a measured image."""
+        stamp = self.entries[k].stamp
+        return {"method": k[0], "case": k[1], "seed": k[2], "scoring": self.scoring, "stamp": stamp, **values}
+
+    def batches(self, known: Mapping[Key, Row]) -> Iterator[Batch]:
+        """What is left: images of one method and case at a time, read only when it is their turn."""
+        groups: dict[tuple[str, str], list[Key]] = {}
+        for k in self.entries:
+            if k not in known:
+                groups.setdefault(k[:2], []).append(k)
+
+        for own in groups.values():
+            for i in range(0, len(own), CHUNK):
+                chunk = tuple(own[i : i + CHUNK])
+                entries = [self.entries[k] for k in chunk]
+                files = tuple(_read(entry.path) for entry in entries)
+                before = tuple(None if entry.before is None else _whole(entry.before) for entry in entries)
+                yield Batch(entries[0].case, chunk, files, before)
+
+
+def _work(folder: Path, backbones: Mapping[str, Any], say: Say) -> _Work:
+    facts = read_facts(folder) if folder.is_dir() else None
+    entries = _foreign_entries(folder) if facts is None else _run_entries(folder, facts, say)
+    embedded = facts is not None and all(
+        method["settings"].get("model") == "pocket" for method in facts["methods"].values()
+    )
+    defaults = {} if embedded else REAL
+    names = Backbones(**{**defaults, **backbones})
+    return _Work(_stamped(entries), names, digest({**asdict(names), "embedded": _embedded(names)}))
+
+
+def _foreign_entries(folder: Path) -> dict[Key, Entry]:
+    """The images of a folder in the layout of the authors' scripts."""
+    found: dict[Key, Entry] = {}
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        case = Case(path.name, folder.name, wanted(path.name))
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() in (".png", ".jpg", ".jpeg"):
+                name = file.relative_to(path).with_suffix("").as_posix()
+                found[folder.name, case.name, name] = Entry(case, file, {"calls": None, "seconds": None})
+    if not found:
+        raise FileError(f"'{folder}' is not a run, and has no images as <prompt>/<seed>.png.")
+    return found
+
+
+def _run_entries(folder: Path, facts: Mapping[str, Any], say: Say) -> dict[Key, Entry]:
+    """The images of a run."""
+    cases = {name: read_case(name, value) for name, value in facts["cases"].items()}
+    seconds = {key(row): row["seconds"] for row in _rows(folder / "seconds.jsonl")}
+    found, lost = {}, list[Path]()
+    for row in _rows(folder / "manifest.jsonl"):
+        path = folder / row["file"]
+        if path.is_file():
+            cost = {"calls": row["calls"], "seconds": seconds.get(key(row))}
+            found[key(row)] = Entry(cases[row["case"]], path, cost)
+        else:
+            lost.append(path)
+
+    if lost:
+        say(f"{len(lost)} images of the run are left out, '{lost[0]}' is missing; run again to generate it.")
+    if not found:
+        raise FileError(f"The run '{folder}' has no images yet.")
+    return found
+
+
+def _stamped(entries: Mapping[Key, Entry]) -> dict[Key, Entry]:
+    """Entries with their stamps, and with the images before: of the source, or plain, with the same seed."""
+    hashes = {k: hashlib.sha256(_read(entry.path)).hexdigest() for k, entry in entries.items()}
+    found = {}
+    for k, entry in entries.items():
+        other = ("plain" if entry.case.source is None else "source", *k[1:])
+        if other in entries and other != k:
+            found[k] = replace(entry, before=entries[other].path, stamp=hashes[k] + hashes[other])
+        else:
+            found[k] = replace(entry, stamp=hashes[k])
+    return found
+
+
+def _table(work: _Work, known: Mapping[Key, Row], out: Path, say: Say) -> list[Row]:
+    """The rows of scores.parquet: every image that can be read."""
+    rows = []
+    for k, entry in work.entries.items():
+        row, case = known[k], entry.case
+        if "error" in row:
+            say(f"'{entry.path}' cannot be read and is left out: {row['error']}; delete it, and run again.")
+            continue
+        values = {name: row.get(name) for name in ("caption", *METRICS)}
+        head = {"method": k[0], "subset": case.subset, "prompt": case.prompt, "source": case.source, "seed": str(k[2])}
+        rows.append({**head, "file": os.path.relpath(entry.path, out), **entry.cost, **values})
+    return rows
+
+
 def aggregate(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Means by method and subset ("all" is the whole), under the names that the authors' scripts gave them where they
-    did: full_text_aggregation, min_first_second_aggregation, average_similarity, std_similarity."""
+    """Means by method and subset ("all" is the whole), under the names of `Metric.mean`, and std_similarity, the
+    deviation of the captions' similarity, as the authors' scripts have it."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         for subset in ("all", row["subset"]):
             groups.setdefault((row["method"], subset), []).append(row)
+
     found: dict[str, dict[str, dict[str, float | int | None]]] = {}
     for (method, subset), own in groups.items():
-        found.setdefault(method, {})[subset] = {
-            "pictures": len(own),
-            "full_text_aggregation": _mean(own, "full_text"),
-            "min_first_second_aggregation": _mean(own, "minimum_object"),
-            "average_similarity": _mean(own, "text_text"),
-            "std_similarity": _deviation(own, "text_text"),
-            "detection_success": _mean(own, "success"),
-            "things_present": _mean(own, "present"),
-            "attribute_binding": _mean(own, "binding"),
-            "image_similarity": _mean(own, "image_image"),
-            "structure_change": _mean(own, "structure"),
-            "pixel_change": _mean(own, "pixels"),
-            "denoiser_calls": _mean(own, "calls"),
-            "seconds": _mean(own, "seconds"),
-        }
+        means: dict[str, float | int | None] = {"pictures": len(own)}
+        for metric in METRICS.values():
+            means[metric.mean] = _mean(own, metric.name)
+            if metric.name == "text_text":
+                means["std_similarity"] = _deviation(own, metric.name)
+        means |= {"denoiser_calls": _mean(own, "calls"), "seconds": _mean(own, "seconds")}
+        found.setdefault(method, {})[subset] = means
     return found
 
 
@@ -267,16 +335,6 @@ def _deviation(rows: Sequence[Row], name: str) -> float | None:
     return torch.tensor(values, dtype=torch.float64).std(correction=0).item() if values else None
 
 
-def _detected(detector: Detector, images: Sequence[Image.Image], case: Case) -> dict[str, list[Any]]:
-    seen = [check_scene(found, case.wanted) for found in detector.find(images, case.wanted)]
-    colors = [[right for right in one.colored if right is not None] for one in seen]
-    return {
-        "success": [float(not one.missing) for one in seen],
-        "present": [sum(one.present) / len(one.present) for one in seen],
-        "binding": [sum(right) / len(right) if right else None for right in colors],
-    }
-
-
 def _embedded(names: Backbones) -> dict[str, str]:
     """What tells the embedded models that measure from those of another version of this package."""
     files = {
@@ -288,37 +346,6 @@ def _embedded(names: Backbones) -> dict[str, str]:
     return {kind: hashlib.sha256(_read(path)).hexdigest() for kind, path in used.items()}
 
 
-def _pictures(folder: Path, say: Say) -> tuple[dict[Key, tuple[Case, Path, Row]], bool]:
-    """The pictures of a folder with their cases, files and costs; and whether they are the embedded model's."""
-    facts = read_facts(folder) if folder.is_dir() else None
-    found: dict[Key, tuple[Case, Path, Row]] = {}
-    if facts is None:
-        folders = sorted(path for path in folder.glob("*") if path.is_dir())
-        for path in folders:
-            case = Case(path.name, folder.name, wanted(path.name))
-            for file in sorted(path.rglob("*")):
-                if file.suffix.lower() in (".png", ".jpg", ".jpeg"):
-                    name = file.relative_to(path).with_suffix("").as_posix()
-                    found[folder.name, case.name, name] = (case, file, {"calls": None, "seconds": None})
-        if not found:
-            raise SettingsError(f"'{folder}' is no run, and has no pictures as <prompt>/<seed>.png.")
-        return found, False
-    cases = {name: read_case(name, value) for name, value in facts["cases"].items()}
-    seconds = {key(row): row["seconds"] for row in _rows(folder / "seconds.jsonl")}
-    lost: list[Path] = []
-    for row in _rows(folder / "manifest.jsonl"):
-        path = folder / row["file"]
-        if path.is_file():
-            found[key(row)] = cases[row["case"]], path, {"calls": row["calls"], "seconds": seconds.get(key(row))}
-        else:
-            lost.append(path)
-    if lost:
-        say(f"{len(lost)} pictures of the run are left out, '{lost[0]}' is not there; run again to draw it.")
-    if not found:
-        raise SettingsError(f"The run '{folder}' has no pictures yet.")
-    return found, all(method["settings"].get("model") == "pocket" for method in facts["methods"].values())
-
-
 def _rows(path: Path) -> Iterator[Row]:
     """The rows of a log that another process may be writing: lines that cannot be read are passed over."""
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -328,40 +355,15 @@ def _rows(path: Path) -> Iterator[Row]:
             continue
 
 
-def _before(pictures: Mapping[Key, tuple[Case, Path, Row]]) -> dict[Key, Key]:
-    """For each picture the one that an edit or a guidance began with: of the source, or plain, with the same seed."""
-    found = {}
-    for k, (case, _, _) in pictures.items():
-        other = ("plain" if case.source is None else "source", *k[1:])
-        if other in pictures and other != k:
-            found[k] = other
-    return found
-
-
-def _batches(
-    keys: Sequence[Key], pictures: Mapping[Key, tuple[Case, Path, Row]], before: Mapping[Key, Key]
-) -> Iterator[Batch]:
-    """Pictures of one method and case at a time, read only when it is their turn."""
-    groups: dict[tuple[str, str], list[Key]] = {}
-    for k in keys:
-        groups.setdefault(k[:2], []).append(k)
-    for own in groups.values():
-        for i in range(0, len(own), CHUNK):
-            chunk = own[i : i + CHUNK]
-            files = tuple(_read(pictures[k][1]) for k in chunk)
-            others = tuple(_whole(pictures[before[k]][1]) if k in before else None for k in chunk)
-            yield Batch(pictures[chunk[0]][0], tuple(chunk), files, others)
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+        raise FileError(f"'{path}' cannot be read: {error.strerror or error}.") from error
 
 
 def _whole(path: Path) -> bytes | None:
-    """A file, if it is a picture."""
+    """A file, if it is an image."""
     content = _read(path)
     try:
         _opened_image(content)
@@ -375,6 +377,9 @@ def _opened_image(content: bytes) -> Image.Image:
 
 
 def _opened(kind: str, name: str, make: Callable[[], Any]) -> Any:
+    """A backbone; None where its name is "none"."""
+    if name == "none":
+        return None
     try:
         return make()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -387,8 +392,8 @@ def _write_parquet(path: Path, rows: list[Row]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise SettingsError("Scores need the extra 'eval'; run pip install 'limelight[eval]'.") from error
-    numbers = {"calls", "seconds", *VALUES}
+        raise MissingDependency("Scores need pyarrow. Install it: pip install 'limelight[eval]'.") from error
+    numbers = {"calls", "seconds", *METRICS}
     schema = pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in rows[0]])
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), sink)

@@ -1,4 +1,4 @@
-"""Ordered weakening: what a picture loses when heads are weakened, the most relevant to a concept first or last.
+"""Ordered weakening: what an image loses when heads are weakened, the most relevant to a concept first or last.
 
 Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
 with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import FileError, SettingsError
 from ..generation.generate import generate
+from ..generation.result import Result
 from ..heads.gains import weaken
 from ..heads.relevance import Relevance
 from ..models.base import Model
-from ..utils.files import DATA
+from ..utils.files import DATA, png, slug, write
+from ..utils.images import grid
+from ..utils.jsonl import Log
 from ..utils.statistics import bootstrap_interval
 from .clip import Clip
 
@@ -39,7 +43,7 @@ class Experiment:
 
     Attributes:
         concept: of the vectors.
-        prompts: (prompt, the concept's own word in it) pairs. The word alone is what pictures are compared with.
+        prompts: (prompt, the concept's own word in it) pairs. The word alone is what images are compared with.
     """
 
     concept: str
@@ -52,7 +56,7 @@ class Experiment:
         three: "pocket-animals" ("a cat"), "pocket-colors" ("a red car") and "pocket-bare-colors" ("a red")."""
         data = json.loads((DATA / "weakening.json").read_text())
         if name not in data["experiments"]:
-            raise SettingsError(f"'{name}' is no experiment; there are: {', '.join(data['experiments'])}.")
+            raise SettingsError(f"Unknown experiment '{name}'. Choose one of: {', '.join(data['experiments'])}.")
         facts = data["experiments"][name]
         combinations = itertools.product(*(data["lists"][items] for items in facts["items"]))
         prompts = tuple((facts["template"].format(*c), c[facts["of"]]) for c in combinations)
@@ -71,7 +75,7 @@ def counts_of_heads(heads: int) -> tuple[int, ...]:
 def ordered(relevance: Relevance, concept: str, order: str, seed: int = 0) -> tuple[int, ...]:
     """All heads in the order in which they are weakened: "MoRHF", "LeRHF" or "random"."""
     if order not in ORDERS:
-        raise SettingsError(f"'{order}' is no order of heads; there are: {', '.join(ORDERS)}.")
+        raise SettingsError(f"Unknown order of heads '{order}'. Choose one of: {', '.join(ORDERS)}.")
     if order == "random":
         return tuple(torch.randperm(len(relevance.heads), generator=torch.Generator().manual_seed(seed)).tolist())
     return relevance.order(concept, least=order == "LeRHF")
@@ -85,7 +89,7 @@ class Curves:
         experiment: its prompts.
         heads: how many the model has.
         counts: numbers of weakened heads, from 0 to all.
-        scores: for each order cosine similarity [counts, prompts, seeds] of the picture to the concept's word.
+        scores: for each order cosine similarity [counts, prompts, seeds] of the image to the concept's word.
     """
 
     experiment: Experiment
@@ -127,90 +131,129 @@ def weakened(
     on_job: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Curves:
-    """Draw an experiment with more and more heads weakened, and score it. Stopped, it goes on where it was.
+    """Generate an experiment with more and more heads weakened, and score it. Stopped, it goes on where it was.
 
     Args:
         model: see `limelight.load`.
         relevance: vectors that fit it.
-        experiment: what to draw.
-        folder: keeps `scores.jsonl`, a line per picture, and with `pictures` the pictures of the first seed.
+        experiment: its prompts.
+        folder: keeps `scores.jsonl`, a line per image, and with `pictures` the images of the first seed.
         seeds: of every prompt.
         counts: numbers of weakened heads; 0 and all are added. By default `counts_of_heads`.
         orders: some of "MoRHF", "LeRHF", "random".
         factor: what weakened heads are multiplied by, see `limelight.heads.gains.weaken`.
         clip: scores; by default the embedded model's.
-        pictures: keep the pictures of the first seed, for `strip`.
+        pictures: keep the images of the first seed, for `strip`.
         on_job: called after every (order, number) with the done and all of them.
         options: for `limelight.generate`.
+
+    Raises:
+        SettingsError: counts or orders are out of range.
+        FileError: the folder has scores of other settings, or cannot be written.
     """
     relevance.of(model)
-    heads = len(relevance.heads)
-    numbers = tuple(sorted({0, heads, *(counts if counts is not None else counts_of_heads(heads))}))
-    if numbers[0] < 0 or numbers[-1] > heads:
-        raise SettingsError(f"counts={list(counts or ())} must be numbers of heads from 0 to {heads}.")
+    numbers = _numbers(counts, len(relevance.heads))
     lists = {order: ordered(relevance, experiment.concept, order) for order in orders}
-    folder = Path(folder)
+    lists["all"] = tuple(range(len(relevance.heads)))
     settings = {
         "model": model.name,
         "concept": experiment.concept,
         "factor": factor,
         **{name: value for name, value in options.items() if name != "batch"},
     }
-    known = _known(folder / "scores.jsonl", settings, lists)
     clip = clip or Clip()
-    # No heads and all heads are the same pictures in every order, which are drawn once.
-    jobs = [(o, n) for n in numbers for o in (orders if 0 < n < heads else ("all",))]
-    for done, (order, number) in enumerate(jobs):
-        missing = [
-            (p, word) for p, word in experiment.prompts if any((order, number, p, seed) not in known for seed in seeds)
-        ]
-        if missing:
-            chosen = list((range(heads) if order == "all" else lists[order])[:number])
-            results = generate(
-                model,
-                [p for p, _ in missing],
-                subjects=[()] * len(missing),
-                seeds=seeds,
-                edits=[weaken(chosen, factor)] if chosen else [],
-                record=False,
-                **options,
-            )
+    with closing(Log(Path(folder) / "scores.jsonl", say=lambda text: None)) as log:
+        known = _known(log, settings, lists)
+        jobs = _jobs(numbers, orders, len(relevance.heads))
+        for done, (order, number) in enumerate(jobs):
+            chosen = list(lists[order][:number])
+            missing = [
+                (prompt, word)
+                for prompt, word in experiment.prompts
+                if any((order, number, prompt, seed) not in known for seed in seeds)
+            ]
+            results = _generate(model, missing, seeds, chosen, factor, options)
             rows = []
-            for (p, word), result in zip(missing, results, strict=True):
+            for (prompt, word), result in results:
                 similar = (clip.images(result.images) @ clip.texts([word])[0]).tolist()
                 for seed, score in zip(seeds, similar, strict=True):
-                    known[order, number, p, seed] = score
-                    row = {"order": order, "heads": chosen, "prompt": p, "word": word, "seed": seed, "score": score}
-                    rows.append({**row, **settings})
+                    known[order, number, prompt, seed] = score
+                    facts = {"order": order, "heads": chosen, "prompt": prompt, "word": word, "seed": seed}
+                    rows.append({**facts, "score": score, **settings})
                 if pictures:
-                    path = picture_path(folder, p, order, number)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    result.images[0].save(path)
-            _append(folder / "scores.jsonl", rows)
-        if on_job:
-            on_job(done + 1, len(jobs))
+                    write(picture_path(Path(folder), prompt, order, number), png({}, result.images[0]))
+            log.add(rows)
+            if on_job:
+                on_job(done + 1, len(jobs))
+    return _curves(experiment, known, numbers, orders, seeds, len(relevance.heads))
+
+
+def _numbers(counts: Sequence[int] | None, heads: int) -> tuple[int, ...]:
+    """The numbers of weakened heads, with none and all."""
+    wanted = counts_of_heads(heads) if counts is None else counts
+    numbers = tuple(sorted({0, heads, *wanted}))
+    if numbers[0] < 0 or numbers[-1] > heads:
+        raise SettingsError(f"counts={list(wanted)} must be numbers of heads from 0 to {heads}.")
+    return numbers
+
+
+def _jobs(numbers: Sequence[int], orders: Sequence[str], heads: int) -> list[tuple[str, int]]:
+    """Every number in every order; no heads and all heads give the same images in every order, and come once."""
+    jobs = []
+    for number in numbers:
+        jobs += [(order, number) for order in orders] if 0 < number < heads else [("all", number)]
+    return jobs
+
+
+def _generate(
+    model: Model,
+    missing: Sequence[tuple[str, str]],
+    seeds: Sequence[int],
+    chosen: Sequence[int],
+    factor: float,
+    options: Mapping[str, Any],
+) -> list[tuple[tuple[str, str], Result]]:
+    """Generate prompts with some heads weakened: (prompt, word) pairs and their results."""
+    if not missing:
+        return []
+    results = generate(
+        model,
+        [prompt for prompt, _ in missing],
+        subjects=[()] * len(missing),
+        seeds=seeds,
+        edits=[weaken(chosen, factor)] if chosen else [],
+        record=False,
+        **options,
+    )
+    return list(zip(missing, results, strict=True))
+
+
+def _curves(
+    experiment: Experiment,
+    known: Mapping[tuple[Any, ...], float],
+    numbers: tuple[int, ...],
+    orders: Sequence[str],
+    seeds: Sequence[int],
+    heads: int,
+) -> Curves:
     scores = {}
     for order in orders:
-        names = [order if 0 < n < heads else "all" for n in numbers]
-        values = [
-            [[known[name, n, p, seed] for seed in seeds] for p, _ in experiment.prompts]
-            for name, n in zip(names, numbers, strict=True)
-        ]
-        scores[order] = torch.tensor(values)
+        values = torch.zeros(len(numbers), len(experiment.prompts), len(seeds))
+        for i, number in enumerate(numbers):
+            name = order if 0 < number < heads else "all"
+            for k, (prompt, _) in enumerate(experiment.prompts):
+                values[i, k] = torch.tensor([known[name, number, prompt, seed] for seed in seeds])
+        scores[order] = values
     return Curves(experiment, heads, numbers, scores)
 
 
 def picture_path(folder: Path, prompt: str, order: str, number: int) -> Path:
-    """Where `weakened` keeps a picture."""
-    from ..utils.files import slug
-
+    """Where `weakened` keeps an image."""
     return folder / slug(prompt) / f"{order}-{number:04d}.png"
 
 
 def strip(folder: str | os.PathLike[str], curves: Curves, prompt: str) -> Image.Image:
-    """The kept pictures of one prompt: a row per order, more heads weakened from left to right."""
-    from ..utils.images import grid
-
+    """The kept images of one prompt: a row per order, more heads weakened from left to right."""
     rows = []
     for order in curves.scores:
         names = [order if 0 < n < curves.heads else "all" for n in curves.counts]
@@ -220,32 +263,14 @@ def strip(folder: str | os.PathLike[str], curves: Curves, prompt: str) -> Image.
     return grid(rows, labels)
 
 
-def _known(path: Path, settings: dict[str, Any], lists: dict[str, tuple[int, ...]]) -> dict[tuple[Any, ...], float]:
+def _known(log: Log, settings: Mapping[str, Any], lists: Mapping[str, tuple[int, ...]]) -> dict[tuple[Any, ...], float]:
     """The scores of an earlier run: (order, number of heads, prompt, seed) to score."""
     found = {}
-    for row in _rows(path):
+    for row in log.rows:
         order, number = row["order"], len(row["heads"])
-        wanted = settings == {name: row.get(name) for name in settings}
-        if not wanted or (order in lists and list(lists[order][:number]) != row["heads"]):
-            raise SettingsError(f"'{path}' has scores of other settings or other vectors; choose another folder.")
+        same_settings = settings == {name: row.get(name) for name in settings}
+        same_heads = order not in lists or list(lists[order][:number]) == row["heads"]
+        if not (same_settings and same_heads):
+            raise FileError(f"'{log.path}' has scores of other settings or other vectors; choose another folder.")
         found[order, number, row["prompt"], row["seed"]] = row["score"]
     return found
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # the last line of a run that was killed while writing it
-                continue
-
-
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-        with path.open("a") as file:
-            file.write(("\n" if torn else "") + "".join(json.dumps(row) + "\n" for row in rows))
-    except OSError as error:
-        raise SettingsError(f"'{path}' cannot be written: {error.strerror or error}.") from error
