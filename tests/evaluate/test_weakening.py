@@ -142,7 +142,7 @@ def test_bad_input_on_the_command_line(limelight, tmp_path):  # noqa: F811
         ("heads", "compute", "--out", out, "--concepts", "none.csv"): "'none.csv' cannot be read as concepts",
         ("heads", "compute", "--out", out, "--prompts", "none.txt"): "'none.txt' cannot be read as prompts",
         ("heads", "compute", "--out", out, "--engine", "spark"): "Unknown engine 'spark'. Choose one of: local, ray.",
-        ("heads", "compute", "--out", out, "--part", "99/99", "--limit", "2"): "The share 99/99 holds no prompts",
+        ("heads", "compute", "--out", out, "--part", "99/99", "--limit", "2"): "The part 99/99 has no prompts",
         ("heads", "weaken", "birds", "--out", out): "Unknown experiment 'birds'. Choose one of: color",
         ("heads", "weaken", "weather", "--out", out): "'Weather Conditions' is no concept of these vectors",
         ("heads", "weaken", "--seeds", "x", "--out", out): "Cannot read 'x' as seeds",

@@ -135,8 +135,8 @@ def test_a_prompt_that_stands_twice_is_drawn_twice(counted):
     assert not torch.equal(COUNTING.words(0, 4, 3), COUNTING.words(2, 4, 3))
 
 
-def test_shares_add_to_the_same_counts(tiny_module, counted, tmp_path):
-    parts = [compute(tiny_module, COUNTING, tmp_path / f"{i}.safetensors", share=(i, 2)) for i in (1, 2)]
+def test_parts_add_to_the_same_counts(tiny_module, counted, tmp_path):
+    parts = [compute(tiny_module, COUNTING, tmp_path / f"{i}.safetensors", part=(i, 2)) for i in (1, 2)]
     merged = merge([Relevance.load(tmp_path / f"{i}.safetensors") for i in (2, 1)])
     assert torch.equal(merged.counts, counted.counts)
     assert torch.equal(merged.blocks, counted.blocks)

@@ -81,7 +81,7 @@ def compute(
             model,
             settings,
             out,
-            share=portion,
+            part=portion,
             device=device,
             engine=engine,
             workers=workers,

@@ -1,11 +1,11 @@
-"""Computing head relevance vectors: while a model draws, every head says in every step which concept it likes best.
+"""Compute head relevance vectors: count which concept every head attends to most, in every step of a generation.
 
 Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
 with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
 
-The drawing itself is untouched and keeps its fused attention: only the queries of its cross-attention layers are read.
-They are held against the keys of one random word of every concept, and the concept that gets the most attention gets a
-count. Nothing is decoded.
+The generation itself is unchanged and keeps its fused attention: only the queries of its cross-attention layers are
+read. They meet the keys of one random word of every concept, and the concept that gets the most attention gets a count.
+Nothing is decoded.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from ..generation.provenance import provenance
 from ..models.base import Model
 from ..models.loading import load
 from ..models.sites import AttentionSite, head_slices
+from ..models.unet import projections, text_keys, text_states
+from ..prompts.prompt import Prompt
 from ..utils.parallel import device_of, one_thread, open_executor
 from .relevance import Relevance, vectors_of
 from .vocabulary import Concepts
@@ -39,19 +41,28 @@ from .vocabulary import Concepts
 class Counting:
     """What is counted. Together with a model it fixes every count.
 
-    Noise and drawn words depend on the seed, the prompt's text (and how often it stood in the list before), the step
-    and the layer alone. The list is always cut into the same passes, whoever draws them: the last digits of a pass
-    depend on how many pictures are in it.
+    Noise and sampled words depend on the seed, the prompt's text (and how often it stood in the list before), the step
+    and the layer alone. The list is always cut into the same passes, on any number of workers: the last digits of a
+    pass depend on how many images are in it.
 
     Attributes:
         concepts: the concepts and their words.
-        prompts: what is drawn.
+        prompts: what is generated, at least one.
         seed: of noise and words.
-        steps: inference steps (some schedules add a few passes, and those count too).
+        steps: denoising steps, at least 1 (some schedules add a few passes, and those count too).
         guidance_scale: strength of classifier-free guidance; only the conditional branch is counted.
-        batch: prompts a pass.
-        blocks: how many groups of prompts are also counted apart, for intervals.
+        batch: prompts in one pass, at least 1.
+        blocks: how many groups of prompts are also counted apart, for intervals; at least 1.
         height, width: in pixels; None is the model's own size.
+
+    Raises:
+        SettingsError: there are no prompts, or a number is below 1.
+
+    Examples:
+        >>> concepts = Concepts({"Animals": ("cat", "dog"), "Color": ("red", "blue")})
+        >>> counting = Counting(concepts, ("a cat", "a red car", "a dog"), batch=2)
+        >>> counting.jobs(), counting.jobs((2, 2))
+        ([range(0, 2), range(2, 3)], [range(2, 3)])
     """
 
     concepts: Concepts
@@ -66,28 +77,38 @@ class Counting:
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            raise SettingsError("There are no prompts to draw.")
+            raise SettingsError("There are no prompts to count; give at least one.")
         for name in ("steps", "batch", "blocks"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)} must be at least 1.")
 
-    def jobs(self, share: tuple[int, int] = (1, 1)) -> list[range]:
-        """The passes of one share of the work, as ranges of prompts.
+    def jobs(self, part: tuple[int, int] = (1, 1)) -> list[range]:
+        """The passes of one part of the work, as ranges of prompts.
 
         Args:
-            share: (which, of how many), from 1.
+            part: (which, of how many), from 1.
+
+        Raises:
+            SettingsError: there is no such part, or it has no prompts.
         """
-        part, parts = share
-        if not 1 <= part <= parts:
-            raise SettingsError(f"The share {part}/{parts} does not exist; write for example 1/4 to 4/4.")
-        starts = range(0, len(self.prompts), self.batch)
-        return [range(s, min(s + self.batch, len(self.prompts))) for s in starts[part - 1 :: parts]]
+        number, parts = part
+        if not 1 <= number <= parts:
+            raise SettingsError(f"The part {number}/{parts} does not exist; write for example 1/4 to 4/4.")
+
+        starts = range(0, len(self.prompts), self.batch)[number - 1 :: parts]
+        if not starts:
+            raise SettingsError(f"The part {number}/{parts} has no prompts; there are {len(self.prompts)}.")
+        return [range(start, min(start + self.batch, len(self.prompts))) for start in starts]
 
     @cached_property
     def occurrences(self) -> tuple[int, ...]:
         """How often each prompt stood in the list before."""
         seen: dict[str, int] = {}
-        return tuple(seen.update({p: seen.get(p, -1) + 1}) or seen[p] for p in self.prompts)
+        before = []
+        for prompt in self.prompts:
+            before.append(seen.get(prompt, 0))
+            seen[prompt] = before[-1] + 1
+        return tuple(before)
 
     def generator(self, prompt: int, purpose: str) -> torch.Generator:
         """Random numbers of one prompt of the list, for "noise" or "words"."""
@@ -96,7 +117,7 @@ class Counting:
         return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
     def words(self, prompt: int, passes: int, layers: int) -> Tensor:
-        """The drawn words of one prompt, int64 [passes, layers, concepts] in 0..words per concept - 1."""
+        """The sampled words of one prompt, int64 [passes, layers, concepts] in 0..words per concept - 1."""
         generator = self.generator(prompt, "words")
         return torch.randint(self.concepts.each, (passes, layers, len(self.concepts.names)), generator=generator)
 
@@ -117,16 +138,16 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         if bool((self.counted & other.counted).any()):
-            raise SettingsError("Some prompts would be counted twice; the shares overlap.")
+            raise SettingsError("Some prompts would be counted twice: the parts overlap. Give every part once.")
         return Counts(self.steps + other.steps, self.blocks + other.blocks, self.counted | other.counted)
 
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """What a worker says before its first job.
+    """What a worker finds out before its first job.
 
     Attributes:
-        empty: vectors that nothing has been counted for yet, with all that the counts depend on.
+        empty: vectors without a count yet, with all that the counts depend on.
         unknown: words of the concepts that the model has never seen.
     """
 
@@ -135,11 +156,21 @@ class Begun:
 
 
 class Counter:
-    """Counts passes on one model: a function of a job alone, with what all jobs share at hand. What a worker keeps.
+    """Counts passes on one model. A worker keeps it: it holds what all jobs have in common.
 
     Args:
-        model: draws; its weights and attention are left as they are.
+        model: generates; its weights and attention are left as they are.
         counting: what is counted.
+
+    Attributes:
+        layers: the cross-attention layers in execution order.
+        keys: of each layer [1 + tokens, heads, width]: the begin token's, then those of every token of every word.
+        slots: rows of each word's tokens in `keys`, int64 [concepts, words, longest], -1 where a word has fewer.
+        lengths: tokens of each word [concepts, words].
+        unknown: words that the model has never seen.
+
+    Raises:
+        SettingsError: the model has no cross-attention, or cannot read a word.
     """
 
     def __init__(self, model: Model, counting: Counting) -> None:
@@ -147,14 +178,20 @@ class Counter:
         self.layers = model.text_sites
         if not self.layers:
             raise SettingsError(f"'{model.name}' has no cross-attention layers to count.")
-        self.keys, self.slots, self.unknown = _tables(model, counting.concepts, self.layers)
-        self.lengths = (self.slots >= 0).sum(dim=-1)  # tokens of each word [concepts, words]
+
+        concepts = counting.concepts
+        words = _read_words(model, concepts)
+        self.unknown = tuple(dict.fromkeys(name for word in words for name in model.unknown(word)))
+        self.slots = _slots(words).unflatten(0, (len(concepts.names), concepts.each))
+        self.lengths = (self.slots >= 0).sum(dim=-1)
+        self.keys = _keys(model, words)
 
     def begin(self, job: None = None) -> Begun:
-        """What all jobs share; the job of finding it out has no content of its own."""
+        """What all jobs have in common, as a job without content."""
         counting, concepts = self.counting, self.counting.concepts.names
         layers = tuple((layer.group, layer.heads) for layer in self.layers)
-        shape = sum(layer.heads for layer in self.layers), len(concepts)
+        shape = sum(heads for _, heads in layers), len(concepts)
+
         steps = torch.zeros(len(self.model.timesteps(counting.steps)), *shape, dtype=torch.int64)
         blocks = torch.zeros(counting.blocks, *shape, dtype=torch.int64)
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
@@ -162,83 +199,104 @@ class Counter:
         return Begun(Relevance(concepts, layers, vectors, steps, blocks, counted, self.facts), self.unknown)
 
     def count(self, job: range) -> tuple[Counts, str]:
-        """Draw and count one pass of prompts.
+        """Generate and count one pass of prompts.
 
         Returns:
             The counts, and the hash of the weights that they are of.
         """
-        model, counting = self.model, self.counting
-        height, width = counting.height or model.default_size[0], counting.width or model.default_size[1]
-        prompts = [model.prompt(counting.prompts[i]) for i in job]
-        noise = [counting.generator(i, "noise") for i in job]
-        negative = "" if counting.guidance_scale > 1 else None
-        with one_thread(model.device):
-            conditioning = model.encode(prompts, negative, (height, width))
-            latents = model.noise(noise, height, width)
-            passes = len(model.timesteps(counting.steps))
-            drawn = torch.stack([counting.words(i, passes, len(self.layers)) for i in job], dim=2)
-            watch = _Watch(self, drawn)
-            with Probe(model, (), images=len(prompts), queries=watch) as probe:
-                for step in denoise(
-                    model,
-                    conditioning,
-                    latents,
-                    steps=counting.steps,
-                    guidance_scale=counting.guidance_scale,
-                    generators=noise,
-                ):
-                    probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
-                    watch.step = step.index + 1
+        counting = self.counting
+        with one_thread(self.model.device):
+            watch = self._generate(job)
+
         blocks = torch.zeros(counting.blocks, *watch.images.shape[1:], dtype=torch.int64)
         blocks.index_add_(0, torch.tensor([i % counting.blocks for i in job]), watch.images.cpu())
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
         counted[list(job)] = True
         return Counts(watch.steps.cpu(), blocks, counted), self.weights
 
+    def _generate(self, job: range) -> _Watch:
+        """One pass of prompts with all its steps, watched."""
+        model, counting = self.model, self.counting
+        height, width = self.size
+        prompts = [model.prompt(counting.prompts[i]) for i in job]
+        conditioning = model.encode(prompts, "" if counting.guidance_scale > 1 else None, (height, width))
+        noise = [counting.generator(i, "noise") for i in job]
+        latents = model.noise(noise, height, width)
+
+        passes = len(model.timesteps(counting.steps))
+        words = torch.stack([counting.words(i, passes, len(self.layers)) for i in job], dim=2)
+        watch = _Watch(self, words)
+        with Probe(model, (), images=len(prompts), queries=watch) as probe:
+            for step in denoise(
+                model,
+                conditioning,
+                latents,
+                steps=counting.steps,
+                guidance_scale=counting.guidance_scale,
+                generators=noise,
+            ):
+                probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
+                watch.step = step.index + 1
+        return watch
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        height, width = self.model.default_size
+        return self.counting.height or height, self.counting.width or width
+
     @cached_property
     def weights(self) -> str:
         """A hash of what makes queries and keys: models of one name may have been trained further."""
         digest = hashlib.blake2b(digest_size=8)
         for layer in self.layers:
-            module = self.model.denoiser.get_submodule(layer.name)
-            for part in (module.to_q, module.to_k):
-                for parameter in part.parameters():
-                    digest.update(parameter.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+            for parameter in projections(self.model.denoiser, layer):
+                digest.update(parameter.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the counts depend on, and the versions that made them."""
-        model, counting = self.model, self.counting
+        counting, (height, width) = self.counting, self.size
         return {
-            **provenance(model),
+            **provenance(self.model),
             "weights": self.weights,
             "words": {name: list(words) for name, words in counting.concepts.words.items()},
             "prompts": list(counting.prompts),
             **{name: getattr(counting, name) for name in ("seed", "steps", "guidance_scale", "batch")},
-            "height": counting.height or model.default_size[0],
-            "width": counting.width or model.default_size[1],
+            "height": height,
+            "width": width,
         }
 
 
 class _Watch:
-    """The counters of one pass: sees the queries of one layer after another."""
+    """The counters of one pass; it is called with the queries of one layer after another.
 
-    def __init__(self, counter: Counter, drawn: Tensor) -> None:
-        """Args: drawn: words [steps, layers, images, concepts]."""
+    Args:
+        counter: the layers and their keys.
+        words: the sampled words [steps, layers, images, concepts].
+
+    Attributes:
+        step: the step that is being counted.
+        steps: int64 [steps, heads, concepts].
+        images: int64 [images, heads, concepts].
+    """
+
+    def __init__(self, counter: Counter, words: Tensor) -> None:
         device = counter.model.device
-        concepts = len(counter.counting.concepts.names)
-        heads = sum(layer.heads for layer in counter.layers)
-        columns = torch.arange(concepts)
-        slots = counter.slots[columns, drawn].flatten(-2)  # [steps, layers, images, concepts * longest]
+        self.keys, self.step, self.concepts = counter.keys, 0, words.shape[-1]
+        self.places = {layer: i for i, layer in enumerate(counter.layers)}
+        self.slices = head_slices(counter.layers)
+
+        columns = torch.arange(self.concepts)
+        slots = counter.slots[columns, words].flatten(-2)  # [steps, layers, images, concepts * longest]
         first = torch.zeros_like(slots[..., :1])  # the begin token stands once at the front
         self.slots = torch.cat([first, slots], dim=-1).to(device)
-        self.lengths = counter.lengths[columns, drawn].to(device)  # [steps, layers, images, concepts]
-        self.places = {layer: i for i, layer in enumerate(counter.layers)}
-        self.keys, self.step, self.concepts = counter.keys, 0, concepts
-        self.slices = head_slices(counter.layers)
-        self.steps = torch.zeros(drawn.shape[0], heads, concepts, dtype=torch.int64, device=device)
-        self.images = torch.zeros(drawn.shape[2], heads, concepts, dtype=torch.int64, device=device)
+        self.lengths = counter.lengths[columns, words].to(device)  # [steps, layers, images, concepts]
+
+        shape = sum(layer.heads for layer in counter.layers), self.concepts
+        self.steps = torch.zeros(words.shape[0], *shape, dtype=torch.int64, device=device)
+        self.images = torch.zeros(words.shape[2], *shape, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def __call__(self, layer: AttentionSite, queries: Tensor, scale: float) -> None:
@@ -247,26 +305,20 @@ class _Watch:
         slots, lengths = self.slots[self.step, i], self.lengths[self.step, i]
         keys = self.keys[layer][slots.clamp(min=0)].movedim(1, 2)  # [images, heads, slots, width]
         logits = (queries.to(keys.dtype) * scale) @ keys.transpose(-1, -2)
-        # One softmax over the tokens of all the drawn words; slots that a short word leaves free take no part.
+
+        # One softmax over the tokens of all the sampled words; slots that a short word leaves free take no part.
         logits = logits.masked_fill_((slots < 0)[:, None, None], float("-inf"))
         attention = logits.softmax(dim=-1).mean(dim=2)[..., 1:]
         mean = attention.unflatten(-1, (self.concepts, -1)).sum(dim=-1) / lengths[:, None]
+
         chosen = F.one_hot(mean.argmax(dim=-1), self.concepts)  # [images, heads, concepts]
         heads = self.slices[layer]
         self.steps[self.step, heads] += chosen.sum(dim=0)
         self.images[:, heads] += chosen
 
 
-@torch.no_grad()
-def _tables(
-    model: Model, concepts: Concepts, layers: Sequence[AttentionSite]
-) -> tuple[dict[AttentionSite, Tensor], Tensor, tuple[str, ...]]:
-    """The keys of every token of every word, and where each word has its own.
-
-    Returns:
-        For each layer [1 + tokens, heads, width], the begin token first; and int64 [concepts, words, longest], the rows
-        of each word's tokens, -1 where it has fewer; and the words that the model has never seen.
-    """
+def _read_words(model: Model, concepts: Concepts) -> list[Prompt]:
+    """Every word as a prompt of its own, one concept after the other."""
     prompts = [model.prompt(word) for words in concepts.words.values() for word in words]
     for prompt in prompts:
         if prompt.end < 2:
@@ -275,33 +327,98 @@ def _tables(
             raise SettingsError(
                 f"The word '{prompt.text}' is longer than the {len(prompt.ids)} tokens this model reads; shorten it."
             )
-    unknown = tuple(dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt)))
-    longest = max(prompt.end - 1 for prompt in prompts)
-    slots = torch.full((len(prompts), longest), -1)
-    parts: list[Tensor] = []
+    return prompts
+
+
+def _slots(words: Sequence[Prompt]) -> Tensor:
+    """The rows of each word's tokens in a table of all their tokens, int64 [words, longest]; row 0 is the begin token.
+
+    Where a word has fewer tokens than the longest, -1.
+    """
+    slots = torch.full((len(words), max(word.end - 1 for word in words)), -1)
     taken = 1
-    for start in range(0, len(prompts), 32):
-        some = prompts[start : start + 32]
-        states = model.encode(some).conditional["encoder_hidden_states"]
+    for row, word in zip(slots, words, strict=True):
+        tokens = word.end - 1
+        row[:tokens] = torch.arange(taken, taken + tokens)
+        taken += tokens
+    return slots
+
+
+@torch.no_grad()
+def _keys(model: Model, words: Sequence[Prompt]) -> dict[AttentionSite, Tensor]:
+    """The keys of the begin token and of every token of every word, for each layer [1 + tokens, heads, width]."""
+    parts: list[Tensor] = []
+    for start in range(0, len(words), 32):  # all words of a large vocabulary at once would take gigabytes
+        some = words[start : start + 32]
+        states = text_states(model.encode(some))
         if not parts:
             parts.append(states[0, :1])
-        for offset, (prompt, state) in enumerate(zip(some, states, strict=True)):
-            parts.append(state[1 : prompt.end])
-            slots[start + offset, : prompt.end - 1] = torch.arange(taken, taken + prompt.end - 1)
-            taken += prompt.end - 1
-    tokens = torch.cat(parts)
-    keys = {}
-    for layer in layers:
-        module = model.denoiser.get_submodule(layer.name)
-        states = module.norm_encoder_hidden_states(tokens[None])[0] if module.norm_cross else tokens
-        key = module.to_k(states).unflatten(-1, (layer.heads, -1))
-        if module.norm_k is not None:
-            key = module.norm_k(key)
-        keys[layer] = key.to(torch.promote_types(key.dtype, torch.float32))
-    return keys, slots.unflatten(0, (len(concepts.names), concepts.each)), unknown
+        parts += [state[1 : word.end] for word, state in zip(some, states, strict=True)]
+
+    tokens, keys = torch.cat(parts), {}
+    for layer in model.text_sites:
+        own = text_keys(model.denoiser, layer, tokens)
+        keys[layer] = own.to(torch.promote_types(own.dtype, torch.float32))
+    return keys
 
 
-_OWN = frozenset({"versions"})  # facts that may differ between runs of one count
+class _Tally:
+    """The counts of a run so far, and the file that keeps them.
+
+    Args:
+        empty: the vectors before the first count, with what the counts depend on.
+        out: the file; None keeps nothing. If it exists, its counts are continued.
+        every: least seconds between two writings.
+
+    Raises:
+        FileError: the file cannot be read.
+        SettingsError: the file holds the counts of other settings.
+    """
+
+    def __init__(self, empty: Relevance, out: Path | None, every: float) -> None:
+        self.empty, self.out, self.every = empty, out, every
+        self.counts = _counts(empty)
+        if out is not None and out.exists():
+            earlier = Relevance.load(out)
+            _check_same(earlier.facts, empty.facts, f"'{out}'")
+            self.counts = _counts(earlier)
+        self.written = time.monotonic()
+
+    @property
+    def relevance(self) -> Relevance:
+        return _with(self.empty, self.counts)
+
+    def left(self, jobs: Sequence[range], part: tuple[int, int]) -> list[range]:
+        """The jobs that are still to be done.
+
+        Raises:
+            SettingsError: prompts of another part have been counted.
+        """
+        others = self.counts.counted.clone()
+        for job in jobs:
+            others[list(job)] = False
+        if bool(others.any()):
+            raise SettingsError(
+                f"'{self.out}' holds prompts of another part than {part[0]}/{part[1]}; choose another file."
+            )
+        return [job for job in jobs if not bool(self.counts.counted[list(job)].all())]
+
+    def add(self, counts: Counts, weights: str) -> None:
+        """Add the counts of one job, and write the file if it is time.
+
+        Raises:
+            SettingsError: they are of a model with other weights.
+        """
+        if weights != self.empty.facts["weights"]:
+            raise SettingsError("Two workers would count different models: their weights differ.")
+        self.counts = self.counts + counts
+        if time.monotonic() - self.written >= self.every:
+            self.save()
+
+    def save(self) -> None:
+        if self.out is not None:
+            self.relevance.save(self.out)
+            self.written = time.monotonic()
 
 
 def compute(
@@ -309,7 +426,7 @@ def compute(
     counting: Counting,
     out: str | Path | None = None,
     *,
-    share: tuple[int, int] = (1, 1),
+    part: tuple[int, int] = (1, 1),
     every: float = 20.0,
     device: str | None = None,
     engine: str = "local",
@@ -317,57 +434,51 @@ def compute(
     address: str | None = None,
     on_job: Callable[[int, int], None] | None = None,
 ) -> Relevance:
-    """Count, and go on where an earlier run with the same file was stopped. The counts are the same whoever does them.
+    """Count, and continue where an earlier run with the same file was stopped. The counts do not depend on the workers.
 
     Args:
         model: a name that every worker loads, see `limelight.load`; or one that is open, which counts in this process.
         counting: what to count.
         out: the file, written anew from time to time and at the end; None keeps nothing.
-        share: (which, of how many) parts of the work to do, from 1; `merge` adds the parts' files.
+        part: (which, of how many) parts of the work to do, from 1; `merge` adds the parts' files.
         every: least seconds between two writings.
         device: of the workers' models, see `limelight.load`.
-        engine, workers, address: see `limelight.evaluate.executor.open_executor`.
-        on_job: called after every pass with the prompts done and the prompts of this share.
+        engine, workers, address: see `limelight.utils.parallel.open_executor`.
+        on_job: called after every pass with the prompts done and the prompts of this part.
 
     Raises:
-        SettingsError: the file holds other counts, or cannot be written; or the workers have different models.
+        FileError: the file cannot be read or written.
+        SettingsError: the file holds other counts; or the workers have different models.
         ExecutorError: a pass failed again and again.
+
+    Examples:
+        >>> concepts = Concepts({"Animals": ("cat", "dog"), "Color": ("red", "blue")})
+        >>> relevance = compute("pocket", Counting(concepts, ("a cat",), steps=1), workers=1)
+        >>> relevance.vectors.shape, int(relevance.counts.sum())
+        (torch.Size([2, 24]), 24)
     """
     if isinstance(model, Model):
         if engine != "local" or (workers or 1) > 1:
             raise SettingsError(f"The open model '{model.name}' cannot go to other workers; give its name instead.")
         workers = 1
-    jobs = counting.jobs(share)
+    jobs = counting.jobs(part)
     prompts = sum(map(len, jobs))
-    if not jobs:
-        raise SettingsError(f"The share {share[0]}/{share[1]} holds no prompts; there are {len(counting.prompts)}.")
+
     start = partial(_start, model, device, counting)
     with open_executor(start, engine=engine, workers=workers, address=address) as executor:
         (_, begun), *_ = executor.map(Counter.begin, [None])
         if begun.unknown:
             so = "counts of them mean nothing"
             warnings.warn(UnknownWords(begun.empty.facts["model"], begun.unknown, so), stacklevel=2)
-        total = _resumed(Path(out), begun.empty) if out is not None and Path(out).exists() else _counts(begun.empty)
-        mine = {i for job in jobs for i in job}
-        if any(i not in mine for i in total.counted.nonzero().flatten().tolist()):
-            raise SettingsError(
-                f"'{out}' holds prompts of another share than {share[0]}/{share[1]}; choose another file."
-            )
-        written = time.monotonic()
-        left = [job for job in jobs if not bool(total.counted[list(job)].all())]
-        for _, (counts, weights) in executor.map(Counter.count, left):
-            if weights != begun.empty.facts["weights"]:
-                raise SettingsError("Two workers would count different models: their weights differ.")
-            total = total + counts
-            if out is not None and time.monotonic() - written >= every:
-                _with(begun.empty, total).save(out)
-                written = time.monotonic()
+
+        tally = _Tally(begun.empty, None if out is None else Path(out), every)
+        for _, (counts, weights) in executor.map(Counter.count, tally.left(jobs, part)):
+            tally.add(counts, weights)
             if on_job:
-                on_job(int(total.counted.sum()), prompts)
-    relevance = _with(begun.empty, total)
-    if out is not None:
-        relevance.save(out)
-    return relevance
+                on_job(int(tally.counts.counted.sum()), prompts)
+
+    tally.save()
+    return tally.relevance
 
 
 def _start(model: str | Path | Model, device: str | None, counting: Counting, slot: int) -> Counter:
@@ -375,7 +486,7 @@ def _start(model: str | Path | Model, device: str | None, counting: Counting, sl
 
 
 def merge(parts: Sequence[Relevance]) -> Relevance:
-    """Add the counts of several shares of one run.
+    """Add the counts of several parts of one run.
 
     Raises:
         SettingsError: they are of different runs, or overlap.
@@ -394,17 +505,13 @@ def _with(relevance: Relevance, counts: Counts) -> Relevance:
     return replace(relevance, vectors=vectors, counts=counts.steps, blocks=counts.blocks, counted=counts.counted)
 
 
-def _resumed(path: Path, empty: Relevance) -> Counts:
-    """What an earlier run left in its file."""
-    relevance = Relevance.load(path)
-    _check_same(relevance.facts, empty.facts, f"'{path}'")
-    return _counts(relevance)
-
-
 def _counts(relevance: Relevance) -> Counts:
     if relevance.counts is None or relevance.blocks is None or relevance.counted is None:
-        raise SettingsError("Imported vectors cannot be counted on; choose another file.")
+        raise SettingsError("Imported vectors cannot be continued; choose another file.")
     return Counts(relevance.counts, relevance.blocks, relevance.counted)
+
+
+_OWN = frozenset({"versions"})  # facts that may differ between runs of one count
 
 
 def _check_same(known: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
@@ -412,6 +519,5 @@ def _check_same(known: Mapping[str, Any], wanted: Mapping[str, Any], what: str) 
         if known.get(name) != wanted.get(name):
             shown = "" if name in ("prompts", "words") else f" ({known.get(name)} and {wanted.get(name)})"
             raise SettingsError(
-                f"{what} was counted with other {name}{shown}; choose another file, or the settings that it was begun "
-                "with."
+                f"{what} was counted with other {name}{shown}; choose another file, or the settings of its first run."
             )

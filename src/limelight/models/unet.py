@@ -264,6 +264,36 @@ def unet_sites(unet: Any) -> tuple[AttentionSite, ...]:
     return tuple(found)
 
 
+def text_states(conditioning: Conditioning) -> Tensor:
+    """The encoded prompts of the conditional branch, [images, tokens, width]."""
+    return conditioning.conditional["encoder_hidden_states"]
+
+
+def text_keys(denoiser: torch.nn.Module, site: AttentionSite, states: Tensor) -> Tensor:
+    """The keys that a cross-attention layer makes of encoded tokens.
+
+    Args:
+        denoiser: the model's, with the layer in it.
+        site: a layer that reads text.
+        states: encoded tokens [tokens, width], see `text_states`.
+
+    Returns:
+        [tokens, heads, width of a head].
+    """
+    module: Any = denoiser.get_submodule(site.name)
+    if module.norm_cross:
+        states = module.norm_encoder_hidden_states(states[None])[0]
+    keys = module.to_k(states).unflatten(-1, (site.heads, -1))
+    return keys if module.norm_k is None else module.norm_k(keys)
+
+
+def projections(denoiser: torch.nn.Module, site: AttentionSite) -> Iterator[Tensor]:
+    """The parameters that make an attention layer's queries, then those that make its keys."""
+    module: Any = denoiser.get_submodule(site.name)
+    yield from module.to_q.parameters()
+    yield from module.to_k.parameters()
+
+
 def _guided_scale(layers: Sequence[AttentionSite], side: int, least: int = 8) -> int:
     """The deepest level whose cross-attention maps, at the default size, still have `least` pixels a side.
 
