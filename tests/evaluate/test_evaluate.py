@@ -295,7 +295,7 @@ def test_edits_that_cannot_be_drawn(tmp_path, quick):
         assert not (tmp_path / "run" / "source").exists()
 
     color, heads = load("hrv-edit-color"), "prompt-to-prompt-heads"
-    lacking = "'Weather Conditions' is no concept of these vectors; they have: Animals"
+    lacking = "Unknown concept 'Weather Conditions'. Choose one of: Animals"
     refused(lacking, load("hrv-edit-weather"), heads)
     refused("has no concept", [Case("a cat", "mine", source="a dog")], heads)
     refused("brings no new word", [replace(color[0], prompt="a car")], heads)

@@ -125,9 +125,7 @@ def test_mistakes(tiny):
     relevance = random_relevance(tiny)
     with pytest.raises(PromptError, match="'dog' is not in the prompt"):
         latents(tiny, [strengthen("dog", "Animals", head_vectors=relevance)])
-    with pytest.raises(
-        SettingsError, match="'Birds' is no concept of these vectors; they have: Animals, Color, Plants"
-    ):
+    with pytest.raises(SettingsError, match=r"Unknown concept 'Birds'. Choose one of: Animals, Color, Plants"):
         latents(tiny, [strengthen("cat", "Birds", head_vectors=relevance)])
     with pytest.raises(SettingsError, match="No head relevance vectors are shipped"):
         latents(tiny, [strengthen("cat", "Animals")])
@@ -135,7 +133,7 @@ def test_mistakes(tiny):
         latents(tiny, [strengthen("cat", "Animals", head_vectors="sd-1.4")])
     with pytest.raises(SettingsError, match="The head 500 does not exist"):
         latents(tiny, [weaken([500])])
-    with pytest.raises(SettingsError, match="'up, head 3' is no head"):
+    with pytest.raises(SettingsError, match="Unknown head 'up, head 3'"):
         latents(tiny, [weaken(["up, head 3"])])
     with pytest.raises(SettingsError, match="clamp=0 must be positive"):
         adjust("cat", "Color", "Plants", clamp=0)
@@ -170,11 +168,16 @@ def test_generate_with_edits(limelight, tmp_path):  # noqa: F811
 def test_bad_edits_on_the_command_line(limelight, tmp_path):  # noqa: F811
     for arguments, message in {
         ("--strengthen", "dog=Animals"): "'dog' is not in the prompt",
-        ("--strengthen", "cat=Birds"): "'Birds' is no concept",
+        ("--strengthen", "cat=Birds"): "Unknown concept 'Birds'",
         ("--adjust", "cat=Animals"): "must be word=Desired-Undesired",
         ("--clamp", "9"): "belong to --strengthen or --adjust",
         ("--strengthen", "cat=Animals", "--head-vectors", "sdxl"): "do not fit 'pocket'",
-        ("--strengthen", "cat=Animals", "--head-vectors", "none.safetensors"): "is no file of head relevance vectors",
+        (
+            "--strengthen",
+            "cat=Animals",
+            "--head-vectors",
+            "none.safetensors",
+        ): "is not a file of head relevance vectors",
     }.items():
         code, _, err = limelight("generate", "a cat", "--no-guidance", "--out", str(tmp_path / "o"), *arguments)
         assert code == 2

@@ -100,7 +100,7 @@ def test_mistakes(tiny):
             guidance=HeadWeightedAttendAndExcite(head_vectors=relevance, concepts={"cat": "Animals"}),
             **options,
         )
-    with pytest.raises(SettingsError, match="'Birds' is no concept"):
+    with pytest.raises(SettingsError, match="Unknown concept 'Birds'"):
         limelight.generate(
             tiny, TEXT, guidance=HeadWeightedAttendAndExcite(head_vectors=relevance, concepts="Birds"), **options
         )

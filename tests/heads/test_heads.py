@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import limelight
-from limelight.errors import SettingsError
+from limelight.errors import FileError, SettingsError
 from limelight.heads.counting import Counter, Counting, compute, merge
 from limelight.heads.relevance import Relevance
 from limelight.heads.vocabulary import Concepts
@@ -270,11 +270,11 @@ def test_import_refuses_what_does_not_fit(tmp_path):
     relevance = Relevance.read_npy(tmp_path / "v.npy", tmp_path / "h.npy", two)
     assert relevance.layers == (("down", 2), ("up", 1))
     assert relevance.counts is None
-    with pytest.raises(SettingsError, match=r"3 concepts and 3 heads need \[3, 3\]"):
+    with pytest.raises(FileError, match=r"3 concepts and 3 heads need \[3, 3\]"):
         Relevance.read_npy(tmp_path / "v.npy", tmp_path / "h.npy", {**two, "C": ["c"]})
-    with pytest.raises(SettingsError, match="is no file of head relevance vectors"):
+    with pytest.raises(FileError, match="is not a file of head relevance vectors"):
         Relevance.load(tmp_path / "v.npy")
-    with pytest.raises(SettingsError, match="cannot be read as NumPy"):
+    with pytest.raises(FileError, match="cannot be read as NumPy"):
         Relevance.read_npy(tmp_path / "none.npy", tmp_path / "h.npy", two)
 
 
@@ -327,7 +327,7 @@ BAD = {
 @pytest.mark.parametrize("text", BAD)
 def test_bad_concept_files(text, tmp_path):
     (tmp_path / "c.csv").write_text(text)
-    with pytest.raises(SettingsError, match=BAD[text]):
+    with pytest.raises((FileError, SettingsError), match=BAD[text]):
         Concepts.read(tmp_path / "c.csv")
 
 
@@ -347,9 +347,9 @@ def test_concept_files_of_every_kind(tmp_path):
         "A: [": "cannot be read",
     }.items():
         (tmp_path / "c.yaml").write_text(text)
-        with pytest.raises(SettingsError, match=message):
+        with pytest.raises(FileError, match=message):
             Concepts.read(tmp_path / "c.yaml")
-    with pytest.raises(SettingsError, match="cannot be read as concepts"):
+    with pytest.raises(FileError, match="cannot be read as concepts"):
         Concepts.read(tmp_path / "none.csv")
 
 

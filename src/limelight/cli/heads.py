@@ -145,7 +145,7 @@ def show(
     from ..heads.relevance import Relevance
 
     relevance = Relevance.load(source)
-    names = _some(relevance, concepts)
+    names = relevance.named(concepts)
     _print_heads(relevance, names, top)
     _print_agreement(relevance)
     if out is not None:
@@ -191,15 +191,15 @@ def weaken(
     from dataclasses import replace
 
     from ..evaluate.clip import Clip
-    from ..evaluate.weakening import Experiment, strip, weakened
+    from ..evaluate.weakening import Experiment, weakened
     from ..heads.relevance import relevance_for
-    from ..viz.curves import curves
+    from ..viz.heads import save_weakening
 
     chosen = Experiment.of(experiment)
     chosen = replace(chosen, prompts=chosen.prompts[::every])
     opened = open_model(model, device)
     relevance = relevance_for(opened, head_vectors)
-    relevance.index(chosen.concept)
+    relevance.index(chosen.concept)  # an unknown concept is refused before CLIP is loaded
     with bar(experiment) as show:
         found = weakened(
             opened,
@@ -217,9 +217,7 @@ def weaken(
         )
 
     _print_weakening(found)
-    for prompt, _ in chosen.prompts[:4]:
-        write(out / f"{slug(prompt)}.png", png({"prompt": prompt}, strip(out, found, prompt)))
-    write(out / "curves.png", png({"experiment": experiment}, curves(found)))
+    save_weakening(found, out, experiment)
     console.print(f"curves.png, strips and scores.jsonl in {escape(str(out))}")
 
 
@@ -233,11 +231,7 @@ def _print_heads(relevance: Relevance, names: tuple[str, ...], top: int = 5) -> 
         "concept", f"most relevant heads (group layer/head, relevance; the mean is 1) of {len(relevance.heads)}"
     )
     for name in names:
-        row = relevance[name]
-        cells = []
-        for index in relevance.order(name)[:top]:
-            head = relevance.heads[index]
-            cells.append(f"{head.group}\u00a0{head.layer}/{head.head}\u00a0{float(row[index]):.2f}")
+        cells = [f"{h.group}\u00a0{h.layer}/{h.head}\u00a0{value:.2f}" for h, value in relevance.top(name, top)]
         table.add_row(escape(name), "   ".join(cells))
     console.print(table)
 
@@ -252,21 +246,12 @@ def _print_agreement(relevance: Relevance) -> None:
     )
 
 
-def _some(relevance: Relevance, concepts: str | None) -> tuple[str, ...]:
-    if concepts is None:
-        return relevance.concepts
-    return tuple(relevance.concepts[relevance.index(name)] for name in concepts.split(","))
-
-
 def _save_plots(relevance: Relevance, names: tuple[str, ...], source: str, out: Path) -> None:
     from ..heads.relevance import SHIPPED
-    from ..viz import heads as plots
-
-    plotted = {"heatmaps": plots.heatmaps(relevance, names), "concepts": plots.similarities(relevance)}
-    if relevance.counts is not None and len(relevance.counts) > 1:
-        plotted["steps"] = plots.steps(relevance)
+    from ..viz.heads import figures
 
     stem = source if source in SHIPPED else Path(source).stem
+    plotted = figures(relevance, names)
     for name, image in plotted.items():
         write(out / f"{slug(stem)}-{name}.png", png({"source": source}, image))
     console.print(f"{', '.join(plotted)} in {escape(str(out))}")

@@ -31,8 +31,6 @@ class HeadWeightedAttendAndExcite(AttendAndExcite):
     Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
     with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
 
-        limelight.HeadWeightedAttendAndExcite(concepts={"cat": "Animals", "dog": "Animals"})
-
     Attributes:
         concepts: the concept of each subject, by a word of it; or one for all.
         head_vectors: the head relevance vectors or their file; None takes those that are shipped for the model.
@@ -40,6 +38,11 @@ class HeadWeightedAttendAndExcite(AttendAndExcite):
 
     Raises:
         SettingsError: `concepts` is empty, or `resolution` is not a single number.
+
+    Examples:
+        >>> guidance = HeadWeightedAttendAndExcite(concepts={"cat": "Animals", "dog": "Animals"})
+        >>> guidance.settings()["concepts"]
+        {'cat': 'Animals', 'dog': 'Animals'}
     """
 
     concepts: Mapping[str, str] | str
@@ -60,23 +63,24 @@ class HeadWeightedAttendAndExcite(AttendAndExcite):
         return layers_to_read(model, latent_size)  # weighted maps have a size that no layer need have
 
     def objective_for(self, model: Model) -> Objective:
-        relevance = relevance_for(model, self.head_vectors)
-        for concept in [self.concepts] if isinstance(self.concepts, str) else self.concepts.values():
-            relevance.index(concept)
+        relevance, concepts = relevance_for(model, self.head_vectors), self.concepts
+        for concept in (concepts,) if isinstance(concepts, str) else concepts.values():
+            relevance.index(concept)  # an unknown concept is refused before the first step
 
         return partial(
             excite_by_heads,
             relevance=relevance,
-            concepts=self.concepts,
+            concepts=concepts,
             side=self.resolution or 8,
             smooth=self.smooth,
             own_tokens=self.own_tokens,
         )
 
     def settings(self) -> dict[str, Any]:
-        given = self.head_vectors
-        vectors = given.facts.get("model", "given") if isinstance(given, Relevance) else given
-        return {**super().settings(), "head_vectors": None if vectors is None else str(vectors)}
+        vectors = self.head_vectors
+        if isinstance(vectors, Relevance):
+            vectors = str(vectors.facts.get("model", "given"))
+        return {**super().settings(), "head_vectors": vectors and str(vectors)}
 
 
 def excite_by_heads(
@@ -88,7 +92,6 @@ def excite_by_heads(
     side: int = 8,
     temperature: float = 100.0,
     smooth: bool = True,
-    sigma: float = 0.5,
     own_tokens: bool | None = None,
 ) -> Score:
     """As `excite`, but each subject has a map of its own: all heads of all layers, weighted by their relevance to its
@@ -97,52 +100,68 @@ def excite_by_heads(
     Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
     with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
 
+    The map of a subject with the concept c is the sum over all H heads h of relevance[c, h] / H times the head's map.
     As in the released code the last token competes, too.
 
     Args:
         maps: of every cross-attention layer of the model.
+        subjects: token positions per image.
         relevance: vectors that fit the model.
         concepts: the concept of each subject, by a word of it; or one concept for all.
         side: every map is resized to so many pixels along its shorter side, see `resizing`.
+        temperature, smooth, own_tokens: see `excite`.
+
+    Raises:
+        SettingsError: a subject has no concept, the vectors lack it, or they do not fit the maps.
     """
-    tokens = next(iter(maps.layers.values())).shape[-1]
-    stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else tokens for p in maps.prompts)
     first = next(iter(maps.layers.values()))
+    tokens = first.shape[-1]
+    stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else tokens for p in maps.prompts)
     pooling, padding, absent = (
         x.to(first.device) for x in pool_tokens(tuple(tuple(spans) for spans in subjects), stops, tokens)
     )
+
     weights = torch.zeros(*absent.shape, len(relevance.heads))
-    for i, (prompt, spans) in enumerate(zip(maps.prompts, subjects, strict=True)):
+    for own, prompt, spans in zip(weights, maps.prompts, subjects, strict=True):
         for k, span in enumerate(spans):
-            weights[i, k] = relevance[_concept(prompt, span, concepts)] / len(relevance.heads)
+            own[k] = relevance[_concept(prompt, span, concepts)] / len(relevance.heads)
+
     height, width = (max(round(side * x / min(maps.latent_size)), 1) for x in maps.latent_size)
-    weighted = torch.zeros((), dtype=first.dtype, device=first.device)
-    taken = sum(layer.heads for layer in maps.layers)
-    if taken != len(relevance.heads):
-        raise SettingsError(f"Maps of {taken} heads do not fit vectors of {len(relevance.heads)} heads.")
-    slices = head_slices(tuple(maps.layers))
-    for layer, p in maps.layers.items():
-        own = weights[..., slices[layer]].to(p)
-        # Resizing is linear: one map per subject is resized, not one per head.
-        of_layer = torch.einsum("bkh,bhpt->bkpt", own, p)
-        matrix = resizing(layer.size(maps.latent_size), (height, width), p.dtype, p.device)
-        weighted = weighted + matrix @ of_layer
+    weighted = _weighted(maps, weights, (height, width))
     logits = torch.einsum("bkpt,btu->bkpu", weighted, pooling.to(weighted.dtype)) * temperature
     sharp = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)
+
     # Of each subject's own maps its own column.
     of_subjects = sharp[..., : absent.shape[1]].diagonal(dim1=1, dim2=3).movedim(-1, 1).unflatten(2, (height, width))
-    return weakest_score(blur(of_subjects, sigma) if smooth else of_subjects, absent)
+    return weakest_score(blur(of_subjects) if smooth else of_subjects, absent)
+
+
+def _weighted(maps: AttentionMaps, weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """The sum of all heads' maps, resized to one size: weights [images, subjects, heads] make of them
+    [images, subjects, pixels, tokens]."""
+    heads = sum(layer.heads for layer in maps.layers)
+    if heads != weights.shape[-1]:
+        raise SettingsError(f"Maps of {heads} heads do not fit vectors of {weights.shape[-1]} heads.")
+
+    total = next(iter(maps.layers.values())).new_zeros(())
+    slices = head_slices(tuple(maps.layers))
+    for layer, p in maps.layers.items():
+        # Resizing is linear: one map per subject is resized, not one per head.
+        of_layer = torch.einsum("bkh,bhpt->bkpt", weights[..., slices[layer]].to(p), p)
+        matrix = resizing(layer.size(maps.latent_size), size, p.dtype, p.device)
+        total = total + matrix @ of_layer
+    return total
 
 
 def _concept(prompt: Prompt, span: tuple[int, ...], concepts: Mapping[str, str] | str) -> str:
     if isinstance(concepts, str):
         return concepts
-    words = [word.text for word in prompt.words if set(word.positions) & set(span)]
     for word, concept in concepts.items():
         with suppress(PromptError):  # a word of another prompt
             if set(prompt.find(word)) <= set(span):
                 return concept
-    name = " ".join(words)
+
+    name = " ".join(word.text for word in prompt.words if set(word.positions) & set(span))
     raise SettingsError(f"The subject '{name}' has no concept; give for example concepts={{'{name}': 'Animals'}}.")
 
 
@@ -156,8 +175,8 @@ def resizing(
 ) -> Tensor:
     """The matrix [target pixels, pixels] that resizes maps as the released code of the head relevance vectors does.
 
-    Larger maps are blurred by a Gaussian of size // target + 1 pixels with reflected borders and the standard deviation
-    0.3 ((pixels - 1) / 2 - 1) + 0.8, then every map is resized bicubically.
+    Larger maps are blurred by a Gaussian of k = size // target + 1 pixels with reflected borders and the standard
+    deviation 0.3 ((k - 1) / 2 - 1) + 0.8. Then every map is resized bicubically.
     """
     down, across = (_resizing_along(old, new) for old, new in zip(size, target, strict=True))
     return torch.kron(down, across).to(device, dtype)
@@ -172,5 +191,6 @@ def _resizing_along(old: int, new: int) -> Tensor:
         kernel = torch.exp(-0.5 * (offsets / (0.3 * (reach - 1) + 0.8)) ** 2)
         padded = F.pad(basis[:, None], (reach, reach), mode="reflect")
         basis = F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0]
+
     resized = F.interpolate(basis[:, None, :, None], size=(new, 1), mode="bicubic", align_corners=False)
     return resized[:, 0, :, 0].T

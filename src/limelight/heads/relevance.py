@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -17,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import FileError, SettingsError
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..utils.files import write
 
 VERSION = 1
 SHIPPED = ("sd-1.4", "sdxl", "pocket")
+_SIZES = (1, 2, 3, 5, 8, 12, 18, 25, 50, 100, 250, 500)  # blocks in a sample, see `Relevance.agreement`
 _NAME = re.compile(r"\s*(down|mid|up), layer: (\d+), head: (\d+)\s*")
 
 
@@ -56,6 +57,11 @@ class Relevance:
 
     ``relevance["Color"]`` is a concept's vector [heads].
 
+    Examples:
+        >>> relevance = Relevance.load("sd-1.4")
+        >>> str(relevance.heads[relevance.order("Color")[0]]), round(float(relevance["Color"].max()), 1)
+        ('up, layer: 8, head: 0', 8.3)
+
     Attributes:
         concepts: their names.
         layers: (group, heads) of every cross-attention layer in execution order.
@@ -80,11 +86,26 @@ class Relevance:
         return self.vectors[self.index(concept)]
 
     def index(self, concept: str) -> int:
-        """The row of a concept; upper and lower case are the same."""
+        """The row of a concept; upper and lower case are the same.
+
+        Raises:
+            SettingsError: the vectors do not have it.
+        """
         names = [name.casefold() for name in self.concepts]
-        if concept.strip().casefold() not in names:
-            raise SettingsError(f"'{concept}' is no concept of these vectors; they have: {', '.join(self.concepts)}.")
-        return names.index(concept.strip().casefold())
+        wanted = concept.strip().casefold()
+        if wanted not in names:
+            raise SettingsError(f"Unknown concept '{concept}'. Choose one of: {', '.join(self.concepts)}.")
+        return names.index(wanted)
+
+    def named(self, concepts: str | None) -> tuple[str, ...]:
+        """The vectors' names of concepts in a text such as "animals,color"; None takes all.
+
+        Raises:
+            SettingsError: the vectors lack one.
+        """
+        if concepts is None:
+            return self.concepts
+        return tuple(self.concepts[self.index(name)] for name in concepts.split(","))
 
     @cached_property
     def heads(self) -> tuple[Head, ...]:
@@ -97,14 +118,19 @@ class Relevance:
         return tuple(found)
 
     def find(self, head: int | str) -> int:
-        """The index of a head by its index or its name."""
+        """The index of a head by its index or its name.
+
+        Raises:
+            SettingsError: there is no such head.
+        """
         if isinstance(head, str):
-            names = {str(h): h.index for h in self.heads}
             match = _NAME.fullmatch(head)
-            name = f"{match[1]}, layer: {match[2]}, head: {match[3]}" if match else head
-            if name not in names:
-                raise SettingsError(f"'{head}' is no head; write for example '{self.heads[0]}'.")
-            return names[name]
+            wanted = match and (match[1], int(match[2]), int(match[3]))
+            for known in self.heads:
+                if (known.group, known.layer, known.head) == wanted:
+                    return known.index
+            raise SettingsError(f"Unknown head '{head}'; write for example '{self.heads[0]}'.")
+
         if not 0 <= head < len(self.heads):
             raise SettingsError(f"The head {head} does not exist; there are 0 to {len(self.heads) - 1}.")
         return int(head)
@@ -113,6 +139,16 @@ class Relevance:
         """All heads, the most relevant to a concept first (or last). Of equals, the earlier in the model is first."""
         row = self[concept]
         return tuple(torch.argsort(row, descending=not least, stable=True).tolist())
+
+    def top(self, concept: str, count: int = 5) -> list[tuple[Head, float]]:
+        """The most relevant heads of a concept, each with its relevance.
+
+        Examples:
+            >>> [(str(head), round(value, 1)) for head, value in Relevance.load("sdxl").top("Color", 1)]
+            [('up, layer: 14, head: 6', 66.1)]
+        """
+        row = self[concept].tolist()
+        return [(self.heads[index], row[index]) for index in self.order(concept)[:count]]
 
     def of(self, model: Model) -> dict[AttentionSite, slice]:
         """Where each cross-attention layer of a model has its heads in the vectors.
@@ -139,8 +175,8 @@ class Relevance:
     ) -> Relevance:
         """The vectors on another scale.
 
-        With many heads the authors' scale gives single heads gains of 60 and more (Stable Diffusion XL), which spoils
-        pictures; they clamp, and leave open what would be better.
+        With many heads the authors' scale gives single heads gains of 60 and more (Stable Diffusion XL), which damages
+        images; they clamp, and leave open what would be better.
 
         Args:
             norm: every row's "mean" is 1 (the authors' scale), or its root mean square, "rms", is: rows that rest on
@@ -150,13 +186,16 @@ class Relevance:
         """
         if power <= 0 or (clamp is not None and clamp <= 0):
             raise SettingsError(f"power={power} and clamp={clamp} must be positive.")
+
         vectors = self.vectors.double() ** power
         size = vectors.mean(dim=1, keepdim=True) if norm == "mean" else vectors.square().mean(1, keepdim=True).sqrt()
         vectors = vectors / size.clamp(min=1e-12)
-        return replace(self, vectors=vectors.clamp(max=float("inf") if clamp is None else clamp).float())
+        if clamp is not None:
+            vectors = vectors.clamp(max=clamp)
+        return replace(self, vectors=vectors.float())
 
     def shares(self) -> Tensor:
-        """Of each head's choices the share of each concept, [concepts, heads], columns sum to 1."""
+        """The fraction of each head's choices that every concept has, [concepts, heads]; columns sum to 1."""
         counts = self._known(self.counts, "counts").sum(dim=0).double()
         return (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).T
 
@@ -179,21 +218,28 @@ class Relevance:
 
         A percentile bootstrap over blocks of prompts (B. Efron, "Bootstrap Methods: Another Look at the Jackknife",
         1979, https://doi.org/10.1214/aos/1176344552): what other prompts would have given.
+
+        Raises:
+            SettingsError: the confidence is not between 0 and 1, or the vectors have fewer than two blocks of counts.
         """
         if not 0 < confidence < 1:
             raise SettingsError(f"confidence={confidence} must be between 0 and 1.")
+
+        # Not `bootstrap_interval`, which is for the mean of single numbers: an element is a ratio of sums over blocks,
+        # and all elements need the same resamples, because a row is divided by its own sum.
         blocks = self._filled_blocks().double()
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(len(blocks), (draws, len(blocks)), generator=generator)
-        weights = torch.nn.functional.one_hot(drawn, len(blocks)).sum(dim=1).double()  # [draws, blocks]
-        lower, upper = [], []
+        resamples = torch.randint(len(blocks), (draws, len(blocks)), generator=generator)
+        weights = torch.nn.functional.one_hot(resamples, len(blocks)).sum(dim=1).double()  # [draws, blocks]
+
         tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-        for concept in blocks.unbind(dim=2):  # one at a time: a thousand draws of everything are gigabytes
+        limits = []
+        for concept in blocks.unbind(dim=2):  # one at a time: a thousand resamples of everything are gigabytes
             sums = weights @ concept
-            limits = torch.quantile(sums * concept.shape[1] / sums.sum(dim=1, keepdim=True).clamp(min=1), tails, dim=0)
-            lower.append(limits[0])
-            upper.append(limits[1])
-        return torch.stack(lower).float(), torch.stack(upper).float()
+            rows = sums * concept.shape[1] / sums.sum(dim=1, keepdim=True).clamp(min=1)
+            limits.append(torch.quantile(rows, tails, dim=0))
+        lower, upper = torch.stack(limits, dim=1).float()
+        return lower, upper
 
     def agreement(self, *, draws: int = 100, seed: int = 0) -> list[tuple[int, Tensor]]:
         """How many prompts are enough: how well two disjoint samples of the same number of prompts agree.
@@ -201,18 +247,22 @@ class Relevance:
         Returns:
             (number of prompts, cosine between the vectors of two such samples [concepts], mean over `draws` random
             pairs), for growing numbers up to half of the prompts.
+
+        Raises:
+            SettingsError: the vectors have fewer than two blocks of counts.
         """
         blocks = self._filled_blocks().double()
         each = float(self._known(self.counted, "counted").sum()) / len(blocks)
         generator = torch.Generator().manual_seed(seed)
-        sizes = [s for s in (1, 2, 3, 5, 8, 12, 18, 25, 50, 100, 250, 500) if 2 * s < len(blocks)] + [len(blocks) // 2]
+        half = len(blocks) // 2
+
         found = []
-        for size in sizes:
+        for size in (*filter(lambda size: 2 * size < len(blocks), _SIZES), half):
             total = torch.zeros(blocks.shape[2], dtype=torch.float64)
             for _ in range(draws):
                 chosen = torch.randperm(len(blocks), generator=generator)
-                one, other = (blocks[half].sum(dim=0).T for half in (chosen[:size], chosen[size : 2 * size]))
-                total += torch.nn.functional.cosine_similarity(one, other, dim=1)
+                one, other = blocks[chosen[:size]].sum(dim=0), blocks[chosen[size : 2 * size]].sum(dim=0)
+                total += torch.nn.functional.cosine_similarity(one.T, other.T, dim=1)
             found.append((round(size * each), (total / draws).float()))
         return found
 
@@ -231,7 +281,11 @@ class Relevance:
         return tensor
 
     def save(self, path: str | Path) -> Path:
-        """Write the file: vectors and counts as safetensors, everything else in its metadata."""
+        """Write the file: vectors and counts as safetensors, everything else in its metadata.
+
+        Raises:
+            FileError: it cannot be written.
+        """
         tensors = {"vectors": self.vectors.float()}
         for name in ("counts", "blocks"):
             value = getattr(self, name)
@@ -240,6 +294,7 @@ class Relevance:
                 tensors[name] = value.to(torch.int32)
         if self.counted is not None:
             tensors["counted"] = self.counted.to(torch.uint8)
+
         about = {"version": VERSION, "concepts": self.concepts, "layers": self.layers, **self.facts}
         content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"limelight.heads": json.dumps(about)})
         write(Path(path), content)
@@ -250,25 +305,28 @@ class Relevance:
         """Read a file that `save` wrote, or one of the shipped: "sd-1.4", "sdxl", "pocket".
 
         Raises:
-            SettingsError: there is no such file, or it is something else.
+            FileError: there is no such file, or it is something else.
         """
-        path = files("limelight.heads") / "vectors" / f"{source}.safetensors" if source in SHIPPED else Path(source)
+        path: Any = Path(source)
+        if source in SHIPPED:
+            path = files("limelight.heads") / "vectors" / f"{source}.safetensors"
         try:
             with safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {})["limelight.heads"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             version, concepts, layers = about.pop("version"), about.pop("concepts"), about.pop("layers")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise SettingsError(
-                f"'{source}' is no file of head relevance vectors; give {', '.join(SHIPPED)} or a file that limelight "
-                "heads compute or import has written."
+            raise FileError(
+                f"'{source}' is not a file of head relevance vectors; give {', '.join(SHIPPED)} or a file that "
+                "limelight heads compute or import has written."
             ) from error
         if version > VERSION:
-            raise SettingsError(f"'{source}' was written by a newer limelight (version {version}); update limelight.")
-        counts, blocks = (tensors[n].long() if n in tensors else None for n in ("counts", "blocks"))
-        counted = tensors["counted"].bool() if "counted" in tensors else None
+            raise FileError(f"'{source}' was written by a newer limelight (version {version}); update limelight.")
+
+        dtypes = {"counts": torch.int64, "blocks": torch.int64, "counted": torch.bool}
+        optional = {name: tensors[name].to(dtype) for name, dtype in dtypes.items() if name in tensors}
         pairs = tuple((group, int(heads)) for group, heads in layers)
-        return cls(tuple(concepts), pairs, tensors["vectors"], counts, blocks, counted, about)
+        return cls(tuple(concepts), pairs, tensors["vectors"], facts=about, **optional)
 
     @classmethod
     def read_npy(
@@ -284,30 +342,40 @@ class Relevance:
             heads: ``head_index_....npy``, the heads' names.
             concepts: their names and words, in the order of the rows.
             facts: what else is known, for example model="CompVis/stable-diffusion-v1-4".
+
+        Raises:
+            FileError: a file cannot be read, or the three do not fit each other.
         """
         try:
             rows, names = np.load(vectors, allow_pickle=False), np.load(heads, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"'{vectors}' and '{heads}' cannot be read as NumPy arrays ({error}).") from error
+            raise FileError(f"'{vectors}' and '{heads}' cannot be read as NumPy arrays ({error}).") from error
         if rows.ndim != 2 or rows.shape != (len(concepts), len(names)):
-            raise SettingsError(
+            raise FileError(
                 f"'{vectors}' has the shape {list(rows.shape)}; {len(concepts)} concepts and {len(names)} heads need "
                 f"[{len(concepts)}, {len(names)}]."
             )
-        layers: list[list[Any]] = []
-        for name in names:
-            match = _NAME.fullmatch(str(name))
-            if match is None:
-                raise SettingsError(f"'{heads}' names a head '{name}'; expected for example 'up, layer: 8, head: 0'.")
-            if int(match[3]) == 0:
-                layers.append([match[1], 0])
-            layers[-1][1] += 1
-        pairs = tuple((str(group), int(count)) for group, count in layers)
-        found = cls(tuple(concepts), pairs, torch.from_numpy(rows).float())
+
+        found = cls(tuple(concepts), _layers_of(names, heads), torch.from_numpy(rows).float())
         if [str(head) for head in found.heads] != [str(name).strip() for name in names]:
-            raise SettingsError(f"'{heads}' does not name the heads in execution order.")
+            raise FileError(f"'{heads}' does not name the heads in execution order.")
+
         about = {"words": {name: list(words) for name, words in concepts.items()}, **facts}
         return replace(found, counts=_recovered(rows, facts.get("choices")), facts=about)
+
+
+def _layers_of(names: Iterable[Any], source: str | Path) -> tuple[tuple[str, int], ...]:
+    """The layers of heads with the authors' names: (group, heads) of each; head 0 begins a layer."""
+    layers: list[tuple[str, int]] = []
+    for name in names:
+        match = _NAME.fullmatch(str(name))
+        if match is None:
+            raise FileError(f"'{source}' names a head '{name}'; expected for example 'up, layer: 8, head: 0'.")
+        if int(match[3]) == 0 or not layers:
+            layers.append((match[1], 0))
+        group, heads = layers[-1]
+        layers[-1] = group, heads + 1
+    return tuple(layers)
 
 
 def vectors_of(counts: Tensor) -> Tensor:
@@ -337,12 +405,14 @@ def relevance_for(model: Model, given: Relevance | str | Path | None = None) -> 
     """The vectors to use with a model: those given, or the shipped ones that fit its layers.
 
     Raises:
+        FileError: the given file cannot be read.
         SettingsError: none fit.
     """
     if given is not None:
         relevance = given if isinstance(given, Relevance) else Relevance.load(given)
         relevance.of(model)
         return relevance
+
     for name in SHIPPED if model.vectors is None else model.vectors:
         relevance = _shipped(name)
         try:
@@ -350,6 +420,7 @@ def relevance_for(model: Model, given: Relevance | str | Path | None = None) -> 
         except SettingsError:
             continue
         return relevance
+
     raise SettingsError(
         f"No head relevance vectors are shipped for '{model.name}'; compute them with limelight heads compute --model "
         f"'{model.name}', or give a file."

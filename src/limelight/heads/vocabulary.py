@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import SettingsError
+from ..errors import FileError, SettingsError
 from ..utils.files import DATA
 
 SHIPPED = {"paper": "concept_words.csv", "pocket": "pocket_concepts.yaml"}
@@ -22,7 +22,15 @@ class Concepts:
     """Concepts, each with equally many words.
 
     Attributes:
-        words: the words or phrases of each concept, by its name.
+        words: the words or phrases of each concept, by its name; two concepts or more.
+
+    Raises:
+        SettingsError: a concept or a word is empty, a word stands twice, or the numbers of words differ.
+
+    Examples:
+        >>> concepts = Concepts({"Animals": ("cat", "dog"), "Color": ("red", "blue")})
+        >>> concepts.names, concepts.each
+        (('Animals', 'Color'), 2)
     """
 
     words: Mapping[str, tuple[str, ...]]
@@ -30,23 +38,35 @@ class Concepts:
     def __post_init__(self) -> None:
         if len(self.words) < 2:
             raise SettingsError(f"Heads are compared between concepts: {len(self.words)} is too few, give two or more.")
-        owners: dict[str, str] = {}
+        self._check_texts()
+        self._check_owners()
+        self._check_numbers()
+
+    def _check_texts(self) -> None:
         for name, words in self.words.items():
             if not name.strip():
                 raise SettingsError(f"A concept has no name; its words are: {', '.join(words) or 'none'}.")
+            if not all(word.strip() for word in words):
+                raise SettingsError(f"The concept '{name}' has an empty word.")
+
+    def _check_owners(self) -> None:
+        """A word stands for one concept."""
+        owners: dict[str, str] = {}
+        for name, words in self.words.items():
             for word in words:
-                if not word.strip():
-                    raise SettingsError(f"The concept '{name}' has an empty word.")
-                if word.casefold() in owners:
-                    other = owners[word.casefold()]
+                other = owners.get(word.casefold())
+                if other is not None:
                     where = f"twice in '{name}'" if other == name else f"in '{other}' and again in '{name}'"
                     raise SettingsError(f"The word '{word}' is {where}; every word may stand for one concept only.")
                 owners[word.casefold()] = name
-        first = next(iter(self.words))
+
+    def _check_numbers(self) -> None:
+        """All concepts have equally many words."""
+        first = self.names[0]
         for name, words in self.words.items():
-            if len(words) != len(self.words[first]) or not words:
+            if len(words) != self.each or not words:
                 raise SettingsError(
-                    f"The concept '{name}' has {len(words)} words and '{first}' has {len(self.words[first])}; "
+                    f"The concept '{name}' has {len(words)} words and '{first}' has {self.each}; "
                     "all need equally many, at least one."
                 )
 
@@ -69,45 +89,54 @@ class Concepts:
                 its words as ``1. word``, ``2. word``...
 
         Raises:
-            SettingsError: the file cannot be read, or is wrong in a way that the message names.
+            FileError: the file cannot be read, or is not in one of these formats.
+            SettingsError: its concepts do not fit each other, see `Concepts`.
+
+        Examples:
+            >>> Concepts.read("paper").words["Color"][:3]
+            ('Red', 'Blue', 'Green')
         """
+        path: Any = Path(source)
         if str(source) in SHIPPED:
-            path: Any = DATA / SHIPPED[str(source)]
-        else:
-            path = Path(source)
+            path = DATA / SHIPPED[str(source)]
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
+            raise FileError(
                 f"'{source}' cannot be read as concepts ({error}); give {', '.join(SHIPPED)}, a CSV, YAML or JSON file."
             ) from error
+
         if path.name.lower().endswith((".yaml", ".yml", ".json")):
             return cls(_from_mapping(text, str(source)))
         return cls(_from_lines(text.splitlines(), str(source)))
 
 
 def _from_lines(lines: Iterable[str], source: str) -> dict[str, tuple[str, ...]]:
+    """Concepts in the authors' format; the errors name the line."""
     found: dict[str, list[str]] = {}
     name, before = "", 0
     for at, line in enumerate(lines, 1):
         row = line.strip().rstrip(",").strip().strip('"')
-        numbered = _NUMBERED.fullmatch(row)
         if not row:
             continue
+
+        numbered = _NUMBERED.fullmatch(row)
         if numbered is None:
             if row in found:
-                raise SettingsError(f"{source}, line {at}: the concept '{row}' is there already.")
+                raise FileError(f"{source}, line {at}: the concept '{row}' is there already; give every concept once.")
             name, before = row, 0
             found[name] = []
             continue
+
         number, word = int(numbered[1]), numbered[2].strip()
         # The numbers tell where a list begins: one that does not grow begins a list without a name.
         if not name or number <= before:
-            raise SettingsError(f"{source}, line {at}: '{row}' begins a list, but no concept's name stands before it.")
+            raise FileError(f"{source}, line {at}: '{row}' begins a list, but no concept's name stands before it.")
         found[name].append(word)
         before = number
+
     if not found:
-        raise SettingsError(f"{source} holds no concepts; write a name on a line, then '1. word', '2. word'...")
+        raise FileError(f"{source} holds no concepts; write a name on a line, then '1. word', '2. word'...")
     return {name: tuple(words) for name, words in found.items()}
 
 
@@ -118,19 +147,21 @@ class _Strict(yaml.SafeLoader):  # type: ignore[misc]
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise SettingsError(f"The concept '{key}' is there twice.")
+                raise FileError(f"The concept '{key}' is there twice; give every concept once.")
         return super().construct_mapping(node, deep)
 
 
 def _from_mapping(text: str, source: str) -> dict[str, tuple[str, ...]]:
+    """Concepts of a YAML or JSON text."""
     try:
         content = yaml.load(text, _Strict)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise SettingsError(f"{source} cannot be read: {' '.join(str(error).split())}.") from error
+        raise FileError(f"{source} cannot be read: {' '.join(str(error).split())}.") from error
+
     if not isinstance(content, dict) or not all(isinstance(words, list) for words in content.values()):
-        raise SettingsError(f"{source} must map every concept to a list of words, for example Animals: [cat, dog].")
+        raise FileError(f"{source} must map every concept to a list of words, for example Animals: [cat, dog].")
     for name, words in content.items():
         for word in (name, *words):
             if not isinstance(word, str):
-                raise SettingsError(f"{source}: {word!r} under '{name}' is not text; write it in quotes.")
+                raise FileError(f"{source}: {word!r} under '{name}' is not text; write it in quotes.")
     return {name: tuple(words) for name, words in content.items()}

@@ -1,46 +1,93 @@
-"""Pictures of head relevance: heat maps, similarities, curves. Drawn by matplotlib (the extra ``plots``)."""
+"""Figures of head relevance: heat maps, similarities, steps. They need matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..evaluate.weakening import Curves, strip
 from ..heads.relevance import Relevance
+from ..utils.files import png, slug, write
+from .curves import curves
 from .theme import new_figure, rendered
+
+
+def figures(relevance: Relevance, concepts: Sequence[str] = ()) -> dict[str, Image.Image]:
+    """All figures that the vectors have data for: "heatmaps" and "concepts", and "steps" where steps were counted.
+
+    Args:
+        relevance: the vectors.
+        concepts: some of their concepts, for the heat maps; by default all.
+    """
+    found = {"heatmaps": heatmaps(relevance, concepts), "concepts": similarities(relevance)}
+    if relevance.counts is not None and len(relevance.counts) > 1:
+        found["steps"] = steps(relevance)
+    return found
+
+
+def save_weakening(found: Curves, folder: Path, experiment: str, strips: int = 4) -> None:
+    """Write the curves of an ordered weakening and strips of its first prompts into the folder of its images.
+
+    Args:
+        found: the curves; `weakened` kept the images of their first seed.
+        folder: where it kept them.
+        experiment: its name, kept inside curves.png.
+        strips: of how many prompts, at most.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    for prompt, _ in found.experiment.prompts[:strips]:
+        write(folder / f"{slug(prompt)}.png", png({"prompt": prompt}, strip(folder, found, prompt)))
+    write(folder / "curves.png", png({"experiment": experiment}, curves(found)))
 
 
 def heatmaps(relevance: Relevance, concepts: Sequence[str] = (), *, columns: int = 7) -> Image.Image:
     """Layer x head for each concept (by default all), each on its own scale; layers in execution order from the top.
 
     Layers have different numbers of heads in Stable Diffusion XL: what does not exist stays white.
+
+    Args:
+        concepts: some of the vectors' concepts.
+        columns: at most so many heat maps in a row.
+
+    Raises:
+        SettingsError: the vectors lack a concept.
     """
-    names = list(concepts) or list(relevance.concepts)
-    widest = max(heads for _, heads in relevance.layers)
+    names = [relevance.concepts[relevance.index(name)] for name in concepts or relevance.concepts]
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    size = (0.22 * widest + 0.9, 0.13 * len(relevance.layers) + 0.7)
-    figure = new_figure(columns * size[0], rows * size[1])
+    widest = max(heads for _, heads in relevance.layers)
+    figure = new_figure(columns * (0.22 * widest + 0.9), rows * (0.13 * len(relevance.layers) + 0.7))
+
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    starts = [i for i, (p, _) in enumerate(relevance.layers) if i == 0 or relevance.layers[i - 1][0] != p]
     for axis, name in zip(axes, names, strict=False):
-        picture = torch.full((len(relevance.layers), widest), float("nan"))
-        for row, part in zip(picture, relevance[name].split([h for _, h in relevance.layers]), strict=True):
-            row[: len(part)] = part
-        axis.imshow(picture.numpy(), cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
-        axis.set_title(
-            f"{relevance.concepts[relevance.index(name)]} (most {float(picture.nan_to_num().max()):.1f})", fontsize=9
-        )
-        axis.set_yticks(starts, [relevance.layers[i][0] for i in starts], fontsize=7)
-        axis.set_xticks([0, widest - 1], ["0", str(widest - 1)], fontsize=7)
+        _heatmap(axis, relevance, name, widest)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     figure.supxlabel("head", fontsize=9)
     figure.supylabel("layer", fontsize=9)
     return rendered(figure)
+
+
+def _heatmap(axis: Any, relevance: Relevance, name: str, widest: int) -> None:
+    grid = torch.full((len(relevance.layers), widest), float("nan"))
+    starts: dict[str, int] = {}  # first row of each group
+    first = 0
+    for i, (group, heads) in enumerate(relevance.layers):
+        grid[i, :heads] = relevance[name][first : first + heads]
+        starts.setdefault(group, i)
+        first += heads
+
+    axis.imshow(grid.numpy(), cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
+    axis.set_title(f"{name} (most {float(grid.nan_to_num().max()):.1f})", fontsize=9)
+    axis.set_yticks([*starts.values()], [*starts], fontsize=7)
+    axis.set_xticks([0, widest - 1], ["0", str(widest - 1)], fontsize=7)
 
 
 def similarities(relevance: Relevance) -> Image.Image:
@@ -52,7 +99,11 @@ def similarities(relevance: Relevance) -> Image.Image:
 
 
 def steps(relevance: Relevance) -> Image.Image:
-    """Cosine between the vectors of every two steps, averaged over concepts."""
+    """Cosine between the vectors of every two steps, averaged over concepts.
+
+    Raises:
+        SettingsError: the vectors were imported without counts.
+    """
     figure = new_figure(5.5, 4.8)
     _matrix(figure, relevance.step_similarity(), (), vmin=None, vmax=1.0)
     figure.axes[0].set_xlabel("step")
