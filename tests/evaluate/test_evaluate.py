@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import scipy.stats
@@ -36,6 +35,7 @@ from limelight.evaluate.suites import Case, attend_excite, load
 from limelight.heads.relevance import Relevance
 from limelight.utils.files import png
 from limelight.utils.statistics import best_of, compare
+from tests.workers import kill_a_worker
 
 CASES = attend_excite()[::60][:2]
 METHODS = ("plain", "attend-and-excite")
@@ -347,21 +347,6 @@ def test_another_detector_measures_again(whole, tmp_path, monkeypatch, pocket):
     seen.clear()
     score(whole, {"clip": "none", "captioner": "none"}, **options)
     assert seen[0] == (0, PICTURES)
-
-
-def kill_a_worker(name):
-    """Kill one of this process's workers, as its command line names them; a callback for progress."""
-    killed = []
-
-    def kill(done, total):
-        if done and not killed:
-            for process in psutil.Process().children(recursive=True):
-                if name in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    return
-
-    return kill, killed
 
 
 @pytest.mark.parametrize(

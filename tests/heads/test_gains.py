@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import pytest
@@ -12,6 +13,7 @@ import limelight as package
 from limelight.attention.probe import Probe
 from limelight.cli.options import parse_adjust, parse_strengthen
 from limelight.errors import PromptError, SettingsError
+from limelight.heads import gains as gains_module
 from limelight.heads.gains import HeadGain, adjust, strengthen, weaken
 from limelight.heads.relevance import Relevance
 from tests.cli.test_cli import limelight  # noqa: F401 - a fixture
@@ -183,3 +185,9 @@ def test_bad_edits_on_the_command_line(limelight, tmp_path):  # noqa: F811
         assert code == 2
         assert message in err
     assert not (tmp_path / "o").exists()
+
+
+def test_examples():
+    found = doctest.testmod(gains_module, extraglobs={"limelight": package})
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -16,26 +16,26 @@ from tests.heads.test_gains import random_relevance
 TEXT = "a cat and a red car"
 
 
-def literal_resize(picture: torch.Tensor, side: int) -> torch.Tensor:
+def literal_resize(maps: torch.Tensor, side: int) -> torch.Tensor:
     """[n, 1, height, width] blurred by a two-dimensional Gaussian, then resized."""
-    old = picture.shape[-1]
+    old = maps.shape[-1]
     if old > side:
         k = old // side + 1
         sigma = 0.3 * ((k - 1) / 2 - 1) + 0.8
-        at = torch.arange(k, dtype=picture.dtype) - (k - 1) / 2
+        at = torch.arange(k, dtype=maps.dtype) - (k - 1) / 2
         row = torch.exp(-(at**2) / (2 * sigma**2))
         kernel = torch.outer(row / row.sum(), row / row.sum())
-        picture = F.conv2d(F.pad(picture, [k // 2] * 4, mode="reflect"), kernel[None, None])
-    return F.interpolate(picture, size=(side, side), mode="bicubic", align_corners=False)
+        maps = F.conv2d(F.pad(maps, [k // 2] * 4, mode="reflect"), kernel[None, None])
+    return F.interpolate(maps, size=(side, side), mode="bicubic", align_corners=False)
 
 
 @pytest.mark.parametrize("old", [4, 8, 16, 32, 64])
 def test_resizing_is_one_matrix(old):
-    picture = torch.rand(2, 1, old, old, dtype=torch.float64, generator=torch.Generator().manual_seed(old))
+    maps = torch.rand(2, 1, old, old, dtype=torch.float64, generator=torch.Generator().manual_seed(old))
     matrix = resizing((old, old), (8, 8), torch.float64)
     assert matrix.shape == (64, old * old)
-    expected = literal_resize(picture, 8)
-    assert torch.allclose((matrix @ picture.flatten(2).movedim(1, 2)).flatten(), expected.flatten(), atol=1e-12)
+    expected = literal_resize(maps, 8)
+    assert torch.allclose((matrix @ maps.flatten(2).movedim(1, 2)).flatten(), expected.flatten(), atol=1e-12)
     assert torch.allclose(matrix.sum(dim=1), torch.ones(64, dtype=torch.float64))
 
 
@@ -58,9 +58,9 @@ def test_the_loss_equals_a_literal_implementation(tiny):
             for layer, p in layers.items():
                 for head in range(layer.heads):
                     side = layer.size((16, 16))[0]
-                    picture = p[image, head].T.reshape(77, 1, side, side)
+                    own = p[image, head].T.reshape(77, 1, side, side)
                     weight = float(relevance[concept][flat]) / len(relevance.heads)
-                    total += weight * literal_resize(picture, 8)[:, 0].movedim(0, -1)
+                    total += weight * literal_resize(own, 8)[:, 0].movedim(0, -1)
                     flat += 1
             sharp = (100 * total[..., 1:77]).softmax(dim=-1)  # the last token competes, too
             (position,) = prompt.find(word)
@@ -81,7 +81,7 @@ def test_guidance_with_heads(tiny):
     assert not torch.allclose(weighted.latents, plain.latents)
     assert weighted.settings["guidance"]["concepts"] == {"cat": "Animals", "car": "Color"}
     assert all(0 < value <= 1 for row in weighted.trace for each in row["presence"] for value in each)
-    # A batch equals its single pictures.
+    # A batch equals its single images.
     moved = limelight.generate(tiny, TEXT, guidance=guidance, **{**options, "seeds": [1]})
     assert torch.allclose(moved.latents[0], weighted.latents[1], atol=1e-8)
 

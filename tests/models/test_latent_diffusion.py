@@ -25,8 +25,8 @@ from limelight.heads.counting import Counting, compute
 from limelight.heads.gains import strengthen
 from limelight.heads.relevance import Relevance, relevance_for
 from limelight.viz.explain import explain
+from tests.heads.test_counting import CONCEPTS, literal
 from tests.heads.test_gains import random_relevance
-from tests.heads.test_heads import CONCEPTS, literal
 
 PROMPT = "a cat and a dog"
 

@@ -33,7 +33,7 @@ from ..models.sites import AttentionSite, head_slices
 from ..models.unet import projections, text_keys, text_states
 from ..prompts.prompt import Prompt
 from ..utils.parallel import device_of, one_thread, open_executor
-from .relevance import Relevance, vectors_of
+from .relevance import Relevance, layers_of, vectors_of
 from .vocabulary import Concepts
 
 
@@ -164,6 +164,7 @@ class Counter:
 
     Attributes:
         layers: the cross-attention layers in execution order.
+        shape: (heads, concepts) of every counter.
         keys: of each layer [1 + tokens, heads, width]: the begin token's, then those of every token of every word.
         slots: rows of each word's tokens in `keys`, int64 [concepts, words, longest], -1 where a word has fewer.
         lengths: tokens of each word [concepts, words].
@@ -180,6 +181,7 @@ class Counter:
             raise SettingsError(f"'{model.name}' has no cross-attention layers to count.")
 
         concepts = counting.concepts
+        self.shape = sum(layer.heads for layer in self.layers), len(concepts.names)
         words = _read_words(model, concepts)
         self.unknown = tuple(dict.fromkeys(name for word in words for name in model.unknown(word)))
         self.slots = _slots(words).unflatten(0, (len(concepts.names), concepts.each))
@@ -189,13 +191,11 @@ class Counter:
     def begin(self, job: None = None) -> Begun:
         """What all jobs have in common, as a job without content."""
         counting, concepts = self.counting, self.counting.concepts.names
-        layers = tuple((layer.group, layer.heads) for layer in self.layers)
-        shape = sum(heads for _, heads in layers), len(concepts)
-
-        steps = torch.zeros(len(self.model.timesteps(counting.steps)), *shape, dtype=torch.int64)
-        blocks = torch.zeros(counting.blocks, *shape, dtype=torch.int64)
+        steps = torch.zeros(len(self.model.timesteps(counting.steps)), *self.shape, dtype=torch.int64)
+        blocks = torch.zeros(counting.blocks, *self.shape, dtype=torch.int64)
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
-        vectors = vectors_of(steps.sum(dim=0))
+
+        vectors, layers = vectors_of(steps.sum(dim=0)), layers_of(self.model)
         return Begun(Relevance(concepts, layers, vectors, steps, blocks, counted, self.facts), self.unknown)
 
     def count(self, job: range) -> tuple[Counts, str]:
@@ -208,7 +208,7 @@ class Counter:
         with one_thread(self.model.device):
             watch = self._generate(job)
 
-        blocks = torch.zeros(counting.blocks, *watch.images.shape[1:], dtype=torch.int64)
+        blocks = torch.zeros(counting.blocks, *self.shape, dtype=torch.int64)
         blocks.index_add_(0, torch.tensor([i % counting.blocks for i in job]), watch.images.cpu())
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
         counted[list(job)] = True
@@ -218,14 +218,16 @@ class Counter:
         """One pass of prompts with all its steps, watched."""
         model, counting = self.model, self.counting
         height, width = self.size
-        prompts = [model.prompt(counting.prompts[i]) for i in job]
+        passes = len(model.timesteps(counting.steps))
+        prompts, noise, words = [], [], []
+        for i in job:
+            prompts.append(model.prompt(counting.prompts[i]))
+            noise.append(counting.generator(i, "noise"))
+            words.append(counting.words(i, passes, len(self.layers)))
         conditioning = model.encode(prompts, "" if counting.guidance_scale > 1 else None, (height, width))
-        noise = [counting.generator(i, "noise") for i in job]
         latents = model.noise(noise, height, width)
 
-        passes = len(model.timesteps(counting.steps))
-        words = torch.stack([counting.words(i, passes, len(self.layers)) for i in job], dim=2)
-        watch = _Watch(self, words)
+        watch = _Watch(self, torch.stack(words, dim=2))
         with Probe(model, (), images=len(prompts), queries=watch) as probe:
             for step in denoise(
                 model,
@@ -263,7 +265,10 @@ class Counter:
             "weights": self.weights,
             "words": {name: list(words) for name, words in counting.concepts.words.items()},
             "prompts": list(counting.prompts),
-            **{name: getattr(counting, name) for name in ("seed", "steps", "guidance_scale", "batch")},
+            "seed": counting.seed,
+            "steps": counting.steps,
+            "guidance_scale": counting.guidance_scale,
+            "batch": counting.batch,
             "height": height,
             "width": width,
         }
@@ -294,9 +299,8 @@ class _Watch:
         self.slots = torch.cat([first, slots], dim=-1).to(device)
         self.lengths = counter.lengths[columns, words].to(device)  # [steps, layers, images, concepts]
 
-        shape = sum(layer.heads for layer in counter.layers), self.concepts
-        self.steps = torch.zeros(words.shape[0], *shape, dtype=torch.int64, device=device)
-        self.images = torch.zeros(words.shape[2], *shape, dtype=torch.int64, device=device)
+        self.steps = torch.zeros(words.shape[0], *counter.shape, dtype=torch.int64, device=device)
+        self.images = torch.zeros(words.shape[2], *counter.shape, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def __call__(self, layer: AttentionSite, queries: Tensor, scale: float) -> None:
@@ -348,7 +352,7 @@ def _slots(words: Sequence[Prompt]) -> Tensor:
 def _keys(model: Model, words: Sequence[Prompt]) -> dict[AttentionSite, Tensor]:
     """The keys of the begin token and of every token of every word, for each layer [1 + tokens, heads, width]."""
     parts: list[Tensor] = []
-    for start in range(0, len(words), 32):  # all words of a large vocabulary at once would take gigabytes
+    for start in range(0, len(words), 32):  # in parts: of the encoded words only the own tokens stay
         some = words[start : start + 32]
         states = text_states(model.encode(some))
         if not parts:

@@ -3,9 +3,7 @@
 Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
 with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
 
-    limelight.generate(model, "a rose-colored vase", edits=[adjust("rose-colored", "Color", "Plants")])
-
-Rows are not normalised again: a head that says more of a word says it on top.
+Rows are not normalised again: more attention to one word takes none from the others.
 """
 
 from __future__ import annotations
@@ -25,16 +23,27 @@ from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject
-from .relevance import Relevance, relevance_for
+from .relevance import Relevance, layers_of, relevance_for
 
 Window = tuple[float | int, float | int]
 """First step and the one after the last: floats are fractions of the schedule (0..1), ints numbers of steps."""
 WHOLE: Window = (0.0, 1.0)
 
 
+def _is_time(value: float) -> bool:
+    return value >= 0 and (isinstance(value, Integral) or value <= 1)
+
+
+def _step(value: float, passes: int) -> int:
+    """The step that one end of a window means."""
+    if isinstance(value, Integral):
+        return int(value)
+    return int(value * passes)
+
+
 @dataclass(frozen=True, eq=False)
 class HeadGain:
-    """A gain for every head on some columns of its attention; becomes an `Edit` once model and prompts are known.
+    """A gain for every head on some columns of its attention; `bind` makes an `Edit` of it.
 
     Attributes:
         gains: a model to its heads' gains [heads], in execution order.
@@ -49,9 +58,8 @@ class HeadGain:
     about: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if len(self.window) != 2 or not all(
-            value >= 0 and (isinstance(value, Integral) or value <= 1) for value in self.window
-        ):
+        start, stop = self.window if len(self.window) == 2 else (-1, -1)
+        if not (_is_time(start) and _is_time(stop)):
             raise SettingsError(
                 f"window={self.window} must be two steps: fractions of the schedule (0.0 to 1.0) or whole numbers."
             )
@@ -67,10 +75,11 @@ class HeadGain:
             PromptError: the word is not in a prompt.
             SettingsError: the vectors do not fit the model.
         """
-        start, stop = (int(v) if isinstance(v, Integral) else int(v * passes) for v in self.window)
+        start, stop = _step(self.window[0], passes), _step(self.window[1], passes)
         columns = torch.zeros(len(prompts), 1, 1, max(len(p.ids) for p in prompts), dtype=torch.bool)
         for row, prompt in zip(columns, prompts, strict=True):
             row[..., list(range(1, prompt.end) if self.word is None else prompt.find(self.word))] = True
+
         flat = self.gains(model).float()
         by_layer = {
             layer: torch.where(columns, flat[heads, None, None], 1.0).to(model.device)
@@ -88,13 +97,20 @@ class HeadGain:
 def strengthen(
     word: Subject, concept: str, *, head_vectors: Relevance | str | Path | None = None, window: Window = WHOLE
 ) -> HeadGain:
-    """Let the heads that a concept needs see more of a word: every head times the concept's relevance to it.
+    """Let the heads that a concept needs attend more to a word: multiply every head by its relevance to the concept.
 
     Args:
         word: a word of the prompt, see `Prompt.find`.
         concept: a concept of the vectors.
         head_vectors: vectors or their file; None takes those that are shipped for the model.
         window: the steps in which it acts.
+
+    Examples:
+        >>> model = limelight.load("pocket")
+        >>> edits = [strengthen("cat", "Animals")]
+        >>> result = limelight.generate(model, "a black cat", subjects=[], edits=edits, steps=2)
+        >>> result.settings["edits"][0]["concept"]
+        'Animals'
     """
 
     def gains(model: Model) -> Tensor:
@@ -112,7 +128,7 @@ def adjust(
     head_vectors: Relevance | str | Path | None = None,
     window: Window = WHOLE,
 ) -> HeadGain:
-    """Read an ambiguous word as one concept and not as another: every head times 2 desired - undesired.
+    """Read an ambiguous word as one concept and not as another: multiply every head by 2 desired - undesired.
 
     Args:
         word: a word of the prompt, e.g. "rose-colored".
@@ -121,14 +137,25 @@ def adjust(
             elsewhere.
         head_vectors: vectors or their file; None takes those that are shipped for the model.
         window: the steps in which it acts.
+
+    Raises:
+        SettingsError: the clamp is not positive.
+
+    Examples:
+        >>> model = limelight.load("pocket")
+        >>> edits = [adjust("orange", "Color", "Food")]
+        >>> result = limelight.generate(model, "an orange cat", subjects=[], edits=edits, steps=2)
+        >>> result.settings["edits"][0]["desired"]
+        'Color'
     """
     if clamp is not None and not clamp > 0:
         raise SettingsError(f"clamp={clamp} must be positive.")
 
     def gains(model: Model) -> Tensor:
-        vectors = relevance_for(model, head_vectors)
-        limit = float("inf") if clamp is None else clamp
-        wanted, unwanted = (vectors[c].clamp(max=limit) for c in (desired, undesired))
+        relevance = relevance_for(model, head_vectors)
+        wanted, unwanted = relevance[desired], relevance[undesired]
+        if clamp is not None:
+            wanted, unwanted = wanted.clamp(max=clamp), unwanted.clamp(max=clamp)
         return 2 * wanted - unwanted
 
     about = {"name": "adjust", "word": word, "desired": desired, "undesired": undesired, "clamp": clamp}
@@ -149,10 +176,17 @@ def weaken(
         factor: the gain of these heads; the authors' -2 turns the sign, 0 silences.
         word: whose columns; None takes the whole prompt.
         window: the steps in which it acts.
+
+    Examples:
+        >>> model = limelight.load("pocket")
+        >>> edits = [weaken(["up, layer: 0, head: 1"], factor=0.0)]
+        >>> result = limelight.generate(model, "a black cat", subjects=[], edits=edits, steps=2)
+        >>> result.settings["edits"][0]["factor"]
+        0.0
     """
 
     def gains(model: Model) -> Tensor:
-        named = Relevance((), tuple((x.group, x.heads) for x in model.text_sites), torch.empty(0))
+        named = Relevance((), layers_of(model), torch.empty(0))
         found = torch.ones(len(named.heads))
         found[[named.find(head) for head in heads]] = factor
         return found

@@ -178,7 +178,7 @@ def resizing(
     Larger maps are blurred by a Gaussian of k = size // target + 1 pixels with reflected borders and the standard
     deviation 0.3 ((k - 1) / 2 - 1) + 0.8. Then every map is resized bicubically.
     """
-    down, across = (_resizing_along(old, new) for old, new in zip(size, target, strict=True))
+    down, across = _resizing_along(size[0], target[0]), _resizing_along(size[1], target[1])
     return torch.kron(down, across).to(device, dtype)
 
 

@@ -57,11 +57,6 @@ class Relevance:
 
     ``relevance["Color"]`` is a concept's vector [heads].
 
-    Examples:
-        >>> relevance = Relevance.load("sd-1.4")
-        >>> str(relevance.heads[relevance.order("Color")[0]]), round(float(relevance["Color"].max()), 1)
-        ('up, layer: 8, head: 0', 8.3)
-
     Attributes:
         concepts: their names.
         layers: (group, heads) of every cross-attention layer in execution order.
@@ -72,6 +67,11 @@ class Relevance:
             Prompt i of the list belongs to block i % blocks.
         counted: bool [prompts], which prompts of the list have been counted; None where unknown.
         facts: how they were made: "model", "words" of each concept, "prompts", "seed", "steps" and more.
+
+    Examples:
+        >>> relevance = Relevance.load("sd-1.4")
+        >>> str(relevance.heads[relevance.order("Color")[0]]), round(float(relevance["Color"].max()), 1)
+        ('up, layer: 8, head: 0', 8.3)
     """
 
     concepts: tuple[str, ...]
@@ -156,15 +156,15 @@ class Relevance:
         Raises:
             SettingsError: the vectors are of another kind of model.
         """
-        cross = model.text_sites
-        if tuple((layer.group, layer.heads) for layer in cross) != self.layers:
-            made_for = self.facts.get("model", "another model")
+        layers = layers_of(model)
+        if layers != self.layers:
+            made_for, heads = self.facts.get("model", "another model"), sum(count for _, count in layers)
             raise SettingsError(
                 f"The head relevance vectors of '{made_for}' ({len(self.layers)} layers, {len(self.heads)} heads) do "
-                f"not fit '{model.name}' ({len(cross)} layers, {sum(x.heads for x in cross)} heads); compute its own "
+                f"not fit '{model.name}' ({len(layers)} layers, {heads} heads); compute its own "
                 "with limelight heads compute."
             )
-        return head_slices(cross)
+        return head_slices(model.text_sites)
 
     def scaled(
         self,
@@ -356,7 +356,7 @@ class Relevance:
                 f"[{len(concepts)}, {len(names)}]."
             )
 
-        found = cls(tuple(concepts), _layers_of(names, heads), torch.from_numpy(rows).float())
+        found = cls(tuple(concepts), _layers_named(names, heads), torch.from_numpy(rows).float())
         if [str(head) for head in found.heads] != [str(name).strip() for name in names]:
             raise FileError(f"'{heads}' does not name the heads in execution order.")
 
@@ -364,7 +364,7 @@ class Relevance:
         return replace(found, counts=_recovered(rows, facts.get("choices")), facts=about)
 
 
-def _layers_of(names: Iterable[Any], source: str | Path) -> tuple[tuple[str, int], ...]:
+def _layers_named(names: Iterable[Any], source: str | Path) -> tuple[tuple[str, int], ...]:
     """The layers of heads with the authors' names: (group, heads) of each; head 0 begins a layer."""
     layers: list[tuple[str, int]] = []
     for name in names:
@@ -376,6 +376,11 @@ def _layers_of(names: Iterable[Any], source: str | Path) -> tuple[tuple[str, int
         group, heads = layers[-1]
         layers[-1] = group, heads + 1
     return tuple(layers)
+
+
+def layers_of(model: Model) -> tuple[tuple[str, int], ...]:
+    """(group, heads) of every cross-attention layer of a model, as in `Relevance.layers`."""
+    return tuple((layer.group, layer.heads) for layer in model.text_sites)
 
 
 def vectors_of(counts: Tensor) -> Tensor:

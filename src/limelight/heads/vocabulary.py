@@ -107,11 +107,13 @@ class Concepts:
             ) from error
 
         if path.name.lower().endswith((".yaml", ".yml", ".json")):
-            return cls(_from_mapping(text, str(source)))
-        return cls(_from_lines(text.splitlines(), str(source)))
+            found = _from_mapping(text, str(source))
+        else:
+            found = _from_lines(text.splitlines(), str(source))
+        return cls({name: tuple(words) for name, words in found.items()})
 
 
-def _from_lines(lines: Iterable[str], source: str) -> dict[str, tuple[str, ...]]:
+def _from_lines(lines: Iterable[str], source: str) -> dict[str, list[str]]:
     """Concepts in the authors' format; the errors name the line."""
     found: dict[str, list[str]] = {}
     name, before = "", 0
@@ -137,7 +139,7 @@ def _from_lines(lines: Iterable[str], source: str) -> dict[str, tuple[str, ...]]
 
     if not found:
         raise FileError(f"{source} holds no concepts; write a name on a line, then '1. word', '2. word'...")
-    return {name: tuple(words) for name, words in found.items()}
+    return found
 
 
 class _Strict(yaml.SafeLoader):  # type: ignore[misc]
@@ -151,7 +153,7 @@ class _Strict(yaml.SafeLoader):  # type: ignore[misc]
         return super().construct_mapping(node, deep)
 
 
-def _from_mapping(text: str, source: str) -> dict[str, tuple[str, ...]]:
+def _from_mapping(text: str, source: str) -> dict[str, list[str]]:
     """Concepts of a YAML or JSON text."""
     try:
         content = yaml.load(text, _Strict)  # a SafeLoader
@@ -164,4 +166,4 @@ def _from_mapping(text: str, source: str) -> dict[str, tuple[str, ...]]:
         for word in (name, *words):
             if not isinstance(word, str):
                 raise FileError(f"{source}: {word!r} under '{name}' is not text; write it in quotes.")
-    return {name: tuple(words) for name, words in content.items()}
+    return content
