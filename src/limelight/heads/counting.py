@@ -209,7 +209,7 @@ class Counter:
             watch = self._generate(job)
 
         blocks = torch.zeros(counting.blocks, *self.shape, dtype=torch.int64)
-        blocks.index_add_(0, torch.tensor([i % counting.blocks for i in job]), watch.images.cpu())
+        blocks.index_add_(0, torch.tensor(list(job)) % counting.blocks, watch.images.cpu())
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
         counted[list(job)] = True
         return Counts(watch.steps.cpu(), blocks, counted), self.weights
@@ -260,6 +260,7 @@ class Counter:
     def facts(self) -> dict[str, Any]:
         """What the counts depend on, and the versions that made them."""
         counting, (height, width) = self.counting, self.size
+
         return {
             **provenance(self.model),
             "weights": self.weights,

@@ -357,7 +357,7 @@ class Relevance:
             )
 
         found = cls(tuple(concepts), _layers_named(names, heads), torch.from_numpy(rows).float())
-        if [str(head) for head in found.heads] != [str(name).strip() for name in names]:
+        if list(map(str, found.heads)) != [str(name).strip() for name in names]:
             raise FileError(f"'{heads}' does not name the heads in execution order.")
 
         about = {"words": {name: list(words) for name, words in concepts.items()}, **facts}
