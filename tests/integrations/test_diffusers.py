@@ -1,4 +1,4 @@
-"""Old scripts that change one import get the same pictures."""
+"""Old scripts that change one import get the same images."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_equal_to_the_deprecated_pipeline(pair, scheduler, changes):
     assert ours.get_indices("a red car") == theirs.get_indices("a red car")
 
 
-def test_several_pictures_of_a_prompt(pair):
-    """What the deprecated pipeline cannot do: a row for every picture."""
+def test_several_images_of_a_prompt(pair):
+    """What the deprecated pipeline cannot do: a row for every image."""
     ours, _ = pair()
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     both = ours(**CALL, num_images_per_prompt=2, generator=generators).images

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -15,10 +15,34 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..errors import PromptError, SettingsError
-from ..generation.loop import denoise
+from ..generation.loop import Step, denoise
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..models.base import Conditioning
 from ..models.stable_diffusion import StableDiffusion
+from ..prompts.prompt import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """The checked arguments of a call, one entry per image.
+
+    Attributes:
+        model: the pipeline as a limelight model.
+        prompts: parsed; empty prompts where embeddings were given.
+        subjects: for each image, for each subject, its token positions.
+        size: height and width in pixels.
+        guidance_scale: strength of classifier-free guidance; 1 or less means a single branch.
+    """
+
+    model: StableDiffusion
+    prompts: tuple[Prompt, ...]
+    subjects: tuple[tuple[tuple[int, ...], ...], ...]
+    size: tuple[int, int]
+    guidance_scale: float
+
+    @property
+    def two_branches(self) -> bool:
+        return self.guidance_scale > 1
 
 
 class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
@@ -26,15 +50,10 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
 
         from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline
 
-    Same arguments and, with DDIM and PNDM, the same pictures. Besides, `scale_model_input` is honoured (Euler, LMS),
+    Same arguments and, with DDIM and PNDM, the same images. Besides, `scale_model_input` is honoured (Euler, LMS),
     several images per prompt work, maps need not be square, `thresholds` may be empty, `max_iter_to_alter` may be None
     (guide to the end), and it is faster. New code uses `limelight.generate`, which takes words.
     """
-
-    def _oriented(self, attn_res: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width: scripts that know diffusers' order give the longer side of a wide picture first."""
-        short, long = sorted(attn_res)
-        return (short, long) if size[0] <= size[1] else (long, short)
 
     def get_indices(self, prompt: str) -> dict[int, str]:
         """Every token of a prompt by its index."""
@@ -67,88 +86,184 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         attn_res: tuple[int, int] | None = (16, 16),
         clip_skip: int | None = None,
     ) -> Any:
-        """Draw; every entry of `token_indices` is a subject that is put on stage. See diffusers for the arguments.
+        """Generate images; every entry of `token_indices` is a guided subject. See diffusers for the arguments.
 
         Raises:
-            ValueError: an argument is out of range.
+            PromptError: neither or both of `prompt` and `prompt_embeds` are given, or `token_indices` do not fit.
+            SettingsError: an argument is out of range or not supported.
         """
-        if (prompt is None) == (prompt_embeds is None):
-            raise PromptError("Give either prompt or prompt_embeds.")
         if cross_attention_kwargs:
             raise SettingsError(
                 "cross_attention_kwargs are not passed on; load LoRA weights into the pipeline instead."
             )
-        texts = [prompt] if isinstance(prompt, str) else prompt or [""] * len(prompt_embeds)  # type: ignore[arg-type]
-        listed: list[Any] = list(token_indices)
-        if listed and isinstance(listed[0], Integral):
-            listed = [listed]
-        if len(listed) != len(texts) or not all(listed):
-            raise PromptError(f"token_indices must hold a list of indices for each of {len(texts)} prompts.")
-        model = StableDiffusion(self, "pipeline")
-        parsed = [model.prompt(text) for text in texts for _ in range(num_images_per_prompt)]
-        subjects = [tuple((int(i),) for i in indices) for indices in listed for _ in range(num_images_per_prompt)]
-        size = (height or model.default_size[0], width or model.default_size[1])
-        last = len(parsed[0].ids) - 1
-        for index in (i for subject in subjects for (i,) in subject):
-            if not 1 <= index < last:
-                raise PromptError(f"Token index {index} is not between 1 and {last - 1}.")
-        branches = guidance_scale > 1
+        texts = _texts(prompt, prompt_embeds)
+        indices = _indices(token_indices, len(texts))
+        request = self._request(texts, indices, num_images_per_prompt, (height, width), guidance_scale)
+
         if clip_skip:  # diffusers' own way does not work with current transformers
-            if prompt is None or not isinstance(negative_prompt, str | None):
-                raise SettingsError("clip_skip needs a prompt and at most one negative prompt.")
-            conditioning = model.encode(parsed, None, size, clip_skip=clip_skip)
-            if branches:  # as there, the negative prompt skips nothing
-                empty = model.encode([model.prompt(negative_prompt or "")] * len(parsed), None, size)
-                conditioning = replace(conditioning, unconditional=empty.conditional)
+            conditioning = self._skip_layers(request, prompt, negative_prompt, clip_skip)
         else:
-            positive, negative = self.encode_prompt(
-                prompt,
-                model.device,
-                num_images_per_prompt,
-                branches,
-                negative_prompt,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-            )
-            conditioning = Conditioning(
-                tuple(parsed),
-                {"encoder_hidden_states": positive},
-                {"encoder_hidden_states": negative} if branches else None,
-            )
+            embeds = (prompt_embeds, negative_prompt_embeds)
+            conditioning = self._encode(request, prompt, negative_prompt, num_images_per_prompt, embeds)
         if latents is None:
-            shape = model.noise([torch.Generator()], *size).shape[1:]  # says what is wrong with a size
-            latents = randn_tensor((len(parsed), *shape), generator=generator, device=model.device, dtype=model.dtype)
+            latents = self._noise(request, generator)
         guidance = AttendAndExcite(
             until=num_inference_steps + 1 if max_iter_to_alter is None else int(max_iter_to_alter),
             thresholds={0: 0.05, 10: 0.5, 20: 0.8} if thresholds is None else dict(thresholds),
             scale=scale_factor,
-            resolution=attn_res if attn_res is None else self._oriented(attn_res, size),
+            resolution=attn_res if attn_res is None else _oriented(attn_res, request.size),
             own_tokens=False,
         )
-        generators = generator if isinstance(generator, list) else [generator] * len(parsed) if generator else []
-        final = latents
-        for step in denoise(
-            model,
+
+        loop = denoise(
+            request.model,
             conditioning,
-            latents.to(model.device, model.dtype),
+            latents.to(request.model.device, request.model.dtype),
             steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance=guidance,
-            subjects=subjects,
-            generators=generators,
+            subjects=request.subjects,
+            generators=_generators(generator, len(request.prompts)),
             eta=eta if "eta" in inspect.signature(self.scheduler.step).parameters else 0.0,
-        ):
-            final = step.latents
-            # As there: not after the warm-up steps that some schedulers add.
-            counted = step.index + 1 > step.count - num_inference_steps
+        )
+        final = self._run(request.model, loop, latents, num_inference_steps, callback, callback_steps)
+
+        images, flagged = self._decode(request.model, final, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, flagged
+        return StableDiffusionPipelineOutput(images, flagged)
+
+    def _request(
+        self,
+        texts: list[str],
+        indices: list[Sequence[int]],
+        copies: int,
+        size: tuple[int | None, int | None],
+        guidance_scale: float,
+    ) -> _Request:
+        """Parse the prompts and check the indices, for `copies` images of each prompt side by side."""
+        model = StableDiffusion(self, "pipeline")
+        prompts: list[Prompt] = []
+        subjects: list[tuple[tuple[int, ...], ...]] = []
+        for text, of_prompt in zip(texts, indices, strict=True):
+            parsed = model.prompt(text)
+            _check_range(of_prompt, len(parsed.ids) - 1)
+            prompts += [parsed] * copies
+            subjects += [tuple((int(index),) for index in of_prompt)] * copies
+
+        sides = (size[0] or model.default_size[0], size[1] or model.default_size[1])
+        return _Request(model, tuple(prompts), tuple(subjects), sides, guidance_scale)
+
+    def _skip_layers(
+        self, request: _Request, prompt: Any, negative_prompt: str | list[str] | None, clip_skip: int
+    ) -> Conditioning:
+        """Encode without the last layers of the text encoder."""
+        if prompt is None or not isinstance(negative_prompt, str | None):
+            raise SettingsError("clip_skip needs a prompt and at most one negative prompt.")
+        model = request.model
+        conditioning = model.encode(request.prompts, None, request.size, clip_skip=clip_skip)
+        if not request.two_branches:
+            return conditioning
+
+        # As in diffusers, the negative prompt skips nothing.
+        empty = model.encode([model.prompt(negative_prompt or "")] * len(request.prompts), None, request.size)
+        return replace(conditioning, unconditional=empty.conditional)
+
+    def _encode(
+        self,
+        request: _Request,
+        prompt: Any,
+        negative_prompt: str | list[str] | None,
+        copies: int,
+        embeds: tuple[Tensor | None, Tensor | None],
+    ) -> Conditioning:
+        """Encode by the pipeline itself, so that LoRA and textual inversion count."""
+        positive, negative = self.encode_prompt(
+            prompt,
+            request.model.device,
+            copies,
+            request.two_branches,
+            negative_prompt,
+            prompt_embeds=embeds[0],
+            negative_prompt_embeds=embeds[1],
+        )
+        conditioning = Conditioning(request.prompts, {"encoder_hidden_states": positive})
+        if request.two_branches:
+            return replace(conditioning, unconditional={"encoder_hidden_states": negative})
+        return conditioning
+
+    def _noise(self, request: _Request, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        model = request.model
+        shape = model.noise([torch.Generator()], *request.size).shape[1:]  # says what is wrong with a size
+        return randn_tensor((len(request.prompts), *shape), generator=generator, device=model.device, dtype=model.dtype)
+
+    def _run(
+        self,
+        model: StableDiffusion,
+        loop: Iterable[Step],
+        latents: Tensor,
+        steps: int,
+        callback: Callable[[int, Any, Tensor], None] | None,
+        callback_steps: int,
+    ) -> Tensor:
+        """Take every step of the loop, call back, and return the last latents."""
+        for step in loop:
+            latents = step.latents
+            # As in diffusers: no call after the warm-up steps that some schedulers add.
+            counted = step.index + 1 > step.count - steps
             if callback is not None and counted and step.index % callback_steps == 0:
                 callback(step.index, model.scheduler.timesteps[step.index], step.latents)
-        images: Any = final
-        flagged = None
-        if output_type != "latent":
-            pixels = self.vae.decode(final / self.vae.config.scaling_factor, return_dict=False)[0]
-            pixels, flagged = self.run_safety_checker(pixels, model.device, model.dtype)
-            shown = [not hidden for hidden in flagged or [False] * len(pixels)]
-            images = self.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)
-        self.maybe_free_model_hooks()
-        return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
+        return latents
+
+    def _decode(
+        self, model: StableDiffusion, latents: Tensor, output_type: str | None
+    ) -> tuple[Any, list[bool] | None]:
+        """The images, and which of them the safety checker hides (None without a checker)."""
+        if output_type == "latent":
+            return latents, None
+        pixels = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+        pixels, flagged = self.run_safety_checker(pixels, model.device, model.dtype)
+        shown = [not hidden for hidden in flagged or [False] * len(pixels)]
+        return self.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown), flagged
+
+
+def _texts(prompt: str | list[str] | None, embeds: Tensor | None) -> list[str]:
+    """The prompts; empty ones where there are only embeddings."""
+    if (prompt is None) == (embeds is None):
+        raise PromptError("Give either prompt or prompt_embeds.")
+    if isinstance(prompt, str):
+        return [prompt]
+    return prompt or [""] * len(embeds)  # type: ignore[arg-type]
+
+
+def _indices(token_indices: Sequence[int] | Sequence[Sequence[int]], prompts: int) -> list[Sequence[int]]:
+    """One list of token indices per prompt; a flat list belongs to the only prompt."""
+    listed: list[Any] = list(token_indices)
+    if listed and isinstance(listed[0], Integral):
+        listed = [listed]
+    if len(listed) != prompts or not all(listed):
+        raise PromptError(f"token_indices must hold a list of indices for each of {prompts} prompts.")
+    return listed
+
+
+def _check_range(indices: Sequence[int], last: int) -> None:
+    for index in indices:
+        if not 1 <= index < last:
+            raise PromptError(f"Token index {index} is not between 1 and {last - 1}.")
+
+
+def _generators(generator: torch.Generator | list[torch.Generator] | None, images: int) -> list[torch.Generator]:
+    if isinstance(generator, list):
+        return generator
+    if generator is None:
+        return []
+    return [generator] * images
+
+
+def _oriented(attn_res: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width: scripts that know diffusers' order give the longer side of a wide image first."""
+    short, long = sorted(attn_res)
+    if size[0] <= size[1]:
+        return short, long
+    return long, short
