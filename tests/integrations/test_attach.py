@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import doctest
+from importlib import import_module
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ def seeded(seed: int = 3) -> torch.Generator:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     noise = torch.rand(32, 32, 3, generator=seeded()).mul(255).byte().numpy()
     return Image.fromarray(noise)
 
@@ -43,12 +45,12 @@ def test_text_to_image_is_the_own_loop(tiny_pipeline, scheduler):
     if scheduler == "euler":
         pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     expected = limelight.generate(limelight.load(pipeline), PROMPT, seeds=3, steps=6, guidance=GUIDANCE)
-    with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as stage:
+    with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as attached:
         latents = pipeline(**CALL, generator=seeded()).images
     assert float((latents - expected.latents).abs().max()) < 1e-8
-    assert [row["step"] for row in stage.trace] == [row["step"] for row in expected.trace]
-    assert stage.trace[-1]["loss"] == pytest.approx(expected.trace[-1]["loss"], abs=1e-7)
-    assert stage.trace[0]["refinements"] == expected.trace[0]["refinements"] != [0]
+    assert [row["step"] for row in attached.trace] == [row["step"] for row in expected.trace]
+    assert attached.trace[-1]["loss"] == pytest.approx(expected.trace[-1]["loss"], abs=1e-7)
+    assert attached.trace[0]["refinements"] == expected.trace[0]["refinements"] != [0]
 
 
 def steers(pipeline, **inputs) -> float:
@@ -57,38 +59,38 @@ def steers(pipeline, **inputs) -> float:
     with limelight.attach(pipeline, guidance=WATCHING) as watched:
         same = pipeline(**inputs, generator=seeded()).images
     assert float((same - plain).abs().max()) < 1e-8
-    with limelight.attach(pipeline, guidance=GUIDANCE) as stage:
+    with limelight.attach(pipeline, guidance=GUIDANCE) as attached:
         moved = pipeline(**inputs, generator=seeded()).images
-    assert stage.trace[-1]["loss"][0] < watched.trace[-1]["loss"][0]
+    assert attached.trace[-1]["loss"][0] < watched.trace[-1]["loss"][0]
     assert torch.equal(pipeline(**inputs, generator=seeded()).images, plain)
     return float((moved - plain).abs().max())
 
 
-def test_image_to_image(tiny_pipeline, picture):
+def test_image_to_image(tiny_pipeline, image):
     pipeline = StableDiffusionImg2ImgPipeline(**tiny_pipeline().components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    inputs = {**CALL, "image": picture, "strength": 0.7, "num_inference_steps": 10}
+    inputs = {**CALL, "image": image, "strength": 0.7, "num_inference_steps": 10}
     assert steers(pipeline, **inputs) > 1e-3
-    with limelight.attach(pipeline, guidance=GUIDANCE) as stage:
+    with limelight.attach(pipeline, guidance=GUIDANCE) as attached:
         pipeline(**inputs, generator=seeded())
     # Seven of the ten steps are taken; the first half of these is guided.
-    assert [row["step"] for row in stage.trace] == [0, 1, 2, 3]
+    assert [row["step"] for row in attached.trace] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("channels", [4, 9])
-def test_inpainting(tiny_pipeline, picture, channels):
+def test_inpainting(tiny_pipeline, image, channels):
     parts = tiny_pipeline().components
     if channels == 9:
         torch.manual_seed(0)
         parts["unet"] = UNet2DConditionModel.from_config({**parts["unet"].config, "in_channels": 9}).double()
     pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    mask = Image.new("L", picture.size, 0)
+    mask = Image.new("L", image.size, 0)
     mask.paste(255, (8, 8, 24, 32))
-    assert steers(pipeline, **CALL, image=picture, mask_image=mask, height=32, width=32) > 1e-3
+    assert steers(pipeline, **CALL, image=image, mask_image=mask, height=32, width=32) > 1e-3
 
 
-def test_controlnet(tiny_pipeline, picture):
+def test_controlnet(tiny_pipeline, image):
     parts = tiny_pipeline().components
     torch.manual_seed(0)
     control = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8, 8))
@@ -96,7 +98,7 @@ def test_controlnet(tiny_pipeline, picture):
         parameter.data += 0.02 * torch.randn_like(parameter)
     pipeline = StableDiffusionControlNetPipeline(**parts, controlnet=control.double(), requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    assert steers(pipeline, **CALL, image=picture, height=32, width=32) > 1e-3
+    assert steers(pipeline, **CALL, image=image, height=32, width=32) > 1e-3
 
 
 def test_lora_stays_in_force(tiny_pipeline):
@@ -107,18 +109,18 @@ def test_lora_stays_in_force(tiny_pipeline):
     assert steers(pipeline, **CALL) > 1e-3
 
 
-def test_sdxl(tiny_xl, picture):
+def test_sdxl(tiny_xl, image):
     pipeline = StableDiffusionXLImg2ImgPipeline(**tiny_xl.components)
     pipeline.set_progress_bar_config(disable=True)
-    inputs = {**CALL, "image": picture.resize((64, 64)), "strength": 0.8}
+    inputs = {**CALL, "image": image.resize((64, 64)), "strength": 0.8}
     plain = pipeline(**inputs, generator=seeded()).images
-    with limelight.attach(pipeline, subjects=["cat", "dog"]) as stage:
+    with limelight.attach(pipeline, subjects=["cat", "dog"]) as attached:
         moved = pipeline(**inputs, generator=seeded()).images
-    assert stage.trace
+    assert attached.trace
     assert float((moved - plain).abs().max()) > 1e-4
 
 
-def test_several_prompts_and_pictures(tiny_pipeline):
+def test_several_prompts_and_images(tiny_pipeline):
     """Rows find their own prompt's subjects, whatever stands beside them."""
     pipeline = tiny_pipeline()
     prompts, noise = ["a cat and a dog", "a red car and a frog"], torch.randn(4, 4, 16, 16, generator=seeded()).double()
@@ -175,7 +177,7 @@ def test_refusals(tiny_pipeline):
 
 
 def test_ip_adapter_stays_in_force(tiny_pipeline):
-    """A picture as a second prompt: its attention stands beside the words' in every cross-attention layer."""
+    """An image as a second prompt: its attention stands beside the words' in every cross-attention layer."""
     pipeline, random = tiny_pipeline(), seeded()
     cross, embedded = pipeline.unet.config.cross_attention_dim, 24
 
@@ -195,9 +197,9 @@ def test_ip_adapter_stays_in_force(tiny_pipeline):
     }
     pipeline.unet._load_ip_adapter_weights({"image_proj": projection, "ip_adapter": adapter})
     pipeline.unet.to(torch.float64)
-    picture = [torch.randn(2, 1, embedded, generator=random).double()]
+    embeds = [torch.randn(2, 1, embedded, generator=random).double()]
     without = tiny_pipeline()(**CALL, generator=seeded()).images
-    call = {**CALL, "ip_adapter_image_embeds": picture}
+    call = {**CALL, "ip_adapter_image_embeds": embeds}
     assert not torch.allclose(pipeline(**call, generator=seeded()).images, without)
     assert steers(pipeline, **call) > 1e-3
 
@@ -243,3 +245,9 @@ def test_inference_mode_of_the_caller(tiny_pipeline):
         with torch.inference_mode():
             inside = pipeline(**CALL, generator=seeded()).images
     assert torch.allclose(inside, expected)
+
+
+def test_examples():
+    found = doctest.testmod(import_module("limelight.integrations.attach"))
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -27,20 +27,24 @@ def attach(
 ) -> Iterator[Attached]:
     """Steer every call of a diffusers pipeline with a UNet, for as long as the ``with`` lasts.
 
-        with limelight.attach(pipe, subjects=["cat", "dog"]) as stage:
-            image = pipe("a cat and a dog", image=sketch, strength=0.8).images[0]
-        stage.trace
+        >>> import limelight
+        >>> pipe = limelight.load("pocket", device="cpu").pipeline
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> with limelight.attach(pipe, subjects=["cat", "dog"]) as attached:
+        ...     image = pipe("a cat and a dog", num_inference_steps=2).images[0]
+        >>> [row["step"] for row in attached.trace]
+        [0, 1]
 
     The pipeline keeps its own loop. Before each of its denoiser passes the latents are moved as in
     `limelight.generate`; fractions of the schedule are of the steps that the pipeline really takes (an img2img of
     strength 0.5 takes half).
     What a ControlNet adds was computed from the latents before the move. Only this pipeline is steered: do not call
     another one that shares its denoiser inside the ``with``. A learned word is found by its name, with all its vectors,
-    whether it was bound (``concept.bind(pipeline)``) or loaded into the pipeline.
+    whether it was bound (``word.bind(pipeline)``) or loaded into the pipeline.
 
     Args:
         pipeline: a live pipeline. Whatever is loaded into it (LoRA, IP-Adapter, textual inversion) stays in force.
-        subjects: what to put on stage, see `limelight.generate`; for a list of prompts one such list each. With
+        subjects: the guided words, see `limelight.generate`; for a list of prompts one such list each. With
             `prompt_embeds` instead of a prompt there are no words: give token indices.
         guidance: by default `AttendAndExcite()`.
 
@@ -58,6 +62,7 @@ def attach(
     ]
     before = [vars(owner).get(name) for owner, name, _ in wrapped]
     handle = unet.register_forward_pre_hook(attached._before_denoiser, with_kwargs=True)
+
     try:
         for owner, name, around in wrapped:
             # On this instance alone; without the attribute the class's own method is back.
@@ -102,20 +107,21 @@ class Attached:
         self._images, self._index, self._busy, self._pending = 0, 0, False, False
 
     def _encode_prompt(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call of the pipeline begins."""
+        """Read the prompts at the begin of a call of the pipeline."""
         self._forget()
         given = inspect.signature(original).bind(*args, **kwargs).arguments
         prompt, embedded = given.get("prompt"), given.get("prompt_embeds")
-        self._listed = not isinstance(prompt, str)
+        self._listed, self._named = not isinstance(prompt, str), prompt is not None
+
         if prompt is None:
-            # Nobody knows the words, nor where they end.
-            self._named = False
+            # Embeddings alone do not show the words, nor where they end.
             blank = replace(self.model.prompt(""), padded=False)
             self._prompts = [blank] * (1 if embedded is None else len(embedded))
         else:
-            self._named = True
-            self._prompts = [self.model.read(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+            texts = prompt if self._listed else [prompt]
+            self._prompts = [self.model.read(text) for text in texts]
         self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
+
         return original(*args, **kwargs)
 
     def _scale(self, original: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -137,65 +143,102 @@ class Attached:
         inputs = inspect.signature(type(unet).forward).bind(unet, *args, **kwargs).arguments
         inputs.pop("self")
         inputs.update(inputs.pop("kwargs", {}))
-        sample, timestep = inputs["sample"], inputs["timestep"]
-        images = self._images
-        branches = len(sample) // images if images else 0
-        classifier_free = getattr(self.model.pipeline, "do_classifier_free_guidance", branches == 2)
-        if (
-            self._latents is None
-            or self._pending  # a second pass of the same step
-            or images * branches != len(sample)
-            or branches != (2 if classifier_free else 1)
-            or len(self._latents) not in (images, len(sample))
-            or getattr(self.model.pipeline, "do_perturbed_attention_guidance", False)
-            or getattr(unet, "is_cache_enabled", False)
-        ):
-            raise ModelError(
-                f"'{type(self.model.pipeline).__name__}' runs its denoiser in a way that cannot be steered: a feature "
-                "cache, several passes a step, or other branches than a negative and a positive prompt."
-            )
-        latents = self._latents[-images:].clone()
+        sample = inputs["sample"]
+        latents, branches = self._read_latents(unet, sample)
+
         self.model.take(inputs, branches, latents.shape[1])
         self._busy = True
         try:
-            if self._steering is None:
-                self._steering = self._begin(latents, timestep, inputs["encoder_hidden_states"].shape[1])
-            move = self._steering.update(self._index, timestep, latents)
-            self._pending = True
-            if move is None:
-                return None
-            self._moved = move.latents
-            self._moves.append((self._index, float(timestep), move.forget()))
-            scaled = self.model.scheduler.scale_model_input(torch.cat([move.latents] * branches), timestep)
+            scaled = self._move(latents, inputs["timestep"], inputs["encoder_hidden_states"].shape[1], branches)
         finally:
             self._busy = False
+        if scaled is None:
+            return None
+
         inputs["sample"] = torch.cat([scaled.to(sample.dtype), sample[:, latents.shape[1] :]], dim=1)
         return (), dict(inputs)
 
+    def _read_latents(self, unet: Any, sample: Tensor) -> tuple[Tensor, int]:
+        """The unscaled latents of this pass, one row per image, and the number of branches.
+
+        Raises:
+            ModelError: the pass is not one of the passes that can be steered.
+        """
+        pipeline, images = self.model.pipeline, self._images
+        branches = len(sample) // images if images else 0
+        expected = 2 if getattr(pipeline, "do_classifier_free_guidance", branches == 2) else 1
+        latents = self._latents
+        obstacles = (
+            self._pending,  # a second pass of the same step
+            branches != expected,
+            images * branches != len(sample),
+            latents is not None and len(latents) not in (images, len(sample)),
+            getattr(pipeline, "do_perturbed_attention_guidance", False),
+            getattr(unet, "is_cache_enabled", False),
+        )
+        if latents is None or any(obstacles):
+            raise ModelError(
+                f"'{type(pipeline).__name__}' runs its denoiser in a way that cannot be steered: a feature cache, "
+                "several passes a step, or other branches than a negative and a positive prompt."
+            )
+        return latents[-images:].clone(), branches
+
+    def _move(self, latents: Tensor, timestep: Tensor, tokens: int, branches: int) -> Tensor | None:
+        """Move the latents and scale them for the denoiser, once per branch; None where nothing is to be done."""
+        if self._steering is None:
+            self._steering = self._begin(latents, timestep, tokens)
+        move = self._steering.update(self._index, timestep, latents)
+        self._pending = True
+        if move is None:
+            return None
+
+        self._moved = move.latents
+        self._moves.append((self._index, float(timestep), move.forget()))
+        return self.model.scheduler.scale_model_input(torch.cat([move.latents] * branches), timestep)
+
     def _begin(self, latents: Tensor, timestep: Tensor, tokens: int) -> Steering:
-        scheduler, prompts = self.model.scheduler, self._prompts
+        """Prepare the steering at the first pass of a call."""
+        copies = len(latents) // len(self._prompts)  # images of one prompt lie side by side
+        prompts: list[Prompt] = []
+        spans: list[tuple[tuple[int, ...], ...]] = []
+        for prompt, of_prompt in zip(self._prompts, self._spans(tokens), strict=True):
+            prompts += [prompt] * copies
+            spans += [of_prompt] * copies
+        steps, timesteps = self._schedule(timestep)
+
+        conditioning = Conditioning(tuple(prompts), {"rows": torch.arange(len(latents))})
+        size = (latents.shape[-2], latents.shape[-1])
+        return Steering(self.guidance, self.model, conditioning, spans, steps, timesteps, size)
+
+    def _spans(self, tokens: int) -> list[tuple[tuple[int, ...], ...]]:
+        """For each prompt, for each subject, its token positions."""
         # One list of subjects for one prompt, a list of lists for a list of prompts.
-        listed = len(prompts) > 1 or (self._listed and _nested(self.subjects))
-        asked = per_prompt(self.subjects, len(prompts), listed)
-        if self._named:
-            spans = [resolve(prompt, stage)[1] for prompt, stage in zip(prompts, asked, strict=True)]
-        else:
-            spans = [_indices(stage, tokens) for stage in asked]
-        each = len(latents) // len(prompts)  # pictures of one prompt lie side by side
+        listed = len(self._prompts) > 1 or (self._listed and _nested(self.subjects))
+        asked = per_prompt(self.subjects, len(self._prompts), listed)
+        if not self._named:
+            return [_indices(subjects, tokens) for subjects in asked]
+        return [resolve(prompt, subjects)[1] for prompt, subjects in zip(self._prompts, asked, strict=True)]
+
+    def _schedule(self, timestep: Tensor) -> tuple[int, Tensor]:
+        """The number of steps that the pipeline takes from here, and their timesteps.
+
+        Raises:
+            ModelError: the timestep is not in the scheduler's list.
+        """
+        scheduler, pipeline = self.model.scheduler, self.model.pipeline
         ahead = scheduler.timesteps.tolist()
         if float(timestep) not in ahead:
-            raise ModelError("The pipeline's denoiser is not told its scheduler's timesteps; it cannot be steered.")
+            raise ModelError(
+                f"'{type(pipeline).__name__}' cannot be steered: its denoiser runs at timestep {float(timestep):g}, "
+                "which is not in its scheduler's list."
+            )
+
         left = len(ahead) - ahead.index(float(timestep))
-        steps = scheduler.num_inference_steps if left == len(ahead) else left
-        if left != len(ahead) or getattr(self.model.pipeline, "denoising_end", None):
-            # Pipelines that take a part of the schedule say how much.
-            steps = left = min(left, getattr(self.model.pipeline, "num_timesteps", left))
-        conditioning = Conditioning(
-            tuple(prompt for prompt in prompts for _ in range(each)), {"rows": torch.arange(len(latents))}
-        )
-        staged = [span for span in spans for _ in range(each)]
-        size = (latents.shape[-2], latents.shape[-1])
-        return Steering(self.guidance, self.model, conditioning, staged, steps, scheduler.timesteps[-left:], size)
+        if left == len(ahead) and not getattr(pipeline, "denoising_end", None):
+            return scheduler.num_inference_steps, scheduler.timesteps
+        # Pipelines that take a part of the schedule say how much.
+        left = min(left, getattr(pipeline, "num_timesteps", left))
+        return left, scheduler.timesteps[-left:]
 
 
 class _Foreign(UNet):
@@ -203,9 +246,8 @@ class _Foreign(UNet):
 
     def __init__(self, pipeline: Any) -> None:
         name = type(pipeline).__name__
-        if not all(
-            hasattr(pipeline, part) for part in ("unet", "tokenizer", "text_encoder", "scheduler", "encode_prompt")
-        ):
+        needed = ("unet", "tokenizer", "text_encoder", "scheduler", "encode_prompt")
+        if not all(hasattr(pipeline, part) for part in needed):
             raise ModelError(
                 f"'{name}' has no UNet with a text encoder; attach() steers pipelines of Stable Diffusion."
             )
@@ -214,7 +256,7 @@ class _Foreign(UNet):
         check_order(self.scheduler)
 
     def read(self, text: str) -> Prompt:
-        """The prompt, which the pipeline must read as we do."""
+        """Parse a prompt and check that the pipeline reads the same tokens."""
         prompt, tokenizer = self.prompt(text), self.pipeline.tokenizer
         convert = getattr(self.pipeline, "maybe_convert_prompt", None)
         if any(word.learned for word in prompt.words):
@@ -231,7 +273,7 @@ class _Foreign(UNet):
         """Remember the inputs of the pipeline's own pass; the conditional rows are its last."""
         self._inputs, self._batch = dict(inputs), len(inputs["sample"])
         self._first = self._batch - self._batch // branches
-        self._tail = inputs["sample"][:, channels:]  # an inpainting mask and picture
+        self._tail = inputs["sample"][:, channels:]  # an inpainting mask and image
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         raise ModelError("An attached pipeline encodes its prompts itself.")
@@ -267,13 +309,13 @@ def _pick(value: Any, batch: int, rows: Tensor) -> Any:
 
 def _nested(subjects: Any) -> bool:
     """Whether these are lists of subjects, one per prompt, and not one list of words."""
-    return bool(subjects) and all(not isinstance(stage, str | int) or stage == "auto" for stage in subjects)
+    return bool(subjects) and all(not isinstance(entry, str | int) or entry == "auto" for entry in subjects)
 
 
-def _indices(stage: Any, tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Subjects of a prompt whose words nobody knows: token indices."""
+def _indices(subjects: Any, tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Check the token indices that are given as subjects where the words are unknown."""
     spans = []
-    for subject in stage:
+    for subject in subjects:
         span = [subject] if isinstance(subject, int) else subject
         if isinstance(subject, str) or not all(isinstance(i, int) for i in span):
             raise PromptError("Without a prompt there are no words to find; give the subjects as token indices.")
