@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import base64
+import doctest
 import io
 import re
 import subprocess
+import sys
 from html.parser import HTMLParser
+from importlib import import_module
 
 import pytest
 import torch
 from PIL import Image
 
 import limelight
-from limelight import PromptError, SettingsError
+from limelight import MissingDependency, PromptError, SettingsError
 from limelight.viz.explain import explain
 from tests.conftest import BROWSER
 
@@ -59,7 +62,7 @@ def explanation(pocket):
 def test_runs(explanation, pocket):
     assert list(explanation.runs) == ["plain", "guided"]
     assert explanation.words == ("a", "cat", "and", "a#2", "dog")
-    # Watched by a guidance of scale 0, the plain picture is the picture without guidance.
+    # Watched by a guidance of scale 0, the plain image is the image without guidance.
     plain = limelight.generate(pocket, "a cat and a dog", seeds=[0, 7], steps=4)
     assert torch.equal(explanation.runs["plain"].latents, plain.latents)
     assert explanation.runs["plain"].images[1].tobytes() == plain.images[1].tobytes()
@@ -127,7 +130,20 @@ def test_bad_input_says_what_to_do(pocket):
             explain(pocket, "a cat", draw=lambda *a, **k: drawn.append(a), **options)
     with pytest.raises(SettingsError, match="the prompt is empty"):
         explain(pocket, "")
-    assert not drawn, "it is found out before the drawing"
+    assert not drawn, "it is found out before the images are generated"
+
+
+def test_without_jinja2(explanation, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingDependency, match=r"page needs jinja2. Install it: pip install 'limelight\[plots\]'"):
+        explanation.html()
+
+
+@pytest.mark.parametrize("name", ["explain", "sheets", "trace"])
+def test_examples(name):
+    found = doctest.testmod(import_module(f"limelight.viz.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 @pytest.mark.browser

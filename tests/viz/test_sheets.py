@@ -1,6 +1,6 @@
-"""Pictures of attention, compared with pictures that a person has looked at.
+"""Sheets of attention, compared with images that a person has looked at.
 
-`LIMELIGHT_GOLDEN=1 pytest tests/viz/test_sheets.py` draws the golden images again; look at them before you commit.
+`LIMELIGHT_GOLDEN=1 pytest tests/viz/test_sheets.py` makes the golden images again; look at them before you commit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from limelight import AttentionMaps, ProbeError, PromptError, Result, SettingsError, StepMaps
+from limelight import AttentionMaps, MissingDependency, ProbeError, PromptError, Result, SettingsError, StepMaps
 from limelight.models.sites import AttentionSite
 from limelight.prompts.prompt import parse
 from limelight.viz import sheets as show
@@ -76,7 +76,7 @@ def drawn(tokenizer, subjects=("cat", "dog"), prompt=PROMPT, size=(8, 12), share
 
 
 def check(image: Image.Image, name: str) -> None:
-    """Compare with a golden picture; letters may be drawn a little differently elsewhere."""
+    """Compare with a golden image; letters may be drawn a little differently elsewhere."""
     path = GOLDEN / f"{name}.png"
     if os.environ.get("LIMELIGHT_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
@@ -84,8 +84,8 @@ def check(image: Image.Image, name: str) -> None:
     with Image.open(path) as golden:
         assert image.size == golden.size
         off = np.abs(np.asarray(image, dtype=float) - np.asarray(golden.convert("RGB"), dtype=float))
-    assert off.mean() < 1.5, "the picture changed"
-    assert (off.max(axis=2) > 60).mean() < 0.01, "a part of the picture changed"
+    assert off.mean() < 1.5, "the image changed"
+    assert (off.max(axis=2) > 60).mean() < 0.01, "a part of the image changed"
 
 
 def test_overlay(tokenizer):
@@ -98,7 +98,7 @@ def test_strip_of_six_with_a_long_word(tokenizer):
     check(show.strip(result.images[0], result.maps, SIX, columns=4, side=120), "strip")
 
 
-def test_strip_of_one_in_a_tall_picture(tokenizer):
+def test_strip_of_one_in_a_tall_image(tokenizer):
     result = drawn(tokenizer, prompt="a cat", size=(12, 7))
     image = show.strip(result.images[0], result.maps, ["cat"], side=120)
     assert image.height > 120 + theme.HEAD
@@ -142,7 +142,7 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in ("sheets", "theme"):
         monkeypatch.delitem(sys.modules, f"limelight.viz.{name}")
-    with pytest.raises(SettingsError, match=r"need matplotlib; install it: pip install 'limelight\[plots\]'"):
+    with pytest.raises(MissingDependency, match=r"need matplotlib. Install it: pip install 'limelight\[plots\]'"):
         importlib.import_module("limelight.viz.sheets")
 
 

@@ -11,17 +11,18 @@ ORDER_COLORS = {"MoRHF": "#FE7773", "LeRHF": "#5580A0", "random": "#999999"}
 
 
 def curves(found: Curves) -> Image.Image:
-    """Similarity to the concept's word against the number of weakened heads, with the area between the curves."""
+    """Plot similarity to the concept's word against the number of weakened heads, with the area between the curves."""
     figure = new_figure(7.5, 5)
     axis = figure.subplots()
+
     for order, scores in found.scores.items():
         mean = found.mean(order)
         error = scores.mean(dim=2).std(dim=1) / max(scores.shape[1], 1) ** 0.5
-        axis.plot(found.counts, mean, marker="o", color=ORDER_COLORS[order], label=order)
+        color = ORDER_COLORS[order]
+        axis.plot(found.counts, mean, marker="o", color=color, label=order)
         if scores.shape[1] > 1:
-            axis.fill_between(
-                found.counts, mean - error, mean + error, color=ORDER_COLORS[order], alpha=0.15, linewidth=0
-            )
+            axis.fill_between(found.counts, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
+
     title = found.experiment.concept
     if {"MoRHF", "LeRHF"} <= set(found.scores):
         area, low, high = found.between()

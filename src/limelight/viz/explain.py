@@ -1,8 +1,9 @@
-"""The explanation of a prompt as files: pictures and one HTML page that holds everything."""
+"""The explanation of a prompt as files: images and one HTML page that holds everything."""
 
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import importlib.resources
 import io
 from collections.abc import Callable, Sequence
@@ -10,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
 from PIL import Image
 
-from ..errors import SettingsError
+from ..errors import MissingDependency, SettingsError
 from ..generation.generate import generate
 from ..generation.result import Result
 from ..guidance.base import Guidance
 from ..models.base import Model
+from ..prompts.prompt import Prompt
 from ..utils.files import png, slug, write
 from .sheets import animation, every_word, progress, strip
 from .sheets import compare as compare_runs
@@ -28,7 +29,7 @@ PAGE = importlib.resources.files("limelight") / "viz" / "templates" / "explain.h
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture of an explanation.
+    """One figure of an explanation.
 
     Attributes:
         name: what it shows, as a part of its file name: "words", "compare", "steps", "trace", "animation".
@@ -54,12 +55,12 @@ class Figure:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A prompt, drawn and explained.
+    """The runs of a prompt and the figures that explain them.
 
     Attributes:
         runs: by name, "plain" and "guided" or one of them.
         words: whose maps are shown.
-        figures: for each seed, its pictures.
+        figures: for each seed, its figures.
     """
 
     runs: dict[str, Result]
@@ -72,7 +73,18 @@ class Explanation:
         return list(self.runs.values())[-1]
 
     def html(self) -> str:
-        """One page with everything inside: pictures, prompt, seeds, settings and trace."""
+        """Render one page with everything inside: figures, prompt, seeds, settings and trace.
+
+        Raises:
+            MissingDependency: jinja2 is not installed.
+        """
+        try:
+            from jinja2 import Environment
+        except ImportError as error:
+            raise MissingDependency(
+                "The HTML page needs jinja2. Install it: pip install 'limelight[plots]'."
+            ) from error
+
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         result = self.last
         return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
@@ -86,13 +98,13 @@ class Explanation:
         )
 
     def save(self, folder: str | Path, *, html: bool = False) -> list[Path]:
-        """Write the pictures, named after the prompt and the seed, and the page if it is wanted.
+        """Write the figures, named after the prompt and the seed, and the page if it is wanted.
 
         Returns:
             What was written, the page last.
 
         Raises:
-            SettingsError: the folder cannot be written.
+            FileError: the folder cannot be written.
         """
         folder, stem = Path(folder), slug(self.last.settings["prompt"], 60)
         written = []
@@ -117,96 +129,130 @@ def explain(
     draw: Callable[..., Result] = generate,
     **options: Any,
 ) -> Explanation:
-    """Draw a prompt and show where its words looked.
+    """Generate images of a prompt and show where its words looked.
+
+        >>> import limelight
+        >>> from limelight.viz.explain import explain
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> explanation = explain(model, "a cat and a dog", words=["cat", "dog"], steps=2)
+        >>> [figure.name for figure in explanation.figures[0]]
+        ['words']
 
     Args:
         model: see `limelight.load`.
         words: whose maps to show; by default every word of the prompt.
         guidance: as in `generate`; None explains the plain model.
-        compare: draw also without guidance, and show both and what changed.
+        compare: generate also without guidance, and show both and what changed.
         over_steps: show also when which word looked where.
-        draw: what draws, with the arguments of `generate`, for example one that shows a progress bar.
-        options: whatever else `generate` takes.
+        draw: what generates, with the arguments of `generate`, for example a function that shows a progress bar.
+        options: the other arguments of `generate`.
 
     Raises:
         PromptError: a word is not in the prompt.
         SettingsError: `compare` without a guidance.
     """
-    if compare and guidance is None:
-        raise SettingsError("There is nothing to compare without guidance; give one, or leave out the comparison.")
-    parsed = model.prompt(prompt)
-    shown = tuple(words) if words is not None else every_word(parsed)
-    if not shown:
-        raise SettingsError("There is no word to explain; the prompt is empty." if words is None else "words is empty.")
-    for word in shown:
-        parsed.find(word)  # before the drawing, which takes long
-    # A guidance of scale 0 watches: the same picture as without it, and the trace that the guided one is compared with.
-    watching = replace(guidance, scale=0.0, thresholds={}) if guidance else None
-    kinds = {"plain": watching} if compare else {}
-    kinds["guided" if guidance else "plain"] = guidance
+    shown = _shown_words(model.prompt(prompt), words)
+
     options = {"record": "steps" if over_steps else True, **options}
-    runs = {name: draw(model, prompt, guidance=kind, **options) for name, kind in kinds.items()}
-    seeds = range(len(runs[next(iter(runs))].seeds))
-    moving = (shown if words is not None else next(iter(runs.values())).subjects or shown) if over_steps else ()
-    return Explanation(runs, shown, tuple(_figures(runs, shown, moving, index) for index in seeds))
+    runs = {}
+    if compare:
+        if guidance is None:
+            raise SettingsError("There is nothing to compare without guidance; give one, or leave out the comparison.")
+        # A guidance of scale 0 watches: the same image as without it, and the trace to compare the guided one with.
+        runs["plain"] = draw(model, prompt, guidance=replace(guidance, scale=0.0, thresholds={}), **options)
+    name = "guided" if guidance else "plain"
+    runs[name] = draw(model, prompt, guidance=guidance, **options)
+
+    moving: Sequence[Any] = ()
+    if over_steps:
+        moving = shown if words is not None else runs[name].subjects or shown
+    figures = [_Figures(runs, shown, moving, index).all() for index in range(len(runs[name].seeds))]
+    return Explanation(runs, shown, tuple(figures))
 
 
-def _figures(runs: dict[str, Result], words: Sequence[Any], moving: Sequence[Any], index: int) -> tuple[Figure, ...]:
-    """The pictures of one seed: of `words`, and of the words `moving` over the steps."""
-    name, result = list(runs.items())[-1]
-    prompt, subjects = result.settings["prompt"], result.subjects or words
-    figures = [
-        _still(
-            "words",
-            "Where every word looked",
-            f"The {name} picture of \u201c{prompt}\u201d and, over it in grey, the attention maps of {_listed(words)}.",
-            strip(result.images[index], result.maps, words, index=index),
-            result,
-            index,
+def _shown_words(prompt: Prompt, words: Sequence[str | int] | None) -> tuple[str | int, ...]:
+    """The words to show, checked before the images are generated, which takes long."""
+    if words is None:
+        shown: tuple[str | int, ...] = every_word(prompt)
+        empty = "There is no word to explain; the prompt is empty."
+    else:
+        shown, empty = tuple(words), "words is empty."
+    if not shown:
+        raise SettingsError(empty)
+    for word in shown:
+        prompt.find(word)
+    return shown
+
+
+@dataclass(frozen=True, eq=False)
+class _Figures:
+    """The figures of one seed: of `words`, and of the words `moving` over the steps."""
+
+    runs: dict[str, Result]
+    words: Sequence[Any]
+    moving: Sequence[Any]
+    index: int
+
+    @property
+    def name(self) -> str:
+        return list(self.runs)[-1]
+
+    @property
+    def result(self) -> Result:
+        return self.runs[self.name]
+
+    def all(self) -> tuple[Figure, ...]:
+        figures = [self.of_words()]
+        if len(self.runs) > 1:
+            figures.append(self.comparison())
+        if self.result.trace:
+            figures.append(self.trace())
+        if self.moving:
+            figures += [self.steps(), self.animation()]
+        return tuple(figures)
+
+    def of_words(self) -> Figure:
+        result, prompt = self.result, self.result.settings["prompt"]
+        about = (
+            f"The {self.name} image of \u201c{prompt}\u201d and, over it in grey, the attention maps of "
+            f"{_listed(self.words)}."
         )
-    ]
-    if len(runs) > 1:
-        figures.append(
-            _still(
-                "compare",
-                "Before and after guidance",
-                f"Plain picture, guided picture and their difference; below, the same for the attention of "
-                f"{_listed(subjects)}.",
-                compare_runs(runs["plain"], result, subjects, index=index),
-                result,
-                index,
-            )
+        image = strip(result.images[self.index], result.maps, self.words, index=self.index)
+        return self._still("words", "Where every word looked", about, image)
+
+    def comparison(self) -> Figure:
+        subjects = self.result.subjects or self.words
+        about = (
+            f"Plain image, guided image and their difference; below, the same for the attention of {_listed(subjects)}."
         )
-    if result.trace:
-        figures.append(
-            _still(
-                "trace",
-                "What guidance did",
-                "Curves over the guided steps: the loss, and the presence of each subject. The numbers are in the "
-                "table.",
-                trace(result, index=index, plain=runs.get("plain")),
-                result,
-                index,
-            )
+        image = compare_runs(self.runs["plain"], self.result, subjects, index=self.index)
+        return self._still("compare", "Before and after guidance", about, image)
+
+    def trace(self) -> Figure:
+        about = (
+            "Curves over the guided steps: the loss, and the presence of each subject. The numbers are in the table."
         )
-    if moving:
-        about = f"The attention maps of {_listed(moving)} at some of the steps, from the first to the last."
-        figures.append(_still("steps", "Step by step", about, progress(result, moving, index=index), result, index))
-        content = animation(result, moving, index=index)
+        image = trace(self.result, index=self.index, plain=self.runs.get("plain"))
+        return self._still("trace", "What guidance did", about, image)
+
+    def steps(self) -> Figure:
+        about = f"The attention maps of {_listed(self.moving)} at some of the steps, from the first to the last."
+        return self._still("steps", "Step by step", about, progress(self.result, self.moving, index=self.index))
+
+    def animation(self) -> Figure:
+        content = animation(self.result, self.moving, index=self.index)
         with Image.open(io.BytesIO(content)) as frames:
             width, height = frames.size
-        about = f"The attention maps of {_listed(moving)} at every step, as an endless animation."
-        figures.append(Figure("animation", "In motion", about, content, "webp", width, height))
-    return tuple(figures)
+        about = f"The attention maps of {_listed(self.moving)} at every step, as an endless animation."
+        return Figure("animation", "In motion", about, content, "webp", width, height)
+
+    def _still(self, name: str, title: str, alt: str, image: Image.Image) -> Figure:
+        content = png({**self.result.settings, "seed": self.result.seeds[self.index]}, image)
+        return Figure(name, title, alt, content, "png", *image.size)
 
 
 def _listed(words: Sequence[Any]) -> str:
     return ", ".join(f"\u201c{word}\u201d" for word in words)
-
-
-def _still(name: str, title: str, alt: str, image: Image.Image, result: Result, index: int) -> Figure:
-    content = png({**result.settings, "seed": result.seeds[index]}, image)
-    return Figure(name, title, alt, content, "png", *image.size)
 
 
 def _rows(settings: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -216,7 +262,6 @@ def _rows(settings: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict) and value:
             rows += _rows(value, f"{before}{key}: ")
         elif value not in (None, [], {}, ""):
-            rows.append(
-                (before + key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-            )
+            values = value if isinstance(value, list) else [value]
+            rows.append((before + key.replace("_", " "), ", ".join(map(str, values))))
     return rows

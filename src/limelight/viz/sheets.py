@@ -1,6 +1,6 @@
-"""Pictures of attention: what a person looks at. Every function takes what `generate` gives and returns a PIL image.
+"""Sheets of attention maps. Every function takes what `generate` gives; all but `animation` return a PIL image.
 
-Maps are shown in matplotlib's perceptually even colors over the picture in grey, on one scale for all tiles of a
+Maps are shown in matplotlib's perceptually even colors over the image in grey, on one scale for all tiles of a
 sheet, with a legend. This module needs matplotlib, which comes with ``pip install limelight[plots]``.
 """
 
@@ -36,12 +36,12 @@ from .theme import (
 def overlay(
     image: Image.Image, heat: Tensor, *, limit: float | None = None, opacity: float = 0.7, side: int = SIDE
 ) -> Image.Image:
-    """A map over its picture.
+    """Lay a map over its image.
 
     Args:
-        heat: [height, width], not negative; resized to the picture (bilinear).
+        heat: [height, width], not negative; resized to the image (bilinear).
         limit: the value that has the brightest color; by default the map's largest.
-        opacity: 0 is the picture in grey, 1 the map alone.
+        opacity: 0 is the image in grey, 1 the map alone.
         side: longer side of the result in pixels.
     """
     return blend(image, heat, attention_scale(float(heat.max()) if limit is None else limit), opacity, side)
@@ -56,33 +56,40 @@ def strip(
     columns: int = 6,
     side: int = SIDE,
 ) -> Image.Image:
-    """A picture, and beside it a tile for every word: where it looked.
+    """Show an image, and beside it a tile for every word: where it looked.
+
+        >>> import limelight
+        >>> from limelight.viz import sheets
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> result = limelight.generate(model, "a cat and a dog", steps=2)
+        >>> sheets.strip(result.images[0], result.maps, ["cat", "dog"]).size
+        (812, 291)
 
     Args:
-        maps: of a batch that holds the picture: ``result.maps``, ``result.steps[10]``, ``maps.groups()["up 8x8"]``.
+        maps: of a batch that holds the image: ``result.maps``, ``result.steps[10]``, ``maps.groups()["up 8x8"]``.
         words: words, phrases or token indices; by default every word of the prompt.
         index: which image of the batch it is.
         columns: most tiles in a row.
 
     Raises:
         PromptError: a word is not in the prompt.
-        SettingsError: the picture is not one of these maps', or there is no such image.
+        SettingsError: the image does not fit the maps, or the index is out of range.
         ProbeError: no maps were recorded.
     """
     heats = _heats(image, maps, words, index)
-    scale = attention_scale(max(float(heat.max()) for heat in heats.values()))
-    tiles = [Tile(sized(image, side), "picture"), *_word_tiles(image, heats, scale, side)]
+    scale = attention_scale(_largest([heats]))
+    tiles = [Tile(sized(image, side), "image"), *_word_tiles(image, heats, scale, side)]
     return sheet_of(wrapped(tiles, columns), [scale])
 
 
 def compare(
     plain: Result, guided: Result, words: Sequence[str | int] | None = None, *, index: int = 0, side: int = SIDE
 ) -> Image.Image:
-    """Before and after: a row for the pictures and for every word, plain, guided and what guidance changed.
+    """Compare two runs: a row for the images and for every word, plain, guided and what guidance changed.
 
     Args:
         plain, guided: results of the same prompt and seeds.
-        words: by default the subjects that guidance put on stage.
+        words: by default the guided subjects.
         index: which image of the results.
 
     Raises:
@@ -91,32 +98,44 @@ def compare(
     if (plain.settings["prompt"], plain.seeds) != (guided.settings["prompt"], guided.seeds):
         raise SettingsError("The two results must have one prompt and the same seeds to be compared.")
     words = guided.subjects if words is None else words
-    images = [result.images[check_index(index, len(result.images))] for result in (plain, guided)]
-    before, after = (
-        _heats(image, result.maps, words, index) for image, result in zip(images, (plain, guided), strict=True)
-    )
-    if any(before[word].shape != after[word].shape for word in before):
-        raise SettingsError("The maps of the two results differ in size; draw both with the same size and resolution.")
-    scale = attention_scale(max(float(heat.max()) for heats in (before, after) for heat in heats.values()))
-    change = {word: after[word] - before[word] for word in before}
+    old, new = (result.images[check_index(index, len(result.images))] for result in (plain, guided))
+    before, after = _heats(old, plain.maps, words, index), _heats(new, guided.maps, words, index)
+    change = _change(before, after)
+
+    scale = attention_scale(_largest([before, after]))
     most = max(float(heat.abs().max()) for heat in change.values()) or 1.0
     signed = Scale(CHANGE, -most, most, "change")
-    old, new = (np.asarray(sized(image, side).convert("RGB"), dtype=np.float32) / 255 for image in images)
-    moved = Image.fromarray((np.abs(new - old).mean(axis=2) * 255).round().astype(np.uint8)).convert("RGB")
-    rows = [
-        [
-            Tile(sized(images[0], side), "plain"),
-            Tile(sized(images[1], side), "guided"),
-            Tile(moved, "difference", "of the pictures"),
-        ]
+
+    images = [
+        Tile(sized(old, side), "plain"),
+        Tile(sized(new, side), "guided"),
+        Tile(_difference(old, new, side), "difference", "of the images"),
     ]
     columns = [
-        _word_tiles(images[0], before, scale, side, " \u00b7 plain"),
-        _word_tiles(images[1], after, scale, side, " \u00b7 guided"),
-        _word_tiles(images[1], change, signed, side, " \u00b7 difference"),
+        _word_tiles(old, before, scale, side, " \u00b7 plain"),
+        _word_tiles(new, after, scale, side, " \u00b7 guided"),
+        _word_tiles(new, change, signed, side, " \u00b7 difference"),
     ]
-    rows += [list(row) for row in zip(*columns, strict=True)]
-    return sheet_of(rows, [scale, signed])
+    return sheet_of([images, *zip(*columns, strict=True)], [scale, signed])
+
+
+def _change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What guidance added to the map of each word."""
+    change = {}
+    for word, heat in before.items():
+        if heat.shape != after[word].shape:
+            raise SettingsError(
+                "The maps of the two results differ in size; generate both with the same size and resolution."
+            )
+        change[word] = after[word] - heat
+    return change
+
+
+def _difference(old: Image.Image, new: Image.Image, side: int) -> Image.Image:
+    """The absolute difference of two images in grey, the mean of the three colors."""
+    first, second = (np.asarray(sized(image, side).convert("RGB"), dtype=np.float32) / 255 for image in (old, new))
+    grey = np.abs(second - first).mean(axis=2) * 255
+    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
 
 
 def progress(
@@ -127,10 +146,10 @@ def progress(
     moments: int = 6,
     side: int = 160,
 ) -> Image.Image:
-    """A row for every word and a column for some of the steps, from first to last: when it looked where.
+    """Show a row for every word and a column for some of the steps, from first to last: when it looked where.
 
     Raises:
-        ProbeError: the result holds no single steps (``record="steps"``).
+        ProbeError: the result has no maps of single steps (``record="steps"``).
     """
     image, frames, scale = _over_steps(result, words, index)
     chosen = sorted({round(i * (len(frames) - 1) / max(moments - 1, 1)) for i in range(moments)})
@@ -147,21 +166,22 @@ def animation(
     seconds: float = 6.0,
     side: int = SIDE,
 ) -> bytes:
-    """The maps of every step over the finished picture, as the bytes of an endless animated WebP or GIF.
+    """Animate the maps of every step over the finished image; the bytes of an endless WebP or GIF.
 
     Args:
         seconds: how long it takes from the first to the last step.
 
     Raises:
-        ProbeError: the result holds no single steps (``record="steps"``).
+        ProbeError: the result has no maps of single steps (``record="steps"``).
     """
     if kind not in ("webp", "gif"):
         raise SettingsError(f"kind='{kind}' must be 'webp' or 'gif'.")
     image, heats, scale = _over_steps(result, words, index)
-    frames = [
-        sheet_of(wrapped(_word_tiles(image, heat, scale, side, note=f"step {i + 1} of {len(heats)}")), [scale])
-        for i, heat in enumerate(heats)
-    ]
+    frames = []
+    for i, heat in enumerate(heats):
+        tiles = _word_tiles(image, heat, scale, side, note=f"step {i + 1} of {len(heats)}")
+        frames.append(sheet_of(wrapped(tiles), [scale]))
+
     pause = max(round(1000 * seconds / len(frames)), 20)
     lasting = [*[pause] * (len(frames) - 1), 1500]
     buffer = io.BytesIO()
@@ -191,8 +211,8 @@ def _heats(image: Image.Image, maps: AttentionMaps, words: Sequence[str | int] |
     height, width = maps.latent_size
     if abs(image.width * height - image.height * width) > 0.1 * image.height * width:
         raise SettingsError(
-            f"A picture of {image.height}x{image.width} does not belong to maps of {height}x{width} latents; give the "
-            "picture that was drawn with them."
+            f"An image of {image.height}x{image.width} does not belong to maps of {height}x{width} latents; give the "
+            "image that was generated with them."
         )
     own = maps.images(slice(index, index + 1))
     size = max((layer.size(maps.latent_size) for layer in maps.layers), default=None)
@@ -208,7 +228,15 @@ def _over_steps(
         _heats(image, result.steps[i].select(result.maps.layers.__contains__), words, index)
         for i in range(max(len(result.steps), 1))
     ]
-    return image, frames, attention_scale(max(float(heat.max()) for frame in frames for heat in frame.values()))
+    return image, frames, attention_scale(_largest(frames))
+
+
+def _largest(frames: Sequence[Mapping[str, Tensor]]) -> float:
+    """The largest value of all maps."""
+    highest = []
+    for frame in frames:
+        highest += [float(heat.max()) for heat in frame.values()]
+    return max(highest)
 
 
 def _word_tiles(
@@ -216,8 +244,11 @@ def _word_tiles(
 ) -> list[Tile]:
     tiles = []
     for word, heat in heats.items():
-        extremes = f"up to {heat.max():.2f}"
-        if scale.low < 0:
-            extremes = f"{heat.min():+.2f} to {heat.max():+.2f}" if heat.abs().max() >= 0.005 else "no change"
+        if scale.low == 0:
+            extremes = f"up to {heat.max():.2f}"
+        elif heat.abs().max() < 0.005:
+            extremes = "no change"
+        else:
+            extremes = f"{heat.min():+.2f} to {heat.max():+.2f}"
         tiles.append(Tile(blend(image, heat, scale, 0.7, side), word + after, note or extremes))
     return tiles

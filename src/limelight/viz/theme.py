@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,28 +14,15 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import MissingDependency, SettingsError
 from ..prompts.prompt import Prompt
-
-
-def new_figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no window, no state
-    except ImportError as error:
-        raise SettingsError("Plots need matplotlib; install it with: pip install 'limelight[plots]'.") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def rendered(figure: Any) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer).convert("RGB")
-
 
 try:
     import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no window, no state
 except ImportError as error:
-    raise SettingsError("Pictures of attention need matplotlib; install it: pip install 'limelight[plots]'.") from error
+    raise MissingDependency("Figures need matplotlib. Install it: pip install 'limelight[plots]'.") from error
+
 ATTENTION, CHANGE = "inferno", "RdBu_r"
 INK, FAINT, PAPER = "#1f2328", "#6e7781", "#ffffff"
 # Colors that the color-blind can tell apart: Masataka Okabe, Kei Ito, "Color Universal Design", 2008,
@@ -46,6 +34,8 @@ HEAD = TEXT + SMALL + 12  # a tile's caption
 
 @dataclass(frozen=True)
 class Tile:
+    """An image with a caption and a note in smaller letters below it."""
+
     image: Image.Image
     caption: str
     note: str = ""
@@ -66,30 +56,56 @@ class Scale:
         return matplotlib.colormaps[self.colors](share.clip(0, 1))[..., :3]
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure; width and height in inches of 100 pixels."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_style() -> AbstractContextManager[None]:
+    """The fonts and colors of plots, for the time of a `with`."""
+    return matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "axes.edgecolor": FAINT})
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """A matplotlib figure as an RGB image."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    with Image.open(buffer) as image:
+        return image.convert("RGB")
+
+
 def attention_scale(high: float) -> Scale:
+    """Colors of attention from 0 to `high`."""
     return Scale(ATTENTION, 0.0, high, "attention")
 
 
 def check_index(index: int, count: int) -> int:
+    """The index, if it is one of `count` images.
+
+    Raises:
+        SettingsError: it is not.
+    """
     if not 0 <= index < count:
         raise SettingsError(f"There is no image {index}; there are {count}, counted from 0.")
     return index
 
 
 def display_name(prompt: Prompt, word: Any) -> str:
+    """A word as the user wrote it; the tokens of the prompt where it is given by indices."""
     if isinstance(word, str):
         return word
     return " ".join(prompt.tokens[i].removesuffix("</w>") for i in prompt.find(word))
 
 
 def sized(image: Image.Image, side: int) -> Image.Image:
-    """With its longer side as given."""
+    """Resize an image so that its longer side has `side` pixels; in RGB."""
     factor = side / max(image.size)
     size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def blend(image: Image.Image, heat: Tensor, scale: Scale, opacity: float, side: int) -> Image.Image:
+    """Lay a map [height, width] over its image in grey; an opacity of 1 shows the map alone."""
     shown = sized(image, side)
     resized = F.interpolate(heat.detach().float().cpu()[None, None], (shown.height, shown.width), mode="bilinear")[0, 0]
     grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None] / 255
@@ -115,11 +131,12 @@ def _fitted(text: str, size: int, width: int) -> str:
 
 
 def wrapped(tiles: list[Tile], columns: int = 6) -> list[list[Tile]]:
+    """Break a line of tiles into rows."""
     return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
 
 
 def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.Image:
-    """Captioned tiles in rows and columns, with the legends at the right."""
+    """Put captioned tiles of one size in rows and columns, with the legends at the right."""
     width, height = rows[0][0].image.size
     columns = max(len(row) for row in rows)
     bar = min(max(height, 96), 260)
@@ -130,6 +147,7 @@ def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.I
     )
     sheet = Image.new("RGB", sheet_size, PAPER)
     draw = ImageDraw.Draw(sheet)
+
     for y, row in enumerate(rows):
         top = GAP + y * (height + HEAD + GAP)
         for x, tile in enumerate(row):
@@ -137,6 +155,7 @@ def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.I
             draw.text((left, top), _fitted(tile.caption, TEXT, width), INK, _font(TEXT))
             draw.text((left, top + TEXT + 5), _fitted(tile.note, SMALL, width), FAINT, _font(SMALL))
             sheet.paste(tile.image, (left, top + HEAD))
+
     for i, scale in enumerate(scales):
         _legend(sheet, scale, (GAP + columns * (width + GAP) + i * legend, GAP), bar)
     return sheet
@@ -148,6 +167,7 @@ def _legend(sheet: Image.Image, scale: Scale, at: tuple[int, int], height: int) 
     draw.text((left, top), scale.label, INK, _font(SMALL))
     values = np.linspace(scale.high, scale.low, height)[:, None].repeat(14, axis=1)
     sheet.paste(Image.fromarray((scale.paint(values) * 255).round().astype(np.uint8)), (left, top + HEAD))
+
     for share in (0.0, 0.5, 1.0):
         value = scale.high + share * (scale.low - scale.high)
         text = f"{value:+.2f}" if scale.low < 0 and value else f"{value:.2f}"
