@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -305,11 +306,11 @@ def _in_some(word: str, prompts: Sequence[Prompt]) -> None:
         prompts[0].find(word)  # says what is wrong
 
 
-def places_of(prompts: Sequence[Prompt], local: str | Sequence[str] | None) -> list[tuple[int, ...]]:
-    """Positions of the words of a local edit in every prompt; empty for an edit of the whole picture."""
+def places_of(prompts: Sequence[Prompt], local: str | Sequence[str] | None) -> tuple[tuple[int, ...], ...]:
+    """Positions of the words of a local edit in every prompt; empty for an edit of the whole image."""
     if local is None:
-        return []
+        return ()
     words = [local] if isinstance(local, str) else list(local)
     for word in words:
         _in_some(word, prompts)
-    return [tuple(position for word in words for position in _find(word, prompt)) for prompt in prompts]
+    return tuple(tuple(chain.from_iterable(_find(word, prompt) for word in words)) for prompt in prompts)

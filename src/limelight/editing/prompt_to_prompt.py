@@ -1,9 +1,9 @@
-"""Prompt-to-prompt: change a picture by changing its prompt, and keep the rest of it.
+"""Prompt-to-prompt: change an image by changing its prompt, and keep the rest of it.
 
 Amir Hertz, Ron Mokady, Jay Tenenbaum, Kfir Aberman, Yael Pritch, Daniel Cohen-Or, "Prompt-to-Prompt Image Editing with
 Cross Attention Control", 2022, https://arxiv.org/abs/2208.01626
 
-Source and targets are drawn in one batch from the same noise. While they are, the targets' words take over the maps of
+Source and targets are generated in one batch from the same noise. The targets' words take over the attention maps of
 the source's words, and the targets' self-attention that of the source. Words may be strengthened by the heads of a
 concept, see `limelight.heads`.
 """
@@ -14,34 +14,32 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..attention.edits import Edit
 from ..attention.maps import AttentionMaps, none
 from ..attention.recording import RunningMean
 from ..errors import SettingsError
 from ..generation.batches import PassResult, in_passes
 from ..generation.loop import Step, denoise
 from ..generation.plan import checked, warn_of_unknown
-from ..generation.provenance import provenance
 from ..generation.result import Result
 from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
-from .attention_edits import LocalBlend, Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
-from .image_inversion import Inversion, invert_image
+from .attention_edits import LocalBlend, Mode, Window
+from .image_inversion import Inversion
+from .plan import EditPlan, EditSettings
 
 
 @dataclass(frozen=True, eq=False)
 class EditResult:
-    """A picture and what was made of it.
+    """Images and their edits.
 
     Attributes:
-        source: the pictures of the source prompt, one per seed; of a real picture, its reconstruction.
-        targets: the same of each target prompt.
+        source: the images of the source prompt, one per seed; for a real image, its reconstruction.
+        targets: for each target prompt the same.
     """
 
     source: Result
@@ -53,8 +51,21 @@ class EditResult:
         return self.targets[0]
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write everything as `Result.save` does; returns the pictures' paths, the source's first."""
-        return [path for result in (self.source, *self.targets) for path in result.save(folder)]
+        """Write the files of every image, as `Result.save` does.
+
+        Args:
+            folder: made if absent.
+
+        Returns:
+            The images' paths, those of the source first.
+
+        Raises:
+            FileError: the folder cannot be written.
+        """
+        paths = []
+        for result in (self.source, *self.targets):
+            paths += result.save(folder)
+        return paths
 
 
 def edit(
@@ -82,117 +93,117 @@ def edit(
     record: bool = True,
     on_step: Callable[[Step], None] | None = None,
 ) -> EditResult:
-    """Draw a prompt, and the same picture as other prompts would have it.
+    """Generate an image of a prompt, and the same image changed by other prompts.
 
     Args:
         model: see `limelight.load`.
-        source: what the picture shows.
-        target: what it should show instead; several targets are drawn beside each other.
-        seeds: one or several; a picture depends on its seed alone.
-        image: a real picture to edit, which `source` describes; it is inverted first, see `limelight.invert_image`.
-        null_text: invert it exactly, which takes minutes on a GPU for Stable Diffusion.
+        source: what the image shows.
+        target: what it should show instead. Several targets are generated beside each other.
+        seeds: one or several, not negative; an image depends on its seed alone.
+        image: a real image to edit, which `source` describes. It is inverted first, see `limelight.invert_image`, and
+            uses the first seed alone.
+        null_text: invert the image more exactly, which takes minutes on a GPU for Stable Diffusion.
         mode: "replace" swaps words one for one, "refine" keeps what both prompts share; "auto" replaces where the
             prompts have equally many words.
-        cross_steps: how long the words' maps are the source's. By word, with "*" for all others:
-            ``{"*": 0.8, "red": (0.0, 0.4)}``.
-        self_steps: how long the self-attention is the source's, in the layers from `Model.guided_scale` inwards, as
-            published (16 x 16 and smaller at 512 pixels); longer keeps more of the shape.
+        cross_steps: share of the steps, 0..1, in which the words have the source's maps; or from which share to which.
+            By word, with "*" for all others: ``{"*": 0.8, "red": (0.0, 0.4)}``.
+        self_steps: the same for the self-attention, in the layers from `Model.guided_scale` inwards, as published
+            (16 x 16 and smaller at 512 pixels); longer keeps more of the shape. By default 0.4, with `strengthen` 0.9.
         strengthen: concepts of the target's words, ``{"red": "Color"}``: such a word keeps its own maps, every head
             times its relevance to the concept, for as long as `cross_steps` lasts (P2P-HRV of Jungwon Park et al.,
             "Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in Text-to-Image Generative
             Models", 2024, https://arxiv.org/abs/2412.02237).
         head_vectors: the vectors for that, or their file; None takes those that are shipped for the model.
-        local: words outside whose place the picture stays as it is.
+        local: words; the image changes only where they are.
         reweight: how much more (above 1) or less (below 1) words of the target should show, for as long as
             `cross_steps` lasts.
         published: place the tokens after a replaced word as the authors' code does, which shifts them where the words
             differ in their number of tokens.
-        steps, guidance_scale, negative, height, width, batch, record, on_step: as in `limelight.generate`; `batch`
-            counts sources and targets.
+        steps, guidance_scale, negative, height, width, batch, on_step: as in `limelight.generate`; `batch` counts
+            sources and targets.
+        record: keep the mean attention maps of the run, see `Result.maps`.
 
     Raises:
         PromptError: a word is in none of the prompts, or "replace" got prompts of different numbers of words.
-        SettingsError: a setting is out of range.
+        SettingsError: a setting is out of range, `image` meets a scheduler other than DDIM, or its inversion is of
+            another prompt, size or schedule.
 
     Warns:
         UnknownWords: as `limelight.generate`.
+
+    Examples:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> result = limelight.edit(model, "a red car", ["a blue car", "a car"], seeds=[0, 1], steps=2)
+        >>> [target.settings["prompt"] for target in result.targets]
+        ['a blue car', 'a car']
+        >>> len(result.source.images), len(result.target.images)
+        (2, 2)
     """
-    targets = [target] if isinstance(target, str) else list(target)
-    seeds = checked(seeds)
-    if not targets:
-        raise SettingsError("An edit needs at least one target prompt.")
-    texts = [source, *targets]
-    prompts = [model.prompt(text) for text in texts]
-    warn_of_unknown(model, prompts)
-    size = (height or model.default_size[0], width or model.default_size[1])
+    texts = [source, *([target] if isinstance(target, str) else target)]
     if null_text and image is None:
-        raise SettingsError("null_text inverts a real picture; give one as image.")
-    if isinstance(image, Image.Image):
-        image = invert_image(
-            model, image, source, steps=steps, guidance_scale=guidance_scale, negative=negative, null_text=null_text,
-            size=size,
-        )  # fmt: skip
+        raise SettingsError("null_text inverts a real image; give one as image.")
+    settings = EditSettings(
+        null_text=null_text,
+        mode=mode,
+        cross_steps=cross_steps,
+        self_steps=self_steps,
+        strengthen=strengthen or {},
+        head_vectors=head_vectors,
+        local=local,
+        reweight=reweight or {},
+        published=published,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative=negative,
+        height=height or model.default_size[0],
+        width=width or model.default_size[1],
+        record=record,
+    )
+    plan = EditPlan.of(model, texts, checked(seeds), settings)
+    warn_of_unknown(model, plan.prompts)
     if image is not None:
-        image.check(model, source, steps, size)
-        seeds = seeds[:1]
-    passes, rows = len(model.timesteps(steps)), len(texts)
-    cross = cross_attention(prompts, passes, mode, cross_steps, reweight or {}, published)
-    if strengthen:
-        cross = cross.strengthened(model, prompts[1:], strengthen, head_vectors)
-    if self_steps is None:
-        self_steps = 0.9 if strengthen else 0.4
-    edits: list[Edit] = [
-        cross.to(model.device),
-        SelfAttention(rows, model.guided_scale, steps_of(self_steps, "self_steps", passes)),
-    ]
-    places = places_of(prompts, local)
+        plan = plan.starting_from(image)
 
-    def draw(which: range, _lean: bool) -> PassResult:
-        generators = [torch.Generator().manual_seed(seeds[i]) for i in which for _ in range(rows)]
-        noise = model.noise(generators, *size)
-        encoded = model.encode(prompts * len(which), negative if guidance_scale > 1 else None, size)
-        conditioning: Conditioning | list[Conditioning] = encoded
-        if image is not None:
-            noise = image.noise.to(noise).expand_as(noise)
-            conditioning = image.conditioning(encoded, passes)
-        blend = LocalBlend(places, passes) if places else None
-        loop = denoise(
-            model, conditioning, noise, steps=steps, guidance_scale=guidance_scale, edits=edits,
-            record=record or blend is not None, generators=generators,
-        )  # fmt: skip
-        final, maps = _run(loop, blend, record, on_step)
-        return PassResult(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
+    def one_pass(rows: range, _lean: bool) -> PassResult:
+        return _run_pass(plan, rows, on_step)
 
-    drawn = PassResult.join(in_passes(model, draw, len(seeds), batch, size, lean=True, rows=rows))
-    settings = {
-        "negative": negative,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "height": size[0],
-        "width": size[1],
-        "source": source,
-        "image": None if image is None else "given",
-        "null_text": image is not None and image.unconditional is not None,
-        "mode": mode,
-        "cross_steps": cross_steps if isinstance(cross_steps, float | int) else dict(by_word(cross_steps)),
-        "self_steps": self_steps,
-        "strengthen": dict(strengthen or {}),
-        "head_vectors": (
-            Path(head_vectors).name if isinstance(head_vectors, str | Path) else "given" if head_vectors else None
-        ),
-        "local": local,
-        "reweight": dict(reweight or {}),
-        "published": published,
-        **provenance(model),
-    }
-    return EditResult(*_split(drawn, texts, seeds, settings))
+    parts = in_passes(model, one_pass, len(plan.seeds), batch, settings.size, lean=True, rows=len(texts))
+    return _package(plan, PassResult.join(parts))
 
 
-def _named(head_vectors: Relevance | str | Path | None) -> str | None:
-    """The vectors of an edit as its settings name them."""
-    if isinstance(head_vectors, str | Path):
-        return Path(head_vectors).name
-    return None if head_vectors is None else "given"
+def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | None) -> PassResult:
+    """Generate the source and the targets of some seeds in one batch.
+
+    Args:
+        rows: which of `plan.seeds`.
+        on_step: called after every step.
+    """
+    model, settings = plan.model, plan.settings
+    generators = list[torch.Generator]()
+    for i in rows:
+        generators += [torch.Generator().manual_seed(plan.seeds[i]) for _ in plan.prompts]
+    noise = model.noise(generators, *settings.size)
+
+    negative = settings.negative if settings.guidance_scale > 1 else None
+    encoded = model.encode(plan.prompts * len(rows), negative, settings.size)
+    conditioning: Conditioning | list[Conditioning] = encoded
+    if plan.inversion is not None:
+        noise = plan.inversion.noise.to(noise).expand_as(noise)
+        conditioning = plan.inversion.conditioning(encoded, plan.passes)
+
+    blend = LocalBlend(plan.places, plan.passes) if plan.places else None
+    loop = denoise(
+        model,
+        conditioning,
+        noise,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        edits=plan.edits,
+        record=settings.record or blend is not None,
+        generators=generators,
+    )
+    final, maps = _run(loop, blend, settings.record, on_step)
+    return PassResult(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
 
 
 def _run(
@@ -201,7 +212,7 @@ def _run(
     record: bool,
     on_step: Callable[[Step], None] | None,
 ) -> tuple[Tensor, AttentionMaps | None]:
-    """Draw to the end, blending every step's latents if asked to: the finished ones, and the mean maps."""
+    """Run the loop to its end, with the latents of every step blended if asked: the last latents, and the mean maps."""
     mean, step = RunningMean(), next(loop)
     while True:
         final = blend(step) if blend else step.latents
@@ -209,18 +220,18 @@ def _run(
             mean.add(step.maps)
         if on_step:
             on_step(step)
+
         try:
             step = loop.send(final)
         except StopIteration:
             return final, mean.result()
 
 
-def _split(
-    drawn: PassResult, texts: Sequence[str], seeds: tuple[int, ...], settings: dict[str, Any]
-) -> tuple[Result, tuple[Result, ...]]:
-    """The source's and the targets' pictures, of rows that alternate between them."""
-    results = []
-    for i, text in enumerate(texts):
-        own, facts = slice(i, None, len(texts)), {"prompt": text, "subjects": [], **settings}
-        results.append(Result(drawn.images[own], drawn.latents[own], drawn.maps.images(own), (), facts, seeds, ()))
-    return results[0], tuple(results[1:])
+def _package(plan: EditPlan, done: PassResult) -> EditResult:
+    """The images of a plan, whose rows alternate between the prompts, with all that they depend on."""
+    facts, results = plan.facts(), []
+    for i, text in enumerate(plan.texts):
+        own, settings = slice(i, None, len(plan.texts)), {"prompt": text, "subjects": [], **facts}
+        results.append(Result(done.images[own], done.latents[own], done.maps.images(own), (), settings, plan.seeds, ()))
+
+    return EditResult(results[0], tuple(results[1:]))

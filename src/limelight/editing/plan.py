@@ -1,0 +1,161 @@
+"""What a call of `edit` will do: everything that is checked, parsed or built once, before the first image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..attention.edits import Edit
+from ..errors import SettingsError
+from ..generation.provenance import provenance
+from ..heads.relevance import Relevance
+from ..models.base import Model
+from ..prompts.prompt import Prompt
+from .attention_edits import Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
+from .image_inversion import Inversion, invert_image
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EditSettings:
+    """The options that all images of a call share. Each is described in `limelight.edit`.
+
+    Attributes:
+        height, width: in pixels.
+    """
+
+    null_text: bool
+    mode: Mode
+    cross_steps: Window | Mapping[str, Window]
+    self_steps: Window | None
+    strengthen: Mapping[str, str]
+    head_vectors: Relevance | str | Path | None
+    local: str | Sequence[str] | None
+    reweight: Mapping[str, float]
+    published: bool
+    steps: int
+    guidance_scale: float
+    negative: str
+    height: int
+    width: int
+    record: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    @property
+    def self_window(self) -> Window:
+        """The given `self_steps`, or their default, which is longer where words are strengthened."""
+        if self.self_steps is not None:
+            return self.self_steps
+        return 0.9 if self.strengthen else 0.4
+
+    def facts(self) -> dict[str, Any]:
+        """The settings of the attention edits as plain values, to be stored with a result."""
+        cross = self.cross_steps
+        return {
+            "mode": self.mode,
+            "cross_steps": cross if isinstance(cross, float | int) else dict(by_word(cross)),
+            "self_steps": self.self_window,
+            "strengthen": dict(self.strengthen),
+            "head_vectors": self._vectors(),
+            "local": self.local,
+            "reweight": dict(self.reweight),
+            "published": self.published,
+        }
+
+    def _vectors(self) -> str | None:
+        """The head relevance vectors by name; "given" for those that have none."""
+        if isinstance(self.head_vectors, str | Path):
+            return Path(self.head_vectors).name
+        return "given" if self.head_vectors else None
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """A checked call of `edit`.
+
+    Attributes:
+        texts: the source prompt, then the target prompts, as they were written.
+        prompts: the same, parsed.
+        seeds: one per row of images.
+        edits: of the attention.
+        places: for a local edit, the token positions of its words in each prompt; else empty.
+        passes: denoiser passes of the schedule.
+        inversion: of the real image to edit; None where the source is generated.
+    """
+
+    model: Model
+    settings: EditSettings
+    texts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    seeds: tuple[int, ...]
+    edits: tuple[Edit, ...]
+    places: tuple[tuple[int, ...], ...]
+    passes: int
+    inversion: Inversion | None = None
+
+    @classmethod
+    def of(cls, model: Model, texts: Sequence[str], seeds: tuple[int, ...], settings: EditSettings) -> EditPlan:
+        """Parse the prompts and build the edits of their attention.
+
+        Raises:
+            PromptError: a word is in none of the prompts, or "replace" got prompts of different numbers of words.
+            SettingsError: there is no target, or a setting is out of range.
+        """
+        if len(texts) < 2:
+            raise SettingsError("An edit needs at least one target prompt.")
+        prompts = tuple(model.prompt(text) for text in texts)
+        places = places_of(prompts, settings.local)
+
+        passes = len(model.timesteps(settings.steps))
+        cross = cross_attention(
+            prompts, passes, settings.mode, settings.cross_steps, settings.reweight, settings.published
+        )
+        if settings.strengthen:
+            cross = cross.strengthened(model, prompts[1:], settings.strengthen, settings.head_vectors)
+        window = steps_of(settings.self_window, "self_steps", passes)
+        edits = (cross.to(model.device), SelfAttention(len(prompts), model.guided_scale, window))
+        return cls(model, settings, tuple(texts), prompts, seeds, edits, places, passes)
+
+    def starting_from(self, image: Image.Image | Inversion) -> EditPlan:
+        """The same edit of a real image, which is inverted first where that is not done yet; it has a single seed.
+
+        Raises:
+            SettingsError: the scheduler is not DDIM, or the inversion is of another prompt, size or schedule.
+        """
+        settings, source = self.settings, self.texts[0]
+        if isinstance(image, Image.Image):
+            image = invert_image(
+                self.model,
+                image,
+                source,
+                steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
+                negative=settings.negative,
+                null_text=settings.null_text,
+                size=settings.size,
+            )
+        image.check(self.model, source, settings.steps, settings.size)
+        return replace(self, seeds=self.seeds[:1], inversion=image)
+
+    def facts(self) -> dict[str, Any]:
+        """All that the images depend on but for their prompt and seed, as plain values."""
+        settings, inversion = self.settings, self.inversion
+        return {
+            "negative": settings.negative,
+            "steps": settings.steps,
+            "guidance_scale": settings.guidance_scale,
+            "height": settings.height,
+            "width": settings.width,
+            "source": self.texts[0],
+            "image": None if inversion is None else "given",
+            "null_text": inversion is not None and inversion.unconditional is not None,
+            **settings.facts(),
+            **provenance(self.model),
+        }
