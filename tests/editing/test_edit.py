@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from limelight.editing.attention_edits import (
     replacement,
 )
 from limelight.heads.relevance import Relevance
+from limelight.utils.images import grid
 
 
 def pairs(matrix: torch.Tensor, tokens: int) -> dict[tuple[int, int], float]:
@@ -193,6 +196,28 @@ def test_a_local_edit_leaves_the_rest(tiny, monkeypatch):
     assert 0 < outside.double().mean() < 1
     assert torch.equal(result.target.latents[outside], result.source.latents[outside])
     assert not torch.equal(result.target.latents[~outside], result.source.latents[~outside])
+
+
+def test_the_grid_has_a_row_for_each_prompt(tiny, tmp_path):
+    result = limelight.edit(tiny, "a red car", ["a blue car", "a car"], seeds=[3, 4], steps=1)
+    rows = [result.source.images, result.targets[0].images, result.targets[1].images]
+    names = ["a red car", "a blue car", "a car"]
+    wanted = grid(rows, names)
+    assert result.grid().tobytes() == wanted.tobytes()
+
+    path = result.save_grid(tmp_path / "new")
+    assert path == tmp_path / "new" / "a-red-car-to-a-blue-car.png"
+    with Image.open(path) as image:
+        assert image.tobytes() == wanted.tobytes()
+        settings = json.loads(image.text["limelight"])
+    assert settings == json.loads(json.dumps({**result.target.settings, "seeds": [3, 4], "rows": names}))
+
+
+def test_files_of_the_source_come_first(tiny, tmp_path):
+    result = limelight.edit(tiny, "a red car", ["a blue car", "a car"], seeds=[3, 4], steps=1)
+    names = [path.name for path in result.save(tmp_path)]
+    wanted = ["a-red-car-3", "a-red-car-4", "a-blue-car-3", "a-blue-car-4", "a-car-3", "a-car-4"]
+    assert names == [f"{name}.png" for name in wanted]
 
 
 def test_xl(tiny_xl):

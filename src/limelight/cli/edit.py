@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from ..utils.files import png, slug, write
-from ..utils.images import grid
 from .options import (
     Device,
     GuidanceScale,
@@ -116,9 +114,6 @@ def edit_command(
             on_step=on_step,
         )
 
-    result.save(out)
-    rows = [result.source, *result.targets]
-    sheet = out / f"{slug(f'{source} to {targets[0]}', 70)}.png"
-    settings = {**result.target.settings, "seeds": list(result.source.seeds), "rows": [source, *targets]}
-    write(sheet, png(settings, grid([row.images for row in rows], [source, *targets])))
-    console.print(f"{sum(len(row.images) for row in rows)} images and {escape(sheet.name)} in {escape(str(out))}")
+    paths = result.save(out)
+    sheet = result.save_grid(out)
+    console.print(f"{len(paths)} images and {escape(sheet.name)} in {escape(str(out))}")

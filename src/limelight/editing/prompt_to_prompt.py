@@ -28,6 +28,8 @@ from ..generation.plan import checked, warn_of_unknown
 from ..generation.result import Result
 from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
+from ..utils.files import png, slug, write
+from ..utils.images import grid
 from .attention_edits import LocalBlend, Mode, Window
 from .image_inversion import Inversion
 from .plan import EditPlan, EditSettings
@@ -50,6 +52,10 @@ class EditResult:
         """The first target."""
         return self.targets[0]
 
+    def grid(self) -> Image.Image:
+        """The source in the first row, each target in a row below, with its prompt above; one column per seed."""
+        return grid([result.images for result in self._results], self._prompts)
+
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the files of every image, as `Result.save` does.
 
@@ -63,9 +69,35 @@ class EditResult:
             FileError: the folder cannot be written.
         """
         paths = []
-        for result in (self.source, *self.targets):
+        for result in self._results:
             paths += result.save(folder)
         return paths
+
+    def save_grid(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the grid as a PNG, with the settings of the first target, the seeds and the prompts of the rows inside.
+
+        Args:
+            folder: made if absent.
+
+        Returns:
+            Its path, whose name holds the words of the source and of the first target.
+
+        Raises:
+            FileError: the folder cannot be written.
+        """
+        source, target, *_ = self._prompts
+        path = Path(folder) / f"{slug(f'{source} to {target}', 70)}.png"
+        settings = {**self.target.settings, "seeds": list(self.source.seeds), "rows": self._prompts}
+        write(path, png(settings, self.grid()))
+        return path
+
+    @property
+    def _results(self) -> tuple[Result, ...]:
+        return self.source, *self.targets
+
+    @property
+    def _prompts(self) -> list[str]:
+        return [result.settings["prompt"] for result in self._results]
 
 
 def edit(
@@ -138,6 +170,7 @@ def edit(
         ['a blue car', 'a car']
         >>> len(result.source.images), len(result.target.images)
         (2, 2)
+        >>> sheet = result.grid()  # three rows of two images
     """
     texts = [source, *([target] if isinstance(target, str) else target)]
     if null_text and image is None:
