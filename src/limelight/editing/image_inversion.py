@@ -1,9 +1,9 @@
-"""From a real picture to the noise that gives it."""
+"""From a real image to the noise that gives it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +18,16 @@ from ..models.base import Conditioning, Model
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """What gives a picture back.
+    """The noise of an image, and what else a model needs to give the image back.
 
     Attributes:
-        noise: latents to begin with, [1, channels, height, width].
-        prompt: what the picture shows.
-        steps: of the schedule.
+        noise: latents to start from, [1, channels, height, width].
+        prompt: what the image shows.
+        steps: number of denoising steps.
         size: height and width in pixels.
         unconditional: for null-text inversion, the unconditional branch of each step; else None.
-        error: root mean square difference between the picture's latents and those that it is given back with, in units
-            of the latents' own (about 1).
+        error: root mean square difference between the image's latents and those that the model gives back, in units of
+            the latents' own (about 1).
     """
 
     noise: Tensor
@@ -37,29 +37,35 @@ class Inversion:
     unconditional: tuple[Mapping[str, Tensor], ...] | None
     error: float
 
-    def check(self, model: Model, prompt: str, steps: int, size: tuple[int, int]) -> None:
-        """Raises SettingsError where an edit wants something else than what was inverted."""
+    def check(self, prompt: str, steps: int, size: tuple[int, int]) -> None:
+        """Compare the inversion with what an edit asks for.
+
+        Raises:
+            SettingsError: they differ.
+        """
         for name, own, asked in (
             ("prompt", self.prompt, prompt),
             ("steps", self.steps, steps),
             ("size", "{}x{}".format(*self.size), "{}x{}".format(*size)),
         ):
             if own != asked:
-                raise SettingsError(f"The picture was inverted with {name} '{own}', the edit asks for '{asked}'.")
+                raise SettingsError(f"The image was inverted with {name} '{own}', the edit asks for '{asked}'.")
 
     def conditioning(self, encoded: Conditioning, passes: int) -> list[Conditioning]:
-        """The conditioning of each step, for any number of rows."""
+        """The conditioning of each step, for any number of rows.
+
+        Args:
+            encoded: the encoded prompts, one row per image; null-text inversion replaces their unconditional branch.
+            passes: denoiser passes of the schedule.
+        """
         if self.unconditional is None or encoded.unconditional is None:
             return [encoded] * passes
-        rows = len(encoded.prompts)
-        return [
-            Conditioning(
-                encoded.prompts,
-                encoded.conditional,
-                {name: value.expand(rows, *value.shape[1:]) for name, value in branch.items()},
-            )
-            for branch in self.unconditional
-        ]
+
+        rows, steps = len(encoded.prompts), []
+        for branch in self.unconditional:
+            unconditional = {name: value.expand(rows, *value.shape[1:]) for name, value in branch.items()}
+            steps.append(Conditioning(encoded.prompts, encoded.conditional, unconditional))
+        return steps
 
 
 @torch.inference_mode(False)
@@ -77,10 +83,10 @@ def invert_image(
     size: tuple[int, int] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Inversion:
-    """The noise from which a model draws a given picture, by DDIM run backwards.
+    """Find the noise from which a model generates a given image, by DDIM run backwards.
 
     Jiaming Song, Chenlin Meng, Stefano Ermon, "Denoising Diffusion Implicit Models", 2020,
-    https://arxiv.org/abs/2010.02502. Strong guidance leads away from the picture; null-text inversion corrects that by
+    https://arxiv.org/abs/2010.02502. Strong guidance leads away from the image; null-text inversion corrects that by
     learning the unconditional branch of every step: Ron Mokady, Amir Hertz, Kfir Aberman, Yael Pritch, Daniel
     Cohen-Or, "Null-text Inversion for Editing Real Images using Guided Diffusion Models", 2022,
     https://arxiv.org/abs/2211.09794
@@ -89,42 +95,62 @@ def invert_image(
         model: with a DDIM scheduler.
         image: cut to the shape of `size` around its middle, turned as its EXIF data say.
         prompt: what it shows.
-        steps, guidance_scale, negative: of the drawing that is to give it back.
-        null_text: learn the unconditional branch.
+        steps, guidance_scale, negative: of the run that is to give the image back.
+        null_text: learn the unconditional branch; there is one only at a `guidance_scale` above 1.
         iterations: of that learning, at most, per step.
         size: height and width in pixels; by default the model's own.
-        on_step: called with 0, 1, ... after every step of the way back, and again on the way forth of `null_text`.
+        on_step: called with 0, 1, ... after every step backwards, and again after every step that `null_text` learns.
 
     Raises:
         SettingsError: the scheduler is not DDIM.
+
+    Examples:
+        >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
+        >>> image = limelight.generate(model, "a red car", steps=2).images[0]
+        >>> inversion = limelight.invert_image(model, image, "a red car", steps=2)
+        >>> inversion.steps, inversion.size
+        (2, (128, 128))
+        >>> result = limelight.edit(model, "a red car", "a blue car", image=inversion, steps=2)
     """
     if not isinstance(model.scheduler, DDIMScheduler):
         raise SettingsError(
-            f"A picture can be inverted with DDIM, not with {type(model.scheduler).__name__}; load the model with "
+            f"An image can be inverted with DDIM, not with {type(model.scheduler).__name__}; load the model with "
             "scheduler='ddim'."
         )
+
+    # Not `fit_image`, whose bicubic filter gives other pixels.
     size = size or model.default_size
-    fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS)
-    latents = model.latents([fitted])
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    latents = model.latents([ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.LANCZOS)])
     encoded = model.encode([model.prompt(prompt)], negative if guidance_scale > 1 else None, size)
-    backwards = DDIMInverseScheduler.from_config(model.scheduler.config)
-    backwards.set_timesteps(steps, device=model.device)
-    path = [latents]
-    for index, timestep in enumerate(backwards.timesteps):
-        prediction = model.predict(path[-1], timestep, encoded.only_conditional())
-        path.append(backwards.step(prediction, timestep, path[-1], return_dict=False)[0])
-        if on_step:
-            on_step(index)
+
+    path = _backwards(model, latents, encoded.only_conditional(), steps, on_step)
     learned = None
     if null_text and encoded.unconditional is not None:
         learned = _null_text(model, path, encoded, steps, guidance_scale, iterations, on_step)
+
+    # Give the image back, to measure the error.
     inversion = Inversion(path[-1], prompt, steps, size, learned, 0.0)
-    for step in denoise(
-        model, inversion.conditioning(encoded, steps), path[-1], steps=steps, guidance_scale=guidance_scale
-    ):
+    conditioning = inversion.conditioning(encoded, steps)
+    for step in denoise(model, conditioning, inversion.noise, steps=steps, guidance_scale=guidance_scale):
         final = step.latents
-    error = (final - latents).float().square().mean().sqrt().item()
-    return Inversion(path[-1], prompt, steps, size, learned, error)
+    return replace(inversion, error=(final - latents).float().square().mean().sqrt().item())
+
+
+def _backwards(
+    model: Model, latents: Tensor, encoded: Conditioning, steps: int, on_step: Callable[[int], None] | None
+) -> list[Tensor]:
+    """Run DDIM backwards: the latents of the image, and those after every step, the last of which are noise."""
+    scheduler = DDIMInverseScheduler.from_config(model.scheduler.config)
+    scheduler.set_timesteps(steps, device=model.device)
+
+    path = [latents]
+    for index, timestep in enumerate(scheduler.timesteps):
+        prediction = model.predict(path[-1], timestep, encoded)
+        path.append(scheduler.step(prediction, timestep, path[-1], return_dict=False)[0])
+        if on_step:
+            on_step(index)
+    return path
 
 
 def _null_text(
@@ -136,7 +162,7 @@ def _null_text(
     iterations: int,
     on_step: Callable[[int], None] | None,
 ) -> tuple[Mapping[str, Tensor], ...]:
-    """The unconditional branch of each step that leads along `path`, from its end to its beginning."""
+    """Learn the unconditional branch of each step that leads along `path`, from its end to its beginning."""
     assert encoded.unconditional is not None
     conditional, fixed = encoded.only_conditional(), encoded.unconditional
     latents, states = path[-1], fixed["encoder_hidden_states"].float()
@@ -145,7 +171,7 @@ def _null_text(
     def branch(states: Tensor) -> dict[str, Tensor]:
         return {**fixed, "encoder_hidden_states": states.to(model.dtype)}
 
-    def drawn(latents: Tensor, timestep: Tensor, towards: Tensor, states: Tensor) -> Tensor:
+    def stepped(latents: Tensor, timestep: Tensor, towards: Tensor, states: Tensor) -> Tensor:
         away = model.predict(latents, timestep, Conditioning(encoded.prompts, branch(states)))
         assert away is not None  # no `until` was given
         return model.step(away + guidance_scale * (towards - away), timestep, latents, ())
@@ -154,18 +180,20 @@ def _null_text(
         wanted = path[-2 - index].float()
         towards = model.predict(latents, timestep, conditional)
         assert towards is not None
+
         states = states.clone().requires_grad_()
         # The authors' values: a rate that falls, and a loss below which a step is good enough.
         optimizer = torch.optim.Adam([states], lr=1e-2 * (1 - index / (2 * steps)))
         for _ in range(iterations):
             with torch.enable_grad():
-                loss = F.mse_loss(drawn(latents, timestep, towards, states).float(), wanted)
+                loss = F.mse_loss(stepped(latents, timestep, towards, states).float(), wanted)
                 (states.grad,) = torch.autograd.grad(loss, [states])
             optimizer.step()
             if loss.item() < 1e-5 + 1e-3 * index / steps:
                 break
+
         states = states.detach()
-        latents = drawn(latents, timestep, towards, states)
+        latents = stepped(latents, timestep, towards, states)
         learned.append(branch(states))
         if on_step:
             on_step(index)

@@ -141,7 +141,7 @@ class EditPlan:
                 null_text=settings.null_text,
                 size=settings.size,
             )
-        image.check(self.model, source, settings.steps, settings.size)
+        image.check(source, settings.steps, settings.size)
         return replace(self, seeds=self.seeds[:1], inversion=image)
 
     def facts(self) -> dict[str, Any]:
