@@ -1,0 +1,89 @@
+"""Prompt-to-prompt as a whole."""
+
+from __future__ import annotations
+
+import doctest
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import limelight
+from limelight.editing import prompt_to_prompt
+from limelight.utils.images import grid
+
+
+def test_source_is_the_plain_image_and_equal_prompts_give_it_again(tiny):
+    plain = limelight.generate(tiny, "a red car", seeds=[3, 4], steps=4, record=False)
+    result = limelight.edit(tiny, "a red car", ["a red car", "a blue car"], seeds=[3, 4], steps=4)
+    torch.testing.assert_close(result.source.latents, plain.latents)
+    torch.testing.assert_close(result.target.latents, plain.latents)
+    assert not torch.allclose(result.targets[1].latents, plain.latents, atol=1e-3)
+    assert result.target.images[0].tobytes() == plain.images[0].tobytes()
+    assert result.targets[1].maps["blue"].shape[0] == 2
+
+
+def test_passes_do_not_change_the_images(tiny):
+    whole, parts = (
+        limelight.edit(tiny, "a red car", "a blue car", seeds=[0, 1, 2], steps=3, batch=size) for size in (6, 2)
+    )
+    torch.testing.assert_close(whole.target.latents, parts.target.latents)
+
+
+def test_without_windows_the_target_is_generated_alone(tiny):
+    free = limelight.edit(tiny, "a red car", "a blue car", steps=3, cross_steps=0, self_steps=0)
+    alone = limelight.generate(tiny, "a blue car", steps=3)
+    torch.testing.assert_close(free.target.latents, alone.latents)
+
+
+def test_the_grid_has_a_row_for_each_prompt(tiny, tmp_path):
+    result = limelight.edit(tiny, "a red car", ["a blue car", "a car"], seeds=[3, 4], steps=1)
+    rows = [result.source.images, result.targets[0].images, result.targets[1].images]
+    names = ["a red car", "a blue car", "a car"]
+    wanted = grid(rows, names)
+    assert result.grid().tobytes() == wanted.tobytes()
+
+    path = result.save_grid(tmp_path / "new")
+    assert path == tmp_path / "new" / "a-red-car-to-a-blue-car.png"
+    with Image.open(path) as image:
+        assert image.tobytes() == wanted.tobytes()
+        settings = json.loads(image.text["limelight"])
+    assert settings == json.loads(json.dumps({**result.target.settings, "seeds": [3, 4], "rows": names}))
+
+
+def test_files_of_the_source_come_first(tiny, tmp_path):
+    result = limelight.edit(tiny, "a red car", ["a blue car", "a car"], seeds=[3, 4], steps=1)
+    names = [path.name for path in result.save(tmp_path)]
+    wanted = ["a-red-car-3", "a-red-car-4", "a-blue-car-3", "a-blue-car-4", "a-car-3", "a-car-4"]
+    assert names == [f"{name}.png" for name in wanted]
+
+
+def test_xl(tiny_xl):
+    result = limelight.edit(limelight.load(tiny_xl), "a red car", ["a blue car", "a red car and a dog"], steps=2)
+    assert [r.settings["prompt"] for r in result.targets] == ["a blue car", "a red car and a dog"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"target": "a big blue car", "mode": "replace"}, "'a red car' has 3 words and 'a big blue car' has 4"),
+        ({"local": "cat"}, "'cat' is not in the prompt"),
+        ({"reweight": {"cat": 2.0}}, "'cat' is not in the prompt"),
+        ({"cross_steps": {"cat": 0.5}}, "'cat' is not in the prompt"),
+        ({"cross_steps": 1.5}, r"cross_steps=1.5 must lie between 0 and 1"),
+        ({"self_steps": (0.8, 0.2)}, r"self_steps=\(0.8, 0.2\) must lie"),
+        ({"mode": "swap"}, "mode='swap' must be"),
+        ({"target": []}, "at least one target"),
+        ({"null_text": True}, "give one as image"),
+    ],
+)
+def test_bad_input(tiny, arguments, words):
+    with pytest.raises(limelight.LimelightError, match=words):
+        limelight.edit(tiny, **{"source": "a red car", "target": "a blue car", "steps": 2, **arguments})
+
+
+def test_examples():
+    found = doctest.testmod(prompt_to_prompt, extraglobs={"limelight": limelight})
+    assert found.attempted > 0
+    assert found.failed == 0
