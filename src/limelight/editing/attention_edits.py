@@ -78,8 +78,10 @@ def replacement(source: Prompt, target: Prompt, *, published: bool = False) -> T
         i, j = a[-1] + 1, b[-1] + 1
 
     rest = min(length - i, length - j)
-    matrix[range(j, j + rest) if published else range(i, i + rest), range(j, j + rest)] = 1
-    if not published:
+    if published:
+        matrix[range(j, j + rest), range(j, j + rest)] = 1
+    else:
+        matrix[range(i, i + rest), range(j, j + rest)] = 1
         matrix[i + rest :, -1] = 1  # padding that the longer word pushed out
     return matrix
 

@@ -53,14 +53,19 @@ class EditSettings:
         """The given `self_steps`, or their default, which is longer where words are strengthened."""
         if self.self_steps is not None:
             return self.self_steps
-        return 0.9 if self.strengthen else 0.4
+        if self.strengthen:
+            return 0.9
+        return 0.4
 
     def facts(self) -> dict[str, Any]:
         """The settings of the attention edits as plain values, to be stored with a result."""
-        cross = self.cross_steps
+        cross_steps = self.cross_steps
+        if not isinstance(cross_steps, float | int):
+            cross_steps = dict(by_word(cross_steps))
+
         return {
             "mode": self.mode,
-            "cross_steps": cross if isinstance(cross, float | int) else dict(by_word(cross)),
+            "cross_steps": cross_steps,
             "self_steps": self.self_window,
             "strengthen": dict(self.strengthen),
             "head_vectors": self._vectors(),
@@ -73,7 +78,9 @@ class EditSettings:
         """The head relevance vectors by name; "given" for those that have none."""
         if isinstance(self.head_vectors, str | Path):
             return Path(self.head_vectors).name
-        return "given" if self.head_vectors else None
+        if self.head_vectors is None:
+            return None
+        return "given"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +148,14 @@ class EditPlan:
                 null_text=settings.null_text,
                 size=settings.size,
             )
+
         image.check(source, settings.steps, settings.size)
         return replace(self, seeds=self.seeds[:1], inversion=image)
 
     def facts(self) -> dict[str, Any]:
         """All that the images depend on but for their prompt and seed, as plain values."""
         settings, inversion = self.settings, self.inversion
+
         return {
             "negative": settings.negative,
             "steps": settings.steps,

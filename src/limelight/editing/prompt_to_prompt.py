@@ -172,7 +172,7 @@ def edit(
         (2, 2)
         >>> sheet = result.grid()  # three rows of two images
     """
-    texts = [source, *([target] if isinstance(target, str) else target)]
+    targets = [target] if isinstance(target, str) else list(target)
     if null_text and image is None:
         raise SettingsError("null_text inverts a real image; give one as image.")
     settings = EditSettings(
@@ -192,7 +192,8 @@ def edit(
         width=width or model.default_size[1],
         record=record,
     )
-    plan = EditPlan.of(model, texts, checked(seeds), settings)
+
+    plan = EditPlan.of(model, [source, *targets], checked(seeds), settings)
     warn_of_unknown(model, plan.prompts)
     if image is not None:
         plan = plan.starting_from(image)
@@ -200,7 +201,7 @@ def edit(
     def one_pass(rows: range, _lean: bool) -> PassResult:
         return _run_pass(plan, rows, on_step)
 
-    parts = in_passes(model, one_pass, len(plan.seeds), batch, settings.size, lean=True, rows=len(texts))
+    parts = in_passes(model, one_pass, len(plan.seeds), batch, settings.size, lean=True, rows=len(plan.texts))
     return _package(plan, PassResult.join(parts))
 
 
@@ -224,7 +225,9 @@ def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | Non
         noise = plan.inversion.noise.to(noise).expand_as(noise)
         conditioning = plan.inversion.conditioning(encoded, plan.passes)
 
-    blend = LocalBlend(plan.places, plan.passes) if plan.places else None
+    blend = None
+    if plan.places:
+        blend = LocalBlend(plan.places, plan.passes)
     loop = denoise(
         model,
         conditioning,
@@ -236,7 +239,9 @@ def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | Non
         generators=generators,
     )
     final, maps = _run(loop, blend, settings.record, on_step)
-    return PassResult(model.decode(final), final, none(final, encoded.prompts) if maps is None else maps, [])
+    if maps is None:
+        maps = none(final, encoded.prompts)
+    return PassResult(model.decode(final), final, maps, [])
 
 
 def _run(
@@ -248,7 +253,9 @@ def _run(
     """Run the loop to its end, with the latents of every step blended if asked: the last latents, and the mean maps."""
     mean, step = RunningMean(), next(loop)
     while True:
-        final = blend(step) if blend else step.latents
+        final = step.latents
+        if blend:
+            final = blend(step)
         if record and step.maps is not None:
             mean.add(step.maps)
         if on_step:
