@@ -176,7 +176,7 @@ def test_info(limelight):
         (["--model", "~nosuchuser/m"], "error: '~nosuchuser/m' is neither a folder nor a hub id"),
         (["--model", "m" * 300], "is neither a folder nor a hub id"),
         (["--out", "/dev/null/x"], "cannot be written"),
-        (["--device", "toaster"], "error: 'toaster' is no device"),
+        (["--device", "toaster"], "error: Unknown device 'toaster'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypatch, arguments, message):

@@ -247,7 +247,7 @@ def test_the_cost_of_one_gradient_step_of_stable_diffusion():
         (lambda: AttendAndExcite(scale=-1), "scale=-1 must be a number that is not negative"),
         (lambda: AttendAndExcite(scale=float("nan")), "scale=nan"),
         (lambda: AttendAndExcite(decay=(1.0, -1.0)), "decay="),
-        (lambda: AttendAndExcite(until=25.0), "25.0 is no fraction of the schedule"),
+        (lambda: AttendAndExcite(until=25.0), "25.0 is not a fraction of the schedule"),
         (lambda: AttendAndExcite(thresholds={0: 1.5}), r"\{0: 1.5\} must map a step to a presence between 0 and 1"),
         (lambda: AttendAndExcite(until=-0.5), "until=-0.5"),
         (lambda: AttendAndExcite(every=0), "every=0 must be a whole number of steps, at least 1"),

@@ -81,9 +81,7 @@ class Guidance:
         if not all(0 <= value < float("inf") for value in self.decay):
             raise SettingsError(f"decay={self.decay} must be two numbers that are not negative.")
         _check_schedule((self.until, *self.thresholds))
-        for key, value in self.thresholds.items():
-            if not 0 <= value <= 1 or key < 0:
-                raise SettingsError(f"The threshold {{{key}: {value}}} must map a step to a presence between 0 and 1.")
+        _check_thresholds(self.thresholds)
 
     def layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
         """The layers whose maps the objective reads, for latents of the given height and width."""
@@ -112,7 +110,16 @@ def _check_schedule(keys: Sequence[float | int]) -> None:
     """Refuse what is neither a fraction of the schedule nor a number of steps."""
     for key in keys:
         if not isinstance(key, Integral) and not 0 <= key <= 1:
-            raise SettingsError(f"{key} is no fraction of the schedule: write 0.0 to 1.0, or a whole number of steps.")
+            raise SettingsError(
+                f"{key} is not a fraction of the schedule; write 0.0 to 1.0, or a whole number of steps."
+            )
+
+
+def _check_thresholds(thresholds: Mapping[float | int, float]) -> None:
+    """Refuse thresholds that do not map a step to a presence."""
+    for key, value in thresholds.items():
+        if not 0 <= value <= 1 or key < 0:
+            raise SettingsError(f"The threshold {{{key}: {value}}} must map a step to a presence between 0 and 1.")
 
 
 def layers_to_read(

@@ -113,6 +113,7 @@ def _about(path: Path) -> About | None:
 
 
 def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
+    """The pipeline of a folder or of the hub, with safe weights alone."""
     import diffusers
     from safetensors import SafetensorError
 
@@ -120,17 +121,9 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
     is_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)
     if not os.path.isdir(folder) and not is_id:
         raise ModelError(f"'{name}' is neither a folder nor a hub id (owner/name); 'pocket' is always there.")
+
     where = str(folder) if os.path.isdir(folder) else str(source)
-    try:
-        family = str(diffusers.DiffusionPipeline.load_config(where)["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if os.path.isdir(folder):
-            raise ModelError(f"'{name}' is no model folder: it has no readable model_index.json.") from error
-        raise ModelError(
-            f"'{name}' cannot be fetched from the hub; check the name and the connection, log in with `hf auth login` "
-            "if it is private or gated, or give a folder."
-        ) from error
-    _check_family(family, name)
+    family = _family(where, name)
     options = {"dtype": dtype, "use_safetensors": True, **FAMILIES[family].loading}
     try:
         with _no_alarm():
@@ -142,6 +135,24 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
+
+
+def _family(where: str, name: str) -> str:
+    """The pipeline class that the model's index names, which must be a supported one."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        family = str(DiffusionPipeline.load_config(where)["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if os.path.isdir(where):
+            raise ModelError(f"'{name}' is not a model folder: it has no readable model_index.json.") from error
+        raise ModelError(
+            f"'{name}' cannot be fetched from the hub; check the name and the connection, log in with `hf auth login` "
+            "if it is private or gated, or give a folder."
+        ) from error
+
+    _check_family(family, name)
+    return family
 
 
 @contextmanager
@@ -165,14 +176,23 @@ def _check_family(pipeline: str, name: str) -> None:
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The wanted device, or the best one."""
+    there = _device_types()
     try:
-        device = torch.device(wanted or next(name for name in there if there[name]))
+        device = torch.device(wanted or there[0])
     except RuntimeError as error:
-        raise SettingsError(f"'{wanted}' is no device; use cuda, mps or cpu.") from error
-    if not there.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise SettingsError(f"The device '{wanted}' is not there; use {' or '.join(k for k in there if there[k])}.")
+        raise SettingsError(f"Unknown device '{wanted}'. Choose one of: cuda, mps, cpu.") from error
+
+    beyond = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if device.type not in there or beyond:
+        raise SettingsError(f"The device '{wanted}' is not there; use {' or '.join(there)}.")
     return device
+
+
+def _device_types() -> list[str]:
+    """The kinds of device that this machine has, the fastest first."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, available in there.items() if available]
 
 
 def _move(pipeline: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:

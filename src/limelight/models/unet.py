@@ -115,15 +115,16 @@ class UNet(Model):
             while self._stowed:
                 self._stowed.pop().to(self.device)
             return False
-        encoders = [getattr(self.pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
-        # Where diffusers itself offloads, its hooks know best.
-        found = [x for x in encoders if x is not None and getattr(x, "_hf_hook", None) is None]
-        if self._stowed or not found or self.device.type == "cpu":
+        if self._stowed or self.device.type == "cpu":
             return False
-        self._stowed = found
-        for encoder in found:
-            encoder.to("cpu")
-        return True
+
+        for name in ("text_encoder", "text_encoder_2"):
+            encoder = getattr(self.pipeline, name, None)
+            # Where diffusers itself offloads, its hooks know best.
+            if encoder is not None and getattr(encoder, "_hf_hook", None) is None:
+                self._stowed.append(encoder)
+                encoder.to("cpu")
+        return bool(self._stowed)
 
     def timesteps(self, steps: int) -> Tensor:
         try:
