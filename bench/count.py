@@ -159,7 +159,8 @@ class Bare(UNet):
     def gradient(self, **changes: Any) -> None:
         """One gradient step."""
         guidance = AttendAndExcite(thresholds={}, **changes)
-        steering = Steering(guidance, self, self.conditioning, [[(2,), (5,)]], 50, torch.arange(50), self.size)
+        layers = guidance.layers(self, self.size)
+        steering = Steering(guidance, self, self.conditioning, [[(2,), (5,)]], 50, torch.arange(50), layers)
         steering.update(1, torch.tensor(500, device="meta"), self.latents)
 
     def theirs(self) -> None:

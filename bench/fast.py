@@ -44,7 +44,9 @@ def unit(model: limelight.Model) -> float:
     latents = model.noise([torch.Generator().manual_seed(0)], *model.default_size)
     size = (latents.shape[-2], latents.shape[-1])
     timesteps = model.timesteps(50)
-    steering = Steering(limelight.AttendAndExcite(), model, conditioning, [[(2,), (5,)]], 50, timesteps, size)
+    guidance = limelight.AttendAndExcite()
+    layers = guidance.layers(model, size)
+    steering = Steering(guidance, model, conditioning, [[(2,), (5,)]], 50, timesteps, layers)
     with sdpa_kernel([SDPBackend.MATH]), Flops() as one, torch.no_grad():
         model.predict(latents, timesteps[1], conditioning)
     with sdpa_kernel([SDPBackend.MATH]), Flops() as step:

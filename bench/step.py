@@ -54,7 +54,9 @@ def ways(model: Model, theirs: Any, batch: int) -> dict[str, Way]:
 
     def gradient(**changes: Any) -> Tensor:
         guidance = limelight.AttendAndExcite(thresholds={}, **changes)
-        moved = Steering(guidance, model, conditioning, subjects, 50, model.scheduler.timesteps, size)
+        moved = Steering(
+            guidance, model, conditioning, subjects, 50, model.scheduler.timesteps, guidance.layers(model, size)
+        )
         return moved.update(1, timestep, latents).latents  # type: ignore[union-attr]
 
     @torch.no_grad()

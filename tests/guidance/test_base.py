@@ -24,6 +24,19 @@ def test_defaults_are_the_papers():
     assert guidance == AttendAndExcite()
 
 
+def test_guided_layers_are_chosen_once_and_not_in_each_pass(tiny, monkeypatch):
+    chosen, layers = [], AttendAndExcite.layers
+
+    def counted(self, model, latent_size):
+        chosen.append(latent_size)
+        return layers(self, model, latent_size)
+
+    monkeypatch.setattr(AttendAndExcite, "layers", counted)
+    result = run(tiny, AttendAndExcite(resolution=8), steps=2, seeds=(0, 1, 2), batch=1, record=False)
+    assert len(result.images) == 3
+    assert len(chosen) == 1
+
+
 def test_thresholds_that_fall_on_one_step_are_gentle(tiny):
     """At one step all three thresholds of the paper fall on it, and a presence of 0.05 is always there."""
     result = run(tiny, AttendAndExcite(resolution=8), steps=1)
@@ -73,7 +86,8 @@ def steering(model, latents, **changes):
     conditioning = model.encode([model.prompt(PROMPT)] * len(latents))
     subjects = [[(2,), (5,)]] * len(latents)
     guidance = AttendAndExcite(resolution=8, thresholds={}, **changes)
-    return Steering(guidance, model, conditioning, subjects, 50, model.timesteps(50), tuple(latents.shape[-2:]))
+    layers = guidance.layers(model, tuple(latents.shape[-2:]))
+    return Steering(guidance, model, conditioning, subjects, 50, model.timesteps(50), layers)
 
 
 def test_checkpointing_gives_the_same_gradient_in_less_memory(tiny):
@@ -115,7 +129,8 @@ def test_a_relative_step_has_its_length(tiny):
         AttendAndExcite(resolution=8, thresholds={}, scale=0.1, decay=(1, 0.25), relative=True),
     ):
         timesteps = tiny.timesteps(5)
-        steering = Steering(guidance, tiny, conditioning, [[(2,), (5,)]] * 2, 10, timesteps, (16, 16))
+        layers = guidance.layers(tiny, (16, 16))
+        steering = Steering(guidance, tiny, conditioning, [[(2,), (5,)]] * 2, 10, timesteps, layers)
         moves.append((steering.update(4, timesteps[4], latents).latents - latents).flatten(1))
     lengths = moves[1].norm(dim=1) / latents.flatten(1).norm(dim=1)
     torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1 * 0.25**0.5))

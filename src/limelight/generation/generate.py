@@ -157,6 +157,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
         edits=settings.edits,
         record=settings.record,
         layers=plan.recorded,
+        guided_layers=plan.guided,
         generators=generators,
         eta=settings.eta,
     ):

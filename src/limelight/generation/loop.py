@@ -57,6 +57,7 @@ def denoise(
     edits: Sequence[Edit | BindableEdit] = (),
     record: Record = False,
     layers: Sequence[AttentionSite] | None = None,
+    guided_layers: Sequence[AttentionSite] | None = None,
     generators: Sequence[torch.Generator] = (),
     eta: float = 0.0,
 ) -> Generator[Step, Tensor | None, None]:
@@ -75,14 +76,18 @@ def denoise(
         edits: attention edits in the conditional branch of every pass that predicts, see `limelight.heads.gains`.
         record: give every step its attention maps, at the resolution that guidance reads; "all" at every resolution.
         layers: those to record; by default `layers_to_record`.
+        guided_layers: those that guidance reads; by default `layers_to_guide`.
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
     """
     timesteps = model.timesteps(steps)
     encoded = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)
     size = (noise.shape[-2], noise.shape[-1])
-    steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, size) if guidance else None
     recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
+    steering = None
+    if guidance:
+        guided = layers_to_guide(model, size, guidance) if guided_layers is None else guided_layers
+        steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, guided)
     acting = bind_edits(edits, model, encoded[0].prompts, len(timesteps))
 
     latents, before = model.start(noise), perf_counter()
@@ -100,6 +105,11 @@ def denoise(
         sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
         latents = latents if sent is None else sent
         before = now
+
+
+def layers_to_guide(model: Model, size: tuple[int, int], guidance: Guidance | None) -> tuple[AttentionSite, ...]:
+    """The layers whose maps guidance reads; none without guidance."""
+    return guidance.layers(model, size) if guidance else ()
 
 
 def layers_to_record(

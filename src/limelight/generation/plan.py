@@ -20,7 +20,7 @@ from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import SubjectChoice, resolve
-from .loop import Record, layers_to_record
+from .loop import Record, layers_to_guide, layers_to_record
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,6 +78,7 @@ class GenerationPlan:
         spans: for each prompt, for each subject, its token positions.
         seeds: of each prompt.
         images: (index of the prompt, seed) of every image, the first prompt's seeds first.
+        guided: the layers whose maps guidance reads; none without guidance.
         recorded: the layers whose maps every step gives.
         averaged: those of them whose mean over the run is kept.
     """
@@ -90,6 +91,7 @@ class GenerationPlan:
     spans: tuple[tuple[tuple[int, ...], ...], ...]
     seeds: tuple[int, ...]
     images: tuple[tuple[int, int], ...]
+    guided: tuple[AttentionSite, ...]
     recorded: tuple[AttentionSite, ...]
     averaged: tuple[AttentionSite, ...]
 
@@ -121,6 +123,7 @@ class GenerationPlan:
         shape = tuple(model.noise([torch.Generator()], *settings.size).shape[1:])
         _check_inputs(settings, len(images), shape)
         size = (shape[-2], shape[-1])
+        guided = layers_to_guide(model, size, settings.guidance)
         recorded = layers_to_record(model, size, settings.guidance, settings.record)
         averaged = layers_to_record(model, size, settings.guidance, bool(settings.record))
         if settings.record in ("steps", "all"):
@@ -134,6 +137,7 @@ class GenerationPlan:
             tuple(spans for _, spans in resolved),
             seeds,
             images,
+            guided,
             recorded,
             averaged,
         )

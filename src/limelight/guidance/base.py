@@ -200,7 +200,20 @@ class Move:
 
 
 class Steering:
-    """A guidance at work on one batch of images."""
+    """A guidance at work on one batch of images.
+
+    Args:
+        guidance: what moves the latents.
+        model: its scheduler must be of first order.
+        conditioning: one row per image.
+        subjects: for each image, for each subject, its token positions.
+        steps: length of the schedule that the fractions in `guidance` refer to.
+        timesteps: of the steps that are run.
+        layers: those whose maps the objective reads, in execution order, see `Guidance.layers`.
+
+    Raises:
+        SettingsError: an image has no subjects, or the scheduler is of second order.
+    """
 
     def __init__(
         self,
@@ -210,13 +223,14 @@ class Steering:
         subjects: Subjects,
         steps: int,
         timesteps: Tensor,
-        latent_size: tuple[int, int],
+        layers: Sequence[AttentionSite],
     ) -> None:
         if len(subjects) != len(conditioning.prompts) or not all(subjects):
             raise SettingsError("Guidance needs the subjects of every image.")
         check_order(model.scheduler)
+
         self.guidance, self.model, self.conditioning, self.subjects = guidance, model, conditioning, subjects
-        self.objective, self.layers = guidance.objective_for(model), guidance.layers(model, latent_size)
+        self.objective, self.layers = guidance.objective_for(model), tuple(layers)
         self.until = step_of(guidance.until, steps)
         self.thresholds: dict[int, float] = {}
         for key, value in guidance.thresholds.items():

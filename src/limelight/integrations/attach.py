@@ -207,8 +207,8 @@ class Attached:
         steps, timesteps = self._schedule(timestep)
 
         conditioning = Conditioning(tuple(prompts), {"rows": torch.arange(len(latents))})
-        size = (latents.shape[-2], latents.shape[-1])
-        return Steering(self.guidance, self.model, conditioning, spans, steps, timesteps, size)
+        layers = self.guidance.layers(self.model, (latents.shape[-2], latents.shape[-1]))
+        return Steering(self.guidance, self.model, conditioning, spans, steps, timesteps, layers)
 
     def _spans(self, tokens: int) -> list[tuple[tuple[int, ...], ...]]:
         """For each prompt, for each subject, its token positions."""
