@@ -23,6 +23,12 @@ class AttentionMaps(Mapping[str, Tensor]):
     map pixel attends to the word, averaged over the layers and heads that were recorded; the pieces of a word that the
     tokenizer split are added. Its keys are the words of the (first) prompt.
 
+    Example:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> maps = limelight.generate(model, "a cat and a dog", steps=2, record=True).maps
+        >>> list(maps), tuple(maps.box("cat").shape)
+        (['a', 'cat', 'and', 'dog'], (1, 4))
+
     Attributes:
         layers: probabilities by layer, each [images, heads, pixels, tokens], row by row;
             sums over tokens to 1.

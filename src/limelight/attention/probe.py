@@ -31,9 +31,17 @@ multiplied by."""
 class Probe:
     """Watch and edit the attention of some layers, for as long as the ``with`` lasts.
 
-        with Probe(model, layers) as probe:
-            model.predict(latents, timestep, conditioning)
-            maps = probe.take(latents, conditioning.prompts)
+    Example:
+        >>> import torch
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> timestep = model.timesteps(50)[0]
+        >>> conditioning = model.encode([model.prompt("a cat and a dog")])
+        >>> latents = model.start(model.noise([torch.Generator().manual_seed(0)], 64, 64))
+        >>> with torch.no_grad(), limelight.Probe(model) as probe:
+        ...     prediction = model.predict(latents, timestep, conditioning)
+        ...     maps = probe.take(latents, conditioning.prompts)
+        >>> "cat" in maps, len(maps.layers) == len(model.text_sites)
+        (True, True)
 
     The probabilities keep their gradient. Where both branches of classifier-free guidance run as one batch, only the
     conditional rows are recorded and edited: the last `images` of the batch.
@@ -176,6 +184,7 @@ class _Intercept(TorchFunctionMode):
             raise ProbeError(
                 f"The layer '{self.layer.name}' uses dropout, causal or grouped attention, which cannot be watched."
             )
+
         work = torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         kind = query.device.type

@@ -45,8 +45,14 @@ def size_of(layers: Sequence[AttentionSite], latent_size: tuple[int, int], token
 class StepMaps(Sequence[AttentionMaps]):
     """The maps of every single step of a run: ``steps[10]["cat"]`` is a tensor [images, height, width].
 
+    Example:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> result = limelight.generate(model, "a cat and a dog", steps=2, record="steps")
+        >>> len(result.steps), "cat" in result.steps[0]
+        (2, True)
+
     Args:
-        parts: for each pass that drew some of the images, its steps.
+        parts: for each pass that generated some of the images, its steps.
         rows: which of all the images these are.
     """
 

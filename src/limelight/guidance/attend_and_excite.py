@@ -63,6 +63,13 @@ class AttendAndExcite(Guidance):
     Hila Chefer, Yuval Alaluf, Yael Vinker, Lior Wolf, Daniel Cohen-Or, "Attend-and-Excite: Attention-Based Semantic
     Guidance for Text-to-Image Diffusion Models", 2023, https://arxiv.org/abs/2301.13826
 
+    Example:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> guidance = limelight.AttendAndExcite.suited(model, until=1)
+        >>> result = limelight.generate(model, "a cat and a dog", guidance=guidance, steps=2)
+        >>> [row["step"] for row in result.trace]
+        [0]
+
     Attributes:
         smooth: blur the maps before taking their maximum.
         own_tokens: take the softmax over the prompt's own tokens alone; None lets the model choose, see `excite`.

@@ -39,6 +39,12 @@ class Guidance:
 
     In the fields below a float is a fraction of the schedule (0..1) and an int a number of steps.
 
+    Example:
+        >>> from limelight.guidance.attend_and_excite import excite
+        >>> guidance = limelight.Guidance(objective=excite, until=0.2, scale=10.0)
+        >>> guidance.settings()["objective"], guidance.until
+        ('excite', 0.2)
+
     Attributes:
         objective: what an image still lacks, see `Objective`.
         until: latents are moved in the steps before this one.

@@ -94,6 +94,11 @@ def _family_presets() -> dict[str, dict[str, dict[str, Any]]]:
 class Model(ABC):
     """A text-to-image diffusion model: one subclass per family, wrapping a diffusers pipeline and never copying it.
 
+    Example:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> [word.text for word in model.prompt("a black cat").words]
+        ['a', 'black', 'cat']
+
     Attributes:
         name: how the model was asked for (a hub id, a folder, "pocket").
         denoiser: the module (a torch.nn.Module) whose attention is watched.

@@ -54,6 +54,11 @@ def load(
     Raises:
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
         SettingsError: the device does not exist here, or the scheduler is unknown.
+
+    Example:
+        >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
+        >>> model.name, model.default_size
+        ('pocket', (128, 128))
     """
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise SettingsError(f"Unknown scheduler '{scheduler}'. Choose one of: {', '.join(SCHEDULERS)}.")
@@ -102,9 +107,11 @@ def _about(path: Path) -> About | None:
     try:
         facts = json.loads(path.read_text("utf-8"))
         words = facts.get("words")
+
         guidance = {**facts.get("attend_and_excite", {})}
         if "thresholds" in guidance:  # JSON has text keys only
             guidance["thresholds"] = {float(at): float(value) for at, value in guidance["thresholds"].items()}
+
         training = facts.get("textual_inversion", facts.get("inversion", {}))  # its name before 0.2
         presets = {"attend_and_excite": guidance, "textual_inversion": dict(training)}
         return About(None if words is None else frozenset(words), presets)

@@ -51,9 +51,11 @@ class StableDiffusionXL(UNet):
                 raise ModelError(f"The two tokenizers of '{self.name}' split '{prompt.text}' differently.")
             output = encoder(torch.tensor([read.ids], device=self.device), output_hidden_states=True)
             states.append(output.hidden_states[-(clip_skip + 2)])
+
         pooled, hidden = output[0], torch.cat(states, dim=-1)
         if negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
             pooled, hidden = torch.zeros_like(pooled), torch.zeros_like(hidden)
+
         # Original size, crop corner and target size: the image as if it had never been cropped.
         time_ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
         return {"encoder_hidden_states": hidden, "text_embeds": pooled, "time_ids": time_ids}

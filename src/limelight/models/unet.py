@@ -38,15 +38,18 @@ class UNet(Model):
         self.scheduler = copy.deepcopy(pipeline.scheduler)
         for method in ("step", "scale_model_input"):  # what `attach` may have put on the pipeline's
             vars(self.scheduler).pop(method, None)
+
         self.sites = unet_sites(pipeline.unet)
         self.pixels_per_latent = pipeline.vae_scale_factor
+        self._stowed: list[Any] = []
+
         known, trained = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
         if known < trained:
             raise ModelError(f"The tokenizer of '{name}' knows {known} of {trained} tokens; its files are incomplete.")
         if not self.text_sites:
             raise ModelError(f"The denoiser of '{name}' does not read a prompt: it has no cross-attention.")
+
         self.guided_scale = _guided_scale(self.sites, min(self._latent_size), self.guided_side)
-        self._stowed: list[Any] = []
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +168,7 @@ class UNet(Model):
         with stop_after(self.denoiser, until):
             states = conditioning.joined["encoder_hidden_states"]
             prediction = self.denoiser(scaled, timestep, states, added_cond_kwargs=added or None, return_dict=False)[0]
+
         if until is not None:
             return None
         if branches == 1:

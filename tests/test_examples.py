@@ -1,0 +1,22 @@
+"""The examples in the docstrings of public names must run."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+import limelight
+from limelight.attention import maps, probe, recording
+from limelight.guidance import attend_and_excite, base
+from limelight.models import base as models_base
+from limelight.models import loading
+
+
+@pytest.mark.parametrize(
+    "module", [attend_and_excite, base, loading, maps, models_base, probe, recording], ids=lambda m: m.__name__
+)
+def test_examples(module):
+    found = doctest.testmod(module, extraglobs={"limelight": limelight})
+    assert found.attempted > 0
+    assert found.failed == 0
