@@ -209,7 +209,7 @@ def alone(pocket):
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_two_workers_count_the_same(engine, alone):
-    kill, killed = kill_a_worker("ray::_Actor")  # that processes survive it: tests/evaluate/test_evaluate.py
+    kill, killed = kill_a_worker("ray::_Actor")  # that processes survive it: tests/evaluate/test_runs.py
     shared = compute("pocket", SMALL, device="cpu", engine=engine, workers=2, on_job=kill)
     assert len(killed) == (engine == "ray")
     assert shared.counted.all()

@@ -1,0 +1,58 @@
+"""Reports of scored folders."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from limelight import SettingsError
+from limelight.evaluate.report import report
+from limelight.evaluate.metrics import METRICS
+
+
+def scored(folder, values):
+    """A scored folder, by hand: method -> prompt -> the score of each seed."""
+    rows = []
+    for method, prompts in values.items():
+        for prompt, column in prompts.items():
+            for seed, value in enumerate(column):
+                file = folder / method / prompt / f"{seed}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (200, 100), "red").save(file)
+                row = dict.fromkeys(("source", "caption", *METRICS))
+                row |= {"method": method, "subset": "mine", "prompt": prompt, "seed": str(seed), "full_text": value}
+                calls = {"plain": 100.0, "guided": 150.0}[method]
+                rows.append({**row, "file": str(file.relative_to(folder)), "calls": calls, "seconds": calls / 100})
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
+    used = {"clip": "c", "captioner": "b", "detector": "d", "paper": False}
+    (folder / "scores.json").write_text(json.dumps({"backbones": used}))
+    return folder
+
+
+def test_a_report(tmp_path):
+    values = {"plain": {"<b>": [0.1, 0.3], "c|d": [0.2, 0.4], "e": [0.5, 0.5]}}
+    values["guided"] = {"<b>": [0.2, 0.4], "c|d": [0.1, 0.3], "e": [0.7, 0.7]}
+    folder = scored(tmp_path / "run", values)
+    page = report([folder], tmp_path / "out")
+    html, text = page.read_text(), (tmp_path / "out" / "report.md").read_text()
+    # Two cases of three got better, one worse; of each two pictures of both methods.
+    assert html.count("data:image/jpeg;base64,") == 3 * 2 * 2
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html.replace('<b style="left', "")
+    assert "src=" not in html.replace('src="data:', "")
+    cells = {line.split(" | ")[1]: line.split(" | ") for line in text.splitlines() if line.startswith("| all | ")}
+    means = [line for line in text.splitlines() if line.startswith("| all | ")][:3]
+    assert "| all | plain | 6 | 0.333 | 100.0 | 1.000 |" in means
+    assert "| all | guided | 6 | 0.400 | 150.0 | 1.500 |" in means
+    # Between one picture (0.333) and the better of two (0.4), in the middle.
+    assert "| all | plain, best of 1.50 (denoiser calls of guided) | 6 | 0.367 | 150.0 | 1.500 |" in means
+    assert cells["guided"][2].startswith("+0.067 [-0.100, +0.200], 67%")
+    with pytest.raises(SettingsError, match="No image is by 'magic'"):
+        report([folder], tmp_path, reference="magic")
+    with pytest.raises(FileError, match="has no scores"):
+        report([tmp_path], tmp_path)
+    (folder / "scores.parquet").write_bytes(b"PAR1")
+    with pytest.raises(FileError, match="cannot be read"):
+        report([folder], tmp_path)

@@ -1,0 +1,137 @@
+"""Runs: killed, continued, repeated, shared by workers."""
+
+import gc
+import json
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import limelight.evaluate.runs as module
+from limelight import LearnedWord, PromptError, Result, SettingsError
+from limelight.evaluate.runs import run
+from limelight.evaluate.suites import Case, load
+from tests.evaluate.conftest import CASES, METHODS, PICTURES, SMALL, content
+from tests.workers import kill_a_worker
+
+
+def test_pictures_depend_on_learned_words(quick, pocket, tmp_path):
+    width = pocket.pipeline.text_encoder.config.hidden_size
+    case = Case("a cat and a <my-cat>", "own")
+    own, other = (LearnedWord("<my-cat>", (torch.full((1, width), value),)) for value in (0.01, 0.02))
+    options = {"batch": 1, "workers": 1, **SMALL}
+    assert run(tmp_path, [case], ["plain"], [0], words=[own], **options) == 1
+    assert run(tmp_path, [case], ["plain"], [0], words=[own], **options) == 0
+    with pytest.raises(SettingsError, match="learned"):
+        run(tmp_path, [case], ["plain"], [0], words=[other], **options)
+    gc.collect()
+    assert not pocket.prompt("a <my-cat>").words[-1].learned
+
+
+def killed_at(count, folder, draw):
+    """Draw, and end by SIGKILL in the middle of the count-th call that writes. In a child process."""
+    calls = 0
+
+    def watched(call):
+        def watch(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                if call is writing:  # half of a row reaches the disk
+                    call(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                elif calls % 2:
+                    call(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments)
+
+        return watch
+
+    writing = os.write
+    os.write, os.fsync, os.replace = watched(os.write), watched(os.fsync), watched(os.replace)
+    draw(folder)
+    Path(folder, "calls").write_text(str(calls))
+
+
+def in_child(*arguments):
+    child = multiprocessing.get_context("fork").Process(target=killed_at, args=arguments)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def noise(model, prompt, *, subjects, seeds, guidance, batch, record, **options):
+    """Stands in for `generate`: a picture that depends on its seed, its prompt and its method."""
+    pictures = []
+    for seed in seeds:
+        generator = np.random.default_rng([seed, len(prompt), guidance is None])
+        pictures.append(Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+    return Result(pictures, None, None, (), {"prompt": prompt}, tuple(seeds), subjects)
+
+
+def test_killed_anywhere_and_run_again(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "generate", noise)
+    assert in_child(0, tmp_path / "all", quick) == 0
+    whole = tmp_path / "whole"
+    quick(whole)
+    total = int((tmp_path / "all" / "calls").read_text())
+    assert total >= 5 * PICTURES
+    for point in random.Random(7).sample(range(1, total + 1), 10):
+        folder = tmp_path / str(point)
+        assert in_child(point, folder, quick) == -signal.SIGKILL
+        there = (
+            len((folder / "manifest.jsonl").read_bytes().splitlines()) if (folder / "manifest.jsonl").exists() else 0
+        )
+        assert there <= PICTURES
+        quick(folder)
+        assert content(folder) == content(whole)
+        assert quick(folder) == 0
+
+
+def test_exactly_what_is_missing(quick, whole, tmp_path):
+    folder = tmp_path / "run"
+    seen = []
+    assert run(folder, CASES[:1], ["plain"], [1, 0], batch=2, workers=1, **SMALL) == 2
+    assert quick(folder, on_progress=lambda *numbers: seen.append(numbers)) == PICTURES - 2
+    assert (seen[0], seen[-1]) == ((2, PICTURES), (PICTURES, PICTURES))
+    assert content(folder) == content(whole)
+
+
+def test_weights_and_settings_of_ones_own(quick, tmp_path, pocket, monkeypatch):
+    run(tmp_path, CASES[:1], ["attend-and-excite:scale=3:until=0.2"], [0], workers=1, **SMALL)
+    (facts,) = json.loads((tmp_path / "run.json").read_text())["methods"].values()
+    assert (facts["settings"]["guidance"]["scale"], facts["settings"]["guidance"]["until"]) == (3, 0.2)
+    monkeypatch.setattr("limelight.generation.provenance.fingerprint", lambda model: "trained again")
+    with pytest.raises(SettingsError, match=r"weights: .* there, trained again now"):
+        run(tmp_path, CASES[:1], ["attend-and-excite:scale=3:until=0.2"], [0], workers=1, **SMALL)
+
+
+def test_a_subject_that_is_not_there(quick, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,subjects\na cat and a dog,cat;dig\n")
+    cases = load(tmp_path / "mine.csv")
+    with pytest.raises(PromptError, match="'dig' is not in the prompt"):
+        run(tmp_path / "run", cases, ["attend-and-excite"], [0], workers=1, **SMALL)
+
+
+def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
+    said = []
+    cases = (Case("a cat and a zebra", "mine"), Case("a wug and a zebra", "mine"))
+    run(tmp_path / "run", cases, ["plain"], [0], workers=1, say=said.append, **SMALL)
+    assert said == ["The model 'pocket' has never seen 'wug', 'zebra'; what it draws for that means nothing."]
+    assert not [warning for warning in recwarn if "never seen" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [("local", "spawn_main"), pytest.param("ray", "ray::_Actor", marks=pytest.mark.slow)]
+)
+def test_two_workers_of_which_one_is_killed_equal_one(engine, name, whole, tmp_path):
+    kill, killed = kill_a_worker(name)
+    options = {"batch": 2, "engine": engine, "workers": 2, "on_progress": kill, "device": "cpu", **SMALL}
+    assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == PICTURES
+    assert len(killed) == 1
+    assert content(tmp_path / "run") == content(whole)

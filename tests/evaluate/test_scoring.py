@@ -1,0 +1,75 @@
+"""Scores of runs and of folders of images."""
+
+import json
+
+import pytest
+from pyarrow import parquet
+
+from limelight import SettingsError
+from limelight.evaluate.scoring import score
+from tests.evaluate.conftest import PICTURES
+
+
+def test_another_detector_measures_again(whole, tmp_path, monkeypatch, pocket):
+    seen = []
+    options = {"out": tmp_path, "workers": 1, "on_progress": lambda *numbers: seen.append(numbers)}
+    score(whole, {"clip": "none", "captioner": "none"}, **options)
+    monkeypatch.setattr("limelight.evaluate.scoring._embedded", lambda names: {"detector": "trained again"})
+    seen.clear()
+    score(whole, {"clip": "none", "captioner": "none"}, **options)
+    assert seen[0] == (0, PICTURES)
+
+
+def test_scores(whole, tmp_path, quick):
+    quick(tmp_path / "run")
+    folder, said, seen = tmp_path / "run", [], []
+    options = {"workers": 1, "say": said.append, "on_progress": lambda *numbers: seen.append(numbers)}
+    first = score(folder, **options)
+    assert (said, seen[0], seen[-1]) == ([], (0, PICTURES), (PICTURES, PICTURES))
+    table = parquet.read_table(folder / "scores.parquet").to_pylist()
+    assert len(table) == PICTURES
+    for row in table:
+        assert -1 <= row["minimum_object"] <= row["full_text"] + 2 <= 3
+        assert (row["image_image"] is None) == (row["method"] == "plain")
+        # Two branches in each of two steps; one guided step of the two.
+        assert row["calls"] == (4 if row["method"] == "plain" else 5)
+    everything = first["methods"]["plain"]["all"]
+    mean = sum(row["full_text"] for row in table if row["method"] == "plain") / (PICTURES / 2)
+    assert everything["full_text_aggregation"] == pytest.approx(mean)
+    stated = ("min_first_second_aggregation", "average_similarity", "std_similarity", "detection_success")
+    assert all(isinstance(everything[name], float) for name in stated)
+    assert json.loads((folder / "scores.json").read_text()) == first
+    # Again: nothing is measured. One picture is spoilt: it alone is.
+    seen.clear()
+    assert score(folder, **options) == first
+    assert seen == [(PICTURES, PICTURES)]
+    spoilt = folder / table[-1]["file"]
+    spoilt.write_bytes(spoilt.read_bytes()[:300] + b"garbage")
+    seen.clear()
+    left = score(folder, **options)["methods"][table[-1]["method"]]["all"]["pictures"]
+    assert (left, seen) == (PICTURES / 2 - 1, [(PICTURES - 1, PICTURES), (PICTURES, PICTURES)])
+    assert len(said) == 1
+    assert f"'{spoilt}' cannot be read and is left out" in said[0]
+    # One more is gone.
+    (folder / table[0]["file"]).unlink()
+    score(folder, **options)
+    assert f"1 images of the run are left out, '{folder / table[0]['file']}' is missing" in said[1]
+    # The paper's way of handling texts is another measurement.
+    assert score(folder, {"paper": True}, **options)["methods"]["plain"] != first["methods"]["plain"]
+
+
+def test_scores_of_the_original_layout(whole, tmp_path):
+    rows = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["method"] == "plain":
+            (tmp_path / "outputs" / row["case"]).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "outputs" / row["case"] / f"{row['seed']}.png").write_bytes((whole / row["file"]).read_bytes())
+    pocket = {"clip": "pocket", "captioner": "pocket", "detector": "pocket"}
+    ours = score(whole, pocket, out=tmp_path / "a", workers=1)["methods"]["plain"]["all"]
+    theirs = score(tmp_path / "outputs", pocket, out=tmp_path / "b", workers=1)["methods"]["outputs"]["all"]
+    for name in ("full_text_aggregation", "min_first_second_aggregation", "average_similarity", "attribute_binding"):
+        assert theirs[name] == pytest.approx(ours[name])
+    assert theirs["seconds"] is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileError, match="is not a run, and has no images"):
+        score(tmp_path / "empty", pocket, workers=1)
