@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from limelight import SettingsError
-from limelight.evaluate.report import report
+from limelight import FileError, SettingsError
 from limelight.evaluate.metrics import METRICS
+from limelight.evaluate.report import report
 
 
 def scored(folder, values):

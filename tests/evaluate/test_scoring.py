@@ -5,7 +5,7 @@ import json
 import pytest
 from pyarrow import parquet
 
-from limelight import SettingsError
+from limelight import FileError
 from limelight.evaluate.scoring import score
 from tests.evaluate.conftest import PICTURES
 

@@ -60,7 +60,7 @@ def test_folders_that_cannot_be_written(quick, tmp_path):
             quick(folder)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(SettingsError, match=r"'.*run\.json' cannot be read"):
+    with pytest.raises(FileError, match=r"'.*run\.json' cannot be read"):
         quick(tmp_path / "run")
 
 
@@ -77,6 +77,6 @@ def test_damage_is_named_and_mended(quick, whole, tmp_path):
     assert quick(tmp_path, say=said.append) == 4
     assert [f"Line {n} of '{manifest}' {what}; its work is done again." in said for n, what in (
         (6, "cannot be read"), (PICTURES, "is cut off"))] == [True, True]  # fmt: skip
-    assert f"'{pictures[0]}' is not there; it is drawn again." in said
+    assert f"'{pictures[0]}' is not there; it is generated again." in said
     assert any("has 200 bytes instead of" in text for text in said)
     assert content(tmp_path) == content(whole)

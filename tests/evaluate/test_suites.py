@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from limelight import SettingsError
+from limelight import FileError, SettingsError
 from limelight.evaluate.suites import Case, Wanted, load, wanted
 from limelight.heads.relevance import Relevance
 
@@ -80,7 +80,7 @@ def test_files_of_the_users(tmp_path):
 def test_bad_files(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(FileError, match=message):
         load(path)
 
 

@@ -85,7 +85,7 @@ def run_command(
             engine=engine,
             workers=workers,
             address=ray_address,
-            share=gpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
             on_progress=show,
             say=say,
             steps=steps,
@@ -135,7 +135,7 @@ def score_command(
             engine=engine,
             workers=workers,
             address=ray_address,
-            share=gpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
             on_progress=show,
             say=say,
         )

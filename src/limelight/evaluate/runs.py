@@ -1,11 +1,12 @@
-"""Draw the pictures of a comparison: a list of jobs, of which exactly the missing ones are done."""
+"""Generate the images of a comparison: a list of jobs, of which exactly the missing ones are done."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,29 +25,44 @@ from ..models.loading import load
 from ..textual_inversion.word import LearnedWord
 from ..utils.files import png
 from ..utils.jsonl import Say
-from ..utils.parallel import device_of, one_thread, open_executor
+from ..utils.parallel import Executor, device_of, one_thread, open_executor
 from .methods import build, parse
 from .preservation import grown, written
-from .store import Run, digest
+from .store import Key, Run, digest
 from .suites import Case
 
 Progress = Callable[[int, int], None]
-"""Told how many pictures are there and how many there will be."""
+"""Called with how many images are there and how many there will be."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One case, some seeds, one method. Its pictures are one pass, always the same one: numbers of a pass depend in
-    their last digits on how many pictures it has, so a pass that was interrupted is drawn again whole."""
+    """One case, some seeds, one method.
+
+    Its images are one pass, always the same one: numbers of a pass depend in their last digits on how many images it
+    has, so a pass that was interrupted is generated again as a whole.
+    """
 
     method: str
     case: Case
     seeds: tuple[int, ...]
 
+    @property
+    def keys(self) -> list[tuple[str, str, int]]:
+        """Method, name of the case and seed of each image, as in the manifest."""
+        return [(self.method, self.case.name, seed) for seed in self.seeds]
+
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a job gave: PNG files in the order of its seeds, the hash of what they depend on, and what one cost."""
+class GeneratedPass:
+    """The output of a job.
+
+    Attributes:
+        files: PNG files in the order of the job's seeds.
+        settings: the hash of what they depend on.
+        calls: denoiser passes of each image.
+        seconds: wall time of one image.
+    """
 
     files: list[bytes]
     settings: str
@@ -54,8 +70,8 @@ class Drawn:
     seconds: float
 
 
-class Painter:
-    """A model and the methods that draw with it: what a worker keeps.
+class Worker:
+    """A model and the methods that generate with it: what a worker process keeps.
 
     Args:
         labels: the methods, see `methods.parse`.
@@ -85,64 +101,86 @@ class Painter:
         self._options = options
 
     def settings(self, job: None = None) -> dict[str, dict[str, Any]]:
-        """All that the pictures of each method depend on."""
+        """Return all that the images of each method depend on."""
         return self._settings
 
     def check(self, cases: Sequence[Case]) -> tuple[str, ...]:
-        """The words of the cases that the model has never seen.
+        """Return the words of the cases that the model has never seen.
 
         Raises:
-            SettingsError: a method cannot draw a case.
+            SettingsError: a method cannot generate a case.
         """
-        for edits in filter(None, (method.edit for method in self.methods.values())):
-            for option in sorted(self._options.keys() & {"eta", "clip_skip"}):
-                raise SettingsError(f"Edits have no {option}; leave it out.")
+        edits = [method.edit for method in self.methods.values() if method.edit is not None]
+        lacking = sorted(self._options.keys() & {"eta", "clip_skip"})
+        if edits and lacking:
+            raise SettingsError(f"Edits have no {lacking[0]}; leave it out.")
+        for settings in edits:
             for case in cases:
-                edits(case)
-        prompts = {method.prompt(case) for method in self.methods.values() for case in cases}
-        return tuple(sorted({word for text in prompts for word in self.model.unknown(self.model.prompt(text))}))
+                settings(case)
 
-    def draw(self, job: Job) -> Drawn:
-        """Draw the pictures of a job."""
+        unknown: set[str] = set()
+        for method in self.methods.values():
+            for text in {method.prompt(case) for case in cases}:
+                unknown.update(self.model.unknown(self.model.prompt(text)))
+        return tuple(sorted(unknown))
+
+    def generate(self, job: Job) -> GeneratedPass:
+        """Generate the images of a job."""
         with warnings.catch_warnings(), one_thread(self.model.device), _counted(self.model) as count:
             warnings.simplefilter("ignore", UnknownWords)  # `run` says it once, of all cases
             start = time.perf_counter()
-            result, places = self._pictures(job)
+            result, places = self._images(job)
             seconds = (time.perf_counter() - start) / len(job.seeds)
+
         files = [
             png({**result.settings, "seed": seed, **place}, image)
             for seed, image, place in zip(job.seeds, result.images, places, strict=True)
         ]
-        return Drawn(files, self._hashes[job.method], _calls(result, count[0]), seconds)
+        return GeneratedPass(files, self._hashes[job.method], _calls(result, count[0]), seconds)
 
-    def _pictures(self, job: Job) -> tuple[Result, Sequence[dict[str, Any]]]:
-        """What a job draws, and for each picture what else is written into its file."""
-        method, case, count = self.methods[job.method], job.case, len(job.seeds)
-        places: Sequence[dict[str, Any]] = [{}] * count
+    def _images(self, job: Job) -> tuple[Result, Sequence[dict[str, Any]]]:
+        """Return the images of a job, and for each of them what else is written into its file."""
+        method, case = self.methods[job.method], job.case
         if method.edit is not None:
-            assert case.source is not None  # or `check` would have refused it
-            both = edit(
-                self.model, case.source, case.prompt, seeds=job.seeds, batch=2 * count, record=False,
-                **method.edit(case), **self._options,
-            )  # fmt: skip
-            return both.target, places
-        words: Sequence[str] = ()
-        if method.marked and case.source is not None:
-            words, _ = changed(self.model.prompt(case.source), self.model.prompt(case.prompt))
-        result = generate(
+            return self._edited(job, method.edit(case)), [{}] * len(job.seeds)
+        if not method.marked or case.source is None:
+            return self._sampled(job), [{}] * len(job.seeds)
+
+        words, _ = changed(self.model.prompt(case.source), self.model.prompt(case.prompt))
+        if not words:
+            return self._sampled(job), [{}] * len(job.seeds)
+        result = self._sampled(job, record=True)
+        masks = torch.stack([result.maps.mask(word) for word in words]).any(dim=0)
+        return result, [{"edited": written(mask)} for mask in grown(masks)]
+
+    def _edited(self, job: Job, settings: dict[str, Any]) -> Result:
+        """Edit the images of the case's source prompt."""
+        assert job.case.source is not None  # or `check` would have refused it
+        both = edit(
+            self.model,
+            job.case.source,
+            job.case.prompt,
+            seeds=job.seeds,
+            batch=2 * len(job.seeds),
+            record=False,
+            **settings,
+            **self._options,
+        )
+        return both.target
+
+    def _sampled(self, job: Job, record: bool = False) -> Result:
+        """Generate the images from noise."""
+        method, case = self.methods[job.method], job.case
+        return generate(
             self.model,
             method.prompt(case),
             subjects=case.subjects if case.wanted and method.guidance is not None else "auto",
             seeds=job.seeds,
             guidance=method.guidance,
-            batch=count,
-            record=bool(words),
+            batch=len(job.seeds),
+            record=record,
             **self._options,
         )
-        if words:
-            masks = torch.stack([result.maps.mask(word) for word in words]).any(dim=0)
-            places = [{"edited": written(mask)} for mask in grown(masks)]
-        return result, places
 
     def _depends_on(self, label: str, options: dict[str, Any]) -> dict[str, Any]:
         return {**self.methods[label].settings(), **options, **exact_provenance(self.model)}
@@ -166,14 +204,14 @@ def run(
     engine: str = "local",
     workers: int | None = None,
     address: str | None = None,
-    share: float = 1,
+    gpus_per_worker: float = 1,
     on_progress: Progress = lambda done, total: None,
     say: Say = lambda text: None,
     **options: Any,
 ) -> int:
-    """Draw every case with every method and seed, and keep the pictures in a folder.
+    """Generate images of every case with every method and seed, and keep them in a folder.
 
-    Run again, it draws what is missing, whatever ended it before; more cases, methods and seeds may be asked for.
+    A second call generates what is missing, whatever ended the first; cases, methods and seeds may be added.
 
     Args:
         folder: see `limelight.evaluate.store`.
@@ -182,64 +220,79 @@ def run(
         seeds: the same for all methods.
         model, device, scheduler: see `limelight.load`.
         words: learned words that the prompts may use.
-        batch: most pictures in one pass, all of one case.
-        engine, workers, address, share: see `limelight.utils.parallel.open_executor`.
-        on_progress: told how many pictures are there, before the first and after each.
-        say: told in a sentence what had to be mended.
+        batch: most images in one pass, all of one case.
+        engine, workers, address, gpus_per_worker: see `limelight.utils.parallel.open_executor`.
+        on_progress: called with how many images are there and how many there will be, before the first and after each.
+        say: called with a sentence about what had to be repaired.
         steps, guidance_scale, height, width: see `limelight.generate`.
         options: others of `limelight.generate`: negative; and, but for edits, eta and clip_skip.
 
     Returns:
-        How many pictures were drawn.
+        How many images were generated.
 
     Raises:
-        SettingsError: the folder's pictures were drawn with other settings, it cannot be written, the disk is full, ...
+        SettingsError: the folder's images were generated with other settings, a method cannot generate a case, ...
+        FileError: the folder cannot be written, the disk is full, or another run writes it.
         PromptError: a subject is not in its prompt.
         ExecutorError: a job failed again and again.
     """
+    jobs = _jobs(methods, cases, sorted(set(seeds)), batch)
+    options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
+    start = partial(Worker, tuple(methods), model, device, scheduler, options, tuple(words))
+    with (
+        Run(folder, say) as store,
+        open_executor(
+            start, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker
+        ) as executor,
+    ):
+        (_, settings), *_ = executor.map(Worker.settings, [None])
+        (_, unknown), *_ = executor.map(Worker.check, [tuple(cases)])
+        if unknown:
+            say(str(UnknownWords(model, unknown)))
+
+        store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
+        hashes = {label: digest(facts) for label, facts in settings.items()}
+        return _add_missing(store, executor, jobs, hashes, on_progress)
+
+
+def _jobs(methods: Sequence[str], cases: Sequence[Case], seeds: Sequence[int], batch: int) -> list[Job]:
+    """Plan the passes of a run, the same whatever is there already."""
     for label in methods:
         parse(label)
     if not (cases and methods and seeds) or batch < 1:
-        raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one picture.")
-    seeds, drawn = sorted(set(seeds)), 0
-    options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
-    start = partial(Painter, tuple(methods), model, device, scheduler, options, tuple(words))
-    with (
-        Run(folder, say) as store,
-        open_executor(start, engine=engine, workers=workers, address=address, gpus_per_worker=share) as executor,
-    ):
-        (_, settings), *_ = executor.map(Painter.settings, [None])
-        (_, unknown), *_ = executor.map(Painter.check, [tuple(cases)])
-        if unknown:
-            say(str(UnknownWords(model, unknown)))
-        store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
-        jobs = [
-            Job(label, case, tuple(seeds[i : i + batch]))
-            for label in dict.fromkeys(methods)
-            for case in cases
-            for i in range(0, len(seeds), batch)
-        ]
-        wanted = {(job.method, job.case.name, seed) for job in jobs for seed in job.seeds}
-        there = len(wanted & store.done.keys())
-        on_progress(there, len(wanted))
-        left = [job for job in jobs if any((job.method, job.case.name, seed) not in store.done for seed in job.seeds)]
-        expected = {label: digest(facts) for label, facts in settings.items()}
-        for job, result in executor.map(Painter.draw, left):
-            if result.settings != expected[job.method]:
-                raise SettingsError(
-                    f"Two workers would draw '{job.method}' differently: they have other weights, versions or devices."
-                )
-            for seed, file, calls in zip(job.seeds, result.files, result.calls, strict=True):
-                if (job.method, job.case.name, seed) not in store.done:
-                    store.add(job.method, job.case.name, seed, file, calls, result.seconds)
-                    drawn += 1
-                    on_progress(there + drawn, len(wanted))
-    return drawn
+        raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one image.")
+
+    parts = [tuple(seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
+    return [Job(*job) for job in itertools.product(dict.fromkeys(methods), cases, parts)]
+
+
+def _add_missing(
+    store: Run, executor: Executor, jobs: Sequence[Job], hashes: Mapping[str, str], on_progress: Progress
+) -> int:
+    """Do the jobs of which an image is missing, add these images, and return how many they are."""
+    wanted = set[Key]().union(*(job.keys for job in jobs))
+    there = len(wanted & store.done.keys())
+    generated = 0
+    on_progress(there, len(wanted))
+
+    left = [job for job in jobs if not store.done.keys() >= set(job.keys)]
+    for job, result in executor.map(Worker.generate, left):
+        if result.settings != hashes[job.method]:
+            raise SettingsError(
+                f"Two workers would generate '{job.method}' differently: they have other weights, versions or devices."
+            )
+        for key, file, calls in zip(job.keys, result.files, result.calls, strict=True):
+            if key in store.done:
+                continue
+            store.add(job.method, job.case.name, key[2], file, calls, result.seconds)
+            generated += 1
+            on_progress(there + generated, len(wanted))
+    return generated
 
 
 @contextmanager
 def _counted(model: Model) -> Iterator[list[int]]:
-    """Counts denoiser passes: a pass for one branch of one picture is one, also where guidance ends it early."""
+    """Count denoiser passes: a pass for one branch of one image is one, also where guidance ends it early."""
     count = [0]
 
     def add(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -253,7 +306,7 @@ def _counted(model: Model) -> Iterator[list[int]]:
 
 
 def _calls(result: Result, total: int) -> list[float]:
-    """The passes of each picture: refinements are its own, all else is shared evenly."""
+    """Return the passes of each image: refinements are its own, all else is shared evenly."""
     extra = [sum(row["refinements"][i] for row in result.trace) for i in range(len(result.seeds))]
     common = (total - sum(extra)) / len(extra)
     return [common + own for own in extra]

@@ -123,7 +123,7 @@ def score(
     engine: str = "local",
     workers: int | None = None,
     address: str | None = None,
-    share: float = 1,
+    gpus_per_worker: float = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def score(
         backbones: what differs from the default: the embedded ones for the embedded model's images, else `REAL`.
         out: where the scores are written; by default into the folder.
         device: of the backbones; by default CUDA where it is there.
-        engine, workers, address, share: see `limelight.utils.parallel.open_executor`.
+        engine, workers, address, gpus_per_worker: see `limelight.utils.parallel.open_executor`.
         on_progress: called with how many images are measured and how many there are.
         say: called with a sentence about images that are left out.
 
@@ -157,7 +157,9 @@ def score(
 
     on_progress(len(known), len(work.entries))
     start = partial(Scorer, work.names, device)
-    with open_executor(start, engine=engine, workers=workers, address=address, gpus_per_worker=share) as executor:
+    with open_executor(
+        start, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker
+    ) as executor:
         for batch, rows in executor.map(Scorer.score, work.batches(known)):
             added = [work.row(k, row) for k, row in zip(batch.keys, rows, strict=True)]
             log.add(added)

@@ -1,8 +1,8 @@
-"""A folder of pictures that outlives kills, full disks and cut lines.
+"""A folder of images that outlives kills, full disks and cut lines.
 
-RUN/run.json         the cases, and what every method's pictures depend on
-RUN/manifest.jsonl   a row per picture, added when the picture lies whole under its name
-RUN/seconds.jsonl    how long each picture took: the one thing that differs when it is drawn again
+RUN/run.json         the cases, and what every method's images depend on
+RUN/manifest.jsonl   a row per image, added when the image lies whole under its name
+RUN/seconds.jsonl    how long each image took: the one thing that differs when it is generated again
 RUN/METHOD/PROMPT/SEED.png
 """
 
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import FileError, SettingsError
 from ..utils.files import lock_folder, slug, write
 from ..utils.jsonl import Log, Say
 from .suites import Case, Wanted
@@ -26,19 +26,18 @@ Key = tuple[str, str, int | str]
 
 
 class Run:
-    """A folder of pictures by several methods of the same cases, open for adding to it.
+    """A folder of images by several methods of the same cases, open for adding to it.
 
     Args:
         folder: made if absent.
-        say: told what had to be mended.
+        say: called with a sentence about what had to be repaired.
 
     Attributes:
         facts: the content of run.json: "cases" by name, and "methods" by label with "settings" and their "hash".
         done: the manifest's rows by key.
 
     Raises:
-        FileError: the folder cannot be written, or another run writes it at this moment.
-        SettingsError: the folder does not hold a run.
+        FileError: the folder cannot be written, another run writes it at this moment, or it does not hold a run.
     """
 
     def __init__(self, folder: str | os.PathLike[str], say: Say = lambda text: None) -> None:
@@ -57,7 +56,7 @@ class Run:
             raise
 
     def _check(self, say: Say) -> None:
-        """Forget pictures that are gone or not whole: they are drawn again."""
+        """Forget images that are gone or not whole: they are generated again."""
         self.done: dict[Key, dict[str, Any]] = {}
         for row in self._manifest.rows:
             path = self.folder / row["file"]
@@ -66,26 +65,26 @@ class Run:
                 self.done[key(row)] = row
             else:
                 how = "is not there" if size is None else f"has {size} bytes instead of {row['bytes']}"
-                say(f"'{path}' {how}; it is drawn again.")
+                say(f"'{path}' {how}; it is generated again.")
         if len(self.done) < len(self._manifest.rows):
             self._manifest.keep(list(self.done.values()))
 
     def expect(self, cases: Iterable[Case], settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """Agree on what is drawn.
+        """Agree on what is generated.
 
         Args:
             cases: more than before are welcome.
-            settings: for each method's label all that its pictures depend on.
+            settings: for each method's label all that its images depend on.
 
         Raises:
-            SettingsError: pictures are there that were drawn with other settings, or for a case that has changed.
+            SettingsError: images are there that were generated with other settings, or for a case that has changed.
         """
         methods = {label: dict[str, Any](hash=digest(value), settings=dict(value)) for label, value in settings.items()}
         for label, wanted in methods.items():
             there = self.facts["methods"].get(label)
             if there is not None and there["hash"] != wanted["hash"]:
                 raise SettingsError(
-                    f"'{self.folder}' has pictures by '{label}' with other settings "
+                    f"'{self.folder}' has images by '{label}' with other settings "
                     f"({_difference(there['settings'], wanted['settings'])}); choose another folder, or those settings."
                 )
         as_text = {case.name: _case_facts(case) for case in cases}
@@ -99,15 +98,15 @@ class Run:
         write(self.folder / "run.json", json.dumps(self.facts, indent=1, ensure_ascii=False).encode() + b"\n")
 
     def add(self, method: str, case: str, seed: int, png: bytes, calls: float, seconds: float) -> None:
-        """Write a picture, then its row.
+        """Write an image, then its row.
 
         Args:
             png: the file.
-            calls: denoiser passes that it took, a pass for one branch of one picture being one.
+            calls: denoiser passes that it took, a pass for one branch of one image being one.
             seconds: wall time that it took.
 
         Raises:
-            SettingsError: it cannot be written; the rows before it stand.
+            FileError: it cannot be written; the rows before it stand.
         """
         file = Path(_folder(method), _folder(case), f"{seed}.png")
         write(self.folder / file, png)
@@ -130,22 +129,22 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     """The content of a folder's run.json; None where there is none.
 
     Raises:
-        SettingsError: it is damaged, or of another version of limelight.
+        FileError: it is damaged, or of another version of limelight.
     """
     path = folder / "run.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["format"] != 1:
-            raise SettingsError(f"'{path}' was written by another version of limelight.")
+            raise FileError(f"'{path}' was written by another version of limelight.")
         return {"format": 1, "cases": dict(facts["cases"]), "methods": dict(facts["methods"])}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"'{path}' cannot be read: {error}.") from error
+        raise FileError(f"'{path}' cannot be read: {error}.") from error
 
 
 def read_case(name: str, facts: Mapping[str, Any]) -> Case:
-    """A case as run.json tells it."""
+    """Return a case from its facts in run.json."""
     things = tuple(Wanted(*thing) for thing in facts["wanted"])
     return Case(facts["prompt"], facts["subset"], things, facts["source"], facts.get("concept"))
 

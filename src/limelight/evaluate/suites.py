@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import FileError, SettingsError
 from ..utils.files import DATA
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "black", "white")
@@ -18,7 +18,7 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 
 @dataclass(frozen=True)
 class Wanted:
-    """One thing that a picture should show.
+    """One thing that an image should show.
 
     Attributes:
         word: the subject.
@@ -36,8 +36,8 @@ class Case:
     Attributes:
         prompt: as published.
         subset: the part of the suite that it belongs to.
-        wanted: the things that it names, in its order; empty where nobody has said.
-        source: of a suite of edits, the prompt of the picture that is to be edited.
+        wanted: the things that it names, in its order; empty where they are unknown.
+        source: of a suite of edits, the prompt of the image that is to be edited.
         concept: what kind of word an edit changes, as head relevance vectors name it.
     """
 
@@ -137,7 +137,8 @@ def load(name: str | Path) -> tuple[Case, ...]:
     """A suite by its name in `SUITES`, or from a file of yours, see `read`.
 
     Raises:
-        SettingsError: there is no such suite, or the file cannot be read.
+        SettingsError: there is no such suite or file.
+        FileError: the file cannot be read, see `read`.
     """
     if str(name) in SUITES:
         return SUITES[str(name)]()
@@ -158,46 +159,64 @@ def read(path: Any, subset: str) -> tuple[Case, ...]:
         subset: what to call the cases that do not say.
 
     Raises:
-        SettingsError: it cannot be read, has no prompts, or says one of them twice.
+        FileError: it cannot be read, has no prompts, or has one of them twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
-        raise SettingsError(f"'{path}' cannot be read: {error}.") from error
+        raise FileError(f"'{path}' cannot be read: {error}.") from error
     if path.name.lower().endswith(".csv"):
         cases = _from_rows(path, text, subset)
     else:
         prompts = [line.strip() for line in text.splitlines() if line.strip()]
         cases = [Case(prompt, subset, wanted(prompt)) for prompt in prompts]
-    if not cases:
-        raise SettingsError(f"'{path}' has no prompts.")
-    names = [case.name for case in cases]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise SettingsError(f"'{path}' has '{twice}' twice.")
+    _check(path, cases)
     return tuple(cases)
 
 
+def _check(path: Any, cases: Sequence[Case]) -> None:
+    """Raise a FileError where a file has no case, or one of them twice."""
+    if not cases:
+        raise FileError(f"'{path}' has no prompts.")
+
+    seen: set[str] = set()
+    for case in cases:
+        if case.name in seen:
+            raise FileError(f"'{path}' has '{case.name}' twice.")
+        seen.add(case.name)
+
+
 def _from_rows(path: Any, text: str, subset: str) -> list[Case]:
+    """Read the cases of a CSV file."""
     rows = csv.DictReader(text.splitlines())
     column = next((c for c in ("prompt", "target_prompt") if c in (rows.fieldnames or ())), None)
     if column is None:
-        raise SettingsError(f"'{path}' has no column 'prompt' or 'target_prompt' in its first line.")
+        raise FileError(f"'{path}' has no column 'prompt' or 'target_prompt' in its first line.")
+
     cases = []
     for row in rows:
-        prompt, given = (row[column] or "").strip(), row.get("subjects")
+        prompt, source, concept = (_cell(row, name) for name in (column, "source_prompt", "concept"))
         if not prompt:
-            raise SettingsError(f"Line {rows.line_num} of '{path}' has no prompt.")
-        source = (row.get("source_prompt") or "").strip() or None
-        if given is None:
-            things = wanted(prompt)
-            if source is not None and not any(thing.color for thing in things):
-                things = ()
-        else:
-            things = tuple(_thing(phrase) for phrase in given.split(";") if phrase.strip())
-        concept = (row.get("concept") or "").strip() or None
+            raise FileError(f"Line {rows.line_num} of '{path}' has no prompt.")
+        things = _things(row.get("subjects"), prompt, source)
         cases.append(Case(prompt, row.get("subset") or subset, things, source, concept))
     return cases
+
+
+def _cell(row: Mapping[str, str | None], column: str) -> str | None:
+    """Return the text of a column, or None where the row has none."""
+    return (row.get(column) or "").strip() or None
+
+
+def _things(subjects: str | None, prompt: str, source: str | None) -> tuple[Wanted, ...]:
+    """Return the wanted things of a row: its subjects, or where that column is absent those of its prompt."""
+    if subjects is not None:
+        return tuple(_thing(phrase) for phrase in subjects.split(";") if phrase.strip())
+
+    things = wanted(prompt)
+    if source is not None and not any(thing.color for thing in things):
+        return ()
+    return things
 
 
 def wanted(prompt: str) -> tuple[Wanted, ...]:
