@@ -76,7 +76,7 @@ def report(
     """
     rows, backbones = _rows([Path(folder) for folder in folders])
     base = _reference(rows, reference)
-    names = [name for name in METRICS if any(row[name] is not None for row in rows)]
+    names = _measured(rows)
     lines = table(rows, base, names)
     target = next((name for name in ("present", "minimum_object") if name in names), names[0])
     methods = [method for method in _methods(rows) if method != base]
@@ -94,6 +94,11 @@ def report(
     write(out / "report.md", _markdown(lines, names, base).encode())
     write(out / "report.html", page.encode())
     return out / "report.html"
+
+
+def _measured(rows: Sequence[Row]) -> list[str]:
+    """The metrics that some image has."""
+    return [name for name in METRICS if any(row[name] is not None for row in rows)]
 
 
 def _methods(rows: Iterable[Row]) -> list[str]:
@@ -197,10 +202,16 @@ def _matched(by: Mapping[str, list[Row]], base: str) -> list[tuple[str, str, flo
         if method == "source":  # what is edited is not a rival
             continue
         for name, unit in COLUMNS.items():
-            ours, one = _mean(row[name] for row in own), _mean(row[name] for row in reference)
-            if ours and one and ours > 1.01 * one:
-                found.append((method, unit, ours / one))
+            times = _ratio(own, reference, name)
+            if times is not None and times > 1.01:
+                found.append((method, unit, times))
     return found
+
+
+def _ratio(own: Iterable[Row], reference: Iterable[Row], name: str) -> float | None:
+    """How many times as much a method costs as the reference; None where that is unknown."""
+    ours, one = _mean(row[name] for row in own), _mean(row[name] for row in reference)
+    return ours / one if ours and one else None
 
 
 def _paired(own: Iterable[Row], base: Iterable[Row], name: str) -> dict[str, tuple[float, float]]:

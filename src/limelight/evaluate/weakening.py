@@ -167,22 +167,14 @@ def weakened(
         jobs = _jobs(numbers, orders, len(relevance.heads))
         for done, (order, number) in enumerate(jobs):
             chosen = list(lists[order][:number])
-            missing = [
-                (prompt, word)
-                for prompt, word in experiment.prompts
-                if any((order, number, prompt, seed) not in known for seed in seeds)
-            ]
-            results = _generate(model, missing, seeds, chosen, factor, options)
-            rows = []
-            for (prompt, word), result in results:
-                similar = (clip.images(result.images) @ clip.texts([word])[0]).tolist()
-                for seed, score in zip(seeds, similar, strict=True):
-                    known[order, number, prompt, seed] = score
-                    facts = {"order": order, "heads": chosen, "prompt": prompt, "word": word, "seed": seed}
-                    rows.append({**facts, "score": score, **settings})
+            missing = _missing(experiment, known, order, number, seeds)
+            for (prompt, word), result in _generate(model, missing, seeds, chosen, factor, options):
+                facts = {"order": order, "heads": chosen, "prompt": prompt, "word": word}
+                rows = _scored(clip, result, {**facts, **settings})
+                log.add(rows)
+                known |= {(order, number, prompt, row["seed"]): row["score"] for row in rows}
                 if pictures:
                     write(picture_path(Path(folder), prompt, order, number), png({}, result.images[0]))
-            log.add(rows)
             if on_job:
                 on_job(done + 1, len(jobs))
     return _curves(experiment, known, numbers, orders, seeds, len(relevance.heads))
@@ -226,6 +218,23 @@ def _generate(
         **options,
     )
     return list(zip(missing, results, strict=True))
+
+
+def _missing(
+    experiment: Experiment, known: Mapping[tuple[Any, ...], float], order: str, number: int, seeds: Sequence[int]
+) -> list[tuple[str, str]]:
+    """The prompts of an experiment that lack the score of a seed."""
+    missing = []
+    for prompt, word in experiment.prompts:
+        if any((order, number, prompt, seed) not in known for seed in seeds):
+            missing.append((prompt, word))
+    return missing
+
+
+def _scored(clip: Clip, result: Result, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per image: the facts, and its cosine similarity to the word."""
+    similar = (clip.images(result.images) @ clip.texts([facts["word"]])[0]).tolist()
+    return [{**facts, "seed": seed, "score": score} for seed, score in zip(result.seeds, similar, strict=True)]
 
 
 def _curves(

@@ -86,7 +86,7 @@ def denoise(
     recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
     steering = None
     if guidance:
-        guided = layers_to_guide(model, size, guidance) if guided_layers is None else guided_layers
+        guided = guided_layers or layers_to_guide(model, size, guidance)
         steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, guided)
     acting = bind_edits(edits, model, encoded[0].prompts, len(timesteps))
 
