@@ -31,6 +31,7 @@ from limelight.guidance.base import Steering
 from limelight.models.base import Conditioning
 from limelight.models.unet import UNet, _guided_scale, unet_sites
 from limelight.prompts.prompt import Prompt
+from limelight.prompts.subjects import Subject
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -160,7 +161,9 @@ class Bare(UNet):
         """One gradient step."""
         guidance = AttendAndExcite(thresholds={}, **changes)
         layers = guidance.layers(self, self.size)
-        steering = Steering(guidance, self, self.conditioning, [[(2,), (5,)]], 50, torch.arange(50), layers)
+        steering = Steering(
+            guidance, self, self.conditioning, [[Subject((2,)), Subject((5,))]], 50, torch.arange(50), layers
+        )
         steering.update(1, torch.tensor(500, device="meta"), self.latents)
 
     def theirs(self) -> None:

@@ -22,6 +22,7 @@ from limelight.evaluate.runs import run
 from limelight.evaluate.scoring import score
 from limelight.evaluate.suites import SUITES, load
 from limelight.guidance.base import Steering
+from limelight.prompts.subjects import Subject
 from limelight.utils.progress import quiet
 
 SETTINGS = {
@@ -46,7 +47,7 @@ def unit(model: limelight.Model) -> float:
     timesteps = model.timesteps(50)
     guidance = limelight.AttendAndExcite()
     layers = guidance.layers(model, size)
-    steering = Steering(guidance, model, conditioning, [[(2,), (5,)]], 50, timesteps, layers)
+    steering = Steering(guidance, model, conditioning, [[Subject((2,)), Subject((5,))]], 50, timesteps, layers)
     with sdpa_kernel([SDPBackend.MATH]), Flops() as one, torch.no_grad():
         model.predict(latents, timesteps[1], conditioning)
     with sdpa_kernel([SDPBackend.MATH]), Flops() as step:

@@ -20,7 +20,7 @@ from .scenes import OTHER_WORDS
 from .vocabulary import COLORS, SUBJECTS
 
 # Found with `bench/pocket.py` on seeds that are not reported, see docs/results.md.
-ATTEND_AND_EXCITE = {"scale": 0.1, "relative": True, "enough": 0.45, "thresholds": {}}
+ATTEND_AND_EXCITE = {"scale": 0.1, "step_rule": "relative", "enough": 0.45, "thresholds": {}}
 INVERSION = {"steps": 200}
 
 

@@ -20,7 +20,7 @@ GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.6})
 @pytest.mark.parametrize("batch", [None, 1, 3])
 def test_several_prompts_equal_single_calls(tiny, batch):
     together = limelight.generate(tiny, PROMPTS, seeds=[1, 2], guidance=GUIDANCE, steps=4, batch=batch)
-    assert [result.subjects for result in together] == [("cat", "dog"), ("car", "frog", "bear")]
+    assert [result.subjects for result in together] == [("cat", "dog"), ("red car", "frog", "bear")]
     for prompt, result in zip(PROMPTS, together, strict=True):
         alone = limelight.generate(tiny, prompt, seeds=[1, 2], guidance=GUIDANCE, steps=4)
         assert float((result.latents - alone.latents).abs().max()) < 1e-7
@@ -34,7 +34,7 @@ def test_several_prompts_equal_single_calls(tiny, batch):
 
 def test_subjects_of_several_prompts(tiny):
     both = limelight.generate(tiny, PROMPTS, subjects=[["dog"], "auto"], guidance=GUIDANCE, steps=1)
-    assert [result.subjects for result in both] == [("dog",), ("car", "frog", "bear")]
+    assert [result.subjects for result in both] == [("dog",), ("red car", "frog", "bear")]
     with pytest.raises(PromptError, match="2 prompts need 2 lists of subjects, not 1"):
         limelight.generate(tiny, PROMPTS, subjects=[["dog"]], guidance=GUIDANCE, steps=1)
     with pytest.raises(PromptError, match="list of prompts is empty"):

@@ -11,7 +11,13 @@ from limelight.guidance.attend_and_excite import excite
 from limelight.guidance.terms import blur
 from limelight.models.sites import AttentionSite
 from limelight.prompts.prompt import Prompt, parse
+from limelight.prompts.subjects import Subject
 from tests.conftest import POCKET
+
+
+def at(*spans: tuple[int, ...]) -> tuple[Subject, ...]:
+    """Subjects at these token positions."""
+    return tuple(Subject(span) for span in spans)
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def test_excite_by_hand(maps_of):
     p[0, 3, 3, 5] = 0.01
     p[..., 0] = 0.9  # the start token does not take part
     p[..., 9] = 0.5  # nor does the last
-    loss, presence = excite(maps_of(p), [((2,), (5,))], smooth=False)
+    loss, presence, _ = excite(maps_of(p), [at((2,), (5,))], smooth=False)
     expected = [math.exp(3) / (math.exp(3) + 7), math.exp(1) / (math.exp(1) + 7)]
     assert presence[0].tolist() == pytest.approx(expected)
     assert loss.tolist() == pytest.approx([1 - expected[1]])
@@ -46,8 +52,8 @@ def test_splitting_a_word_changes_nothing(maps_of):
     split[..., 3] = 0.05
     split = torch.cat([split[..., :4], torch.full_like(split[..., :1], 0.05), split[..., 4:]], dim=-1)
     for smooth in (False, True):
-        one = excite(maps_of(whole), [((3,), (7,))], smooth=smooth)
-        two = excite(maps_of(split), [((3, 4), (8,))], smooth=smooth)
+        one = excite(maps_of(whole), [at((3,), (7,))], smooth=smooth)
+        two = excite(maps_of(split), [at((3, 4), (8,))], smooth=smooth)
         assert torch.allclose(one.loss, two.loss)
         assert torch.allclose(one.presence, two.presence)
 
@@ -55,7 +61,7 @@ def test_splitting_a_word_changes_nothing(maps_of):
 def test_images_do_not_mix(maps_of):
     torch.manual_seed(0)
     p = torch.rand(3, 4, 4, 9, dtype=torch.float64).div(9)
-    subjects = [((1,), (3,)), ((2, 3),), ((4,), (1,), (5, 6))]
+    subjects = [at((1,), (3,)), at((2, 3)), at((4,), (1,), (5, 6))]
     together = excite(maps_of(p), subjects)
     for i, spans in enumerate(subjects):
         alone = excite(maps_of(p[i : i + 1]), [spans])
@@ -66,7 +72,7 @@ def test_images_do_not_mix(maps_of):
 
 def test_gradient_is_finite_with_unequal_subjects(maps_of):
     p = torch.rand(2, 4, 4, 9, dtype=torch.float64).div(9).requires_grad_()
-    excite(maps_of(p), [((1,), (3,)), ((2, 3),)]).loss.sum().backward()
+    excite(maps_of(p), [at((1,), (3,)), at((2, 3))]).loss.sum().backward()
     assert p.grad.isfinite().all()
     assert p.grad.abs().amax(dim=(1, 2, 3)).min() > 0
 
@@ -74,9 +80,9 @@ def test_gradient_is_finite_with_unequal_subjects(maps_of):
 def test_pooling_survives_inference_mode(maps_of):
     p = torch.rand(1, 4, 4, 8, dtype=torch.float64).div(8)
     with torch.inference_mode():
-        excite(maps_of(p), [((1,), (6,))])
+        excite(maps_of(p), [at((1,), (6,))])
     variable = p.clone().requires_grad_()
-    excite(maps_of(variable), [((1,), (6,))]).loss.sum().backward()
+    excite(maps_of(variable), [at((1,), (6,))]).loss.sum().backward()
     assert variable.grad is not None
 
 
@@ -99,7 +105,7 @@ def test_models_that_pad_with_other_tokens(tokenizer):
     other = CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=12, pad_token="!</w>")
     padded, plain = parse("a cat and a dog", other, 12), parse("a cat and a dog", tokenizer, 12)
     assert (padded.padded, plain.padded, padded.end) == (True, False, 6)
-    p, subjects = torch.rand(1, 4, 4, 12, dtype=torch.float64).div(12), [((2,), (5,))]
+    p, subjects = torch.rand(1, 4, 4, 12, dtype=torch.float64).div(12), [at((2,), (5,))]
     layer = AttentionSite("only", "cross", "up", 1, 1)
 
     def loss(probabilities: torch.Tensor, prompt: Prompt, **options: bool) -> float:

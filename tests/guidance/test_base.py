@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,7 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import limelight
 from bench.count import Bare, Peak, peak, saved, work
 from limelight import AttendAndExcite, Guidance, SettingsError
-from limelight.guidance.base import Score, Steering, layers_to_read
+from limelight.guidance.attend_and_excite import excite
+from limelight.guidance.base import Score, Steering, layers_to_read, reading
+from limelight.guidance.bind import bind
+from limelight.guidance.contrast import contrast
+from limelight.guidance.divergence import divergence
+from limelight.guidance.overlap import overlap
+from limelight.guidance.self_cross import peak_overlap, self_cross
+from limelight.prompts.subjects import Subject, resolve
 
 PROMPT = "a cat and a dog"
 
@@ -84,7 +93,7 @@ def test_checkpointing_does_not_change_a_guided_run(tiny):
 
 def steering(model, latents, **changes):
     conditioning = model.encode([model.prompt(PROMPT)] * len(latents))
-    subjects = [[(2,), (5,)]] * len(latents)
+    subjects = [[Subject((2,)), Subject((5,))]] * len(latents)
     guidance = AttendAndExcite(resolution=8, thresholds={}, **changes)
     layers = guidance.layers(model, tuple(latents.shape[-2:]))
     return Steering(guidance, model, conditioning, subjects, 50, model.timesteps(50), layers)
@@ -126,11 +135,11 @@ def test_a_relative_step_has_its_length(tiny):
     moves = []
     for guidance in (
         AttendAndExcite(resolution=8, thresholds={}, scale=20, decay=(1, 0.25)),
-        AttendAndExcite(resolution=8, thresholds={}, scale=0.1, decay=(1, 0.25), relative=True),
+        AttendAndExcite(resolution=8, thresholds={}, scale=0.1, decay=(1, 0.25), step_rule="relative"),
     ):
         timesteps = tiny.timesteps(5)
         layers = guidance.layers(tiny, (16, 16))
-        steering = Steering(guidance, tiny, conditioning, [[(2,), (5,)]] * 2, 10, timesteps, layers)
+        steering = Steering(guidance, tiny, conditioning, [[Subject((2,)), Subject((5,))]] * 2, 10, timesteps, layers)
         moves.append((steering.update(4, timesteps[4], latents).latents - latents).flatten(1))
     lengths = moves[1].norm(dim=1) / latents.flatten(1).norm(dim=1)
     torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1 * 0.25**0.5))
@@ -212,7 +221,7 @@ def test_guidance_lowers_the_loss(tiny):
 def test_a_satisfied_objective_moves_nothing(tiny):
     def satisfied(maps, subjects):
         zero = maps.mean().sum(dim=(1, 2, 3)) * 0
-        return Score(zero, zero[:, None].detach())
+        return Score(zero, zero[:, None].detach(), {"neglect": zero.detach()})
 
     moved = run(tiny, Guidance(objective=satisfied, thresholds={0: 1.0}))
     assert torch.equal(moved.latents, run(tiny, None).latents)
@@ -267,6 +276,9 @@ def test_the_cost_of_one_gradient_step_of_stable_diffusion():
         (lambda: AttendAndExcite(until=-0.5), "until=-0.5"),
         (lambda: AttendAndExcite(every=0), "every=0 must be a whole number of steps, at least 1"),
         (lambda: AttendAndExcite(enough=1.5), "enough=1.5 must be a presence between 0 and 1"),
+        (lambda: AttendAndExcite(targets={"mixing": 2}), "The target of 'mixing', 2, must be between 0 and 1"),
+        (lambda: AttendAndExcite(step_rule="newton"), "Unknown step rule 'newton'. Choose one of: gradient, relative"),
+        (lambda: AttendAndExcite(when="after"), "Guidance after the step has no thresholds; set thresholds={}"),
     ],
 )
 def test_bad_settings(make, message):
@@ -296,3 +308,98 @@ def test_guidance_raises_presence_on_the_embedded_model(pocket, prompt):
         result = limelight.generate(pocket, prompt, seeds=[0, 1, 2], guidance=guidance, steps=12, record=False)
         last.append(sum(result.trace[-1]["loss"]) / 3)
     assert last[1] < last[0] - 0.02, last
+
+
+def negative(maps, subjects):
+    """An objective whose loss is below 0, as those of the binding methods are."""
+    score = excite(maps, subjects)
+    return score._replace(loss=score.loss - 5)
+
+
+def test_gates_act_on_parts_and_not_on_the_loss(tiny):
+    settings = {"resolution": 8, "until": 1}
+    plain = run(tiny, None, steps=1)
+    moved = run(tiny, Guidance(objective=negative, **settings), steps=1)
+    assert torch.equal(moved.latents, run(tiny, Guidance(objective=excite, **settings), steps=1).latents)
+    assert not torch.equal(moved.latents, plain.latents)
+    neglect = moved.trace[0]["neglect"][0]
+    for limit, still in ((neglect + 0.01, True), (neglect - 0.01, False)):
+        for gate in ({"enough": 1 - limit}, {"targets": {"neglect": limit}}):
+            gated = run(tiny, Guidance(objective=negative, **settings, **gate), steps=1)
+            assert torch.equal(gated.latents, plain.latents if still else moved.latents)
+
+
+def test_every_part_has_a_target_of_its_own(tiny):
+    """With a target for each part the image stays; one part beyond its own moves it."""
+    guidance = partial(Guidance, objective=bind, resolution=8, until=1)
+    plain = run(tiny, None, steps=1)
+    parts = run(tiny, guidance(), steps=1).trace[0]
+    targets = {name: min(parts[name][0] + 0.01, 1.0) for name in ("neglect", "binding", "mixing")}
+    assert torch.equal(run(tiny, guidance(targets=targets), steps=1).latents, plain.latents)
+    beyond = {**targets, "mixing": parts["mixing"][0] / 2}
+    assert not torch.equal(run(tiny, guidance(targets=beyond), steps=1).latents, plain.latents)
+
+
+def test_a_move_after_the_step_is_added_to_its_result(tiny):
+    """With Euler, moving the result of a step is changing its velocity."""
+    settings = {"resolution": 8, "until": 1, "thresholds": {}}
+    plain = run(tiny, None, steps=1)
+    before, after = (run(tiny, AttendAndExcite(when=when, **settings), steps=1) for when in ("before", "after"))
+    assert before.trace[0]["loss"] == after.trace[0]["loss"]
+    conditioning, timesteps = tiny.encode([tiny.prompt(PROMPT)]), tiny.timesteps(1)
+    start = tiny.start(tiny.noise([torch.Generator().manual_seed(0)], *tiny.default_size))
+    guidance, subjects = AttendAndExcite(**settings), [[Subject((2,)), Subject((5,))]]
+    steered = Steering(guidance, tiny, conditioning, subjects, 1, timesteps, guidance.layers(tiny, (16, 16)))
+    shift = steered.update(0, timesteps[0], start).latents - start
+    assert shift.abs().max() > 0
+    torch.testing.assert_close(after.latents, plain.latents + shift)
+    assert not torch.allclose(after.latents, before.latents)
+
+
+def test_a_step_by_the_sign_moves_every_value_alike(tiny):
+    latents = tiny.noise([torch.Generator().manual_seed(0)], 64, 64)
+    steered = steering(tiny, latents, step_rule="sign", scale=0.003, decay=(1, 1))
+    shift = steered.update(1, torch.tensor(600), latents).latents - latents
+    torch.testing.assert_close(shift.abs(), torch.full_like(shift, 0.003))
+
+
+def test_what_an_objective_reads_and_remembers(tiny):
+    """Self-attention of the same blocks beside the cross-attention, and the maps of the last guided step."""
+    seen = []
+
+    @reading("cross", "self", remembers=True)
+    def watching(maps, subjects):
+        before = None if maps.before is None else maps.before.mean()
+        seen.append((maps.cross.mean().detach(), maps.between_pixels.mean().shape, before))
+        return excite(maps, subjects)
+
+    run(tiny, Guidance(objective=watching, resolution=8, until=4, every=2), steps=8)
+    (first, size, nothing), (_, _, remembered) = seen
+    assert nothing is None
+    assert size == (1, 8, 8, 64)
+    torch.testing.assert_close(remembered, first)
+
+
+OBJECTIVES = {"excite": excite, "overlap": overlap, "bind": bind, "contrast": contrast, "divergence": divergence}
+OBJECTIVES |= {"self_cross": partial(self_cross, gate=1.0), "peak_overlap": partial(peak_overlap, gate=1.0)}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_one_small_step_lowers_the_loss(pocket, objective):
+    """To first order, on the embedded model; a batch has the gradients of its images."""
+    prompts = [pocket.prompt("a red cat and a blue dog"), pocket.prompt("a green car and a crown and a lion")]
+    subjects = [resolve(prompt, "auto")[1] for prompt in prompts]
+    conditioning, timesteps = pocket.encode(prompts), pocket.timesteps(10)
+    latents = pocket.noise([torch.Generator().manual_seed(seed) for seed in (0, 1)], *pocket.default_size)
+    guidance = Guidance(objective=objective, step_rule="relative", scale=0.005)
+    layers = guidance.layers(pocket, tuple(latents.shape[-2:]))
+    steered = Steering(guidance, pocket, conditioning, subjects, 10, timesteps, layers)
+    first = steered.update(0, timesteps[0], latents)
+    second = steered.update(0, timesteps[0], first.latents)
+    wrong = first.loss != 0  # two regions may not touch at all
+    assert wrong.any()
+    assert (second.loss < first.loss)[wrong].all()
+    for i in range(2):
+        alone = Steering(guidance, pocket, conditioning.rows([i]), subjects[i : i + 1], 10, timesteps, layers)
+        move = alone.update(0, timesteps[0], latents[i : i + 1])
+        torch.testing.assert_close(move.latents, first.latents[i : i + 1], atol=2e-5, rtol=0)

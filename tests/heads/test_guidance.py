@@ -11,6 +11,7 @@ from limelight import AttendAndExcite, HeadWeightedAttendAndExcite
 from limelight.attention.maps import AttentionMaps
 from limelight.errors import SettingsError
 from limelight.heads.guidance import excite_by_heads, resizing
+from limelight.prompts.subjects import Subject
 from tests.heads.test_gains import random_relevance
 
 TEXT = "a cat and a red car"
@@ -48,9 +49,9 @@ def test_the_loss_equals_a_literal_implementation(tiny):
             pixels = layer.size((16, 16))[0] ** 2
             layers[layer] = (3 * torch.randn(2, layer.heads, pixels, 77, dtype=torch.float64)).softmax(dim=-1)
     maps = AttentionMaps(layers, (16, 16), (prompt, prompt))
-    spans = [(prompt.find("cat"), prompt.find("car"))] * 2
+    subjects = [(Subject(prompt.find("cat")), Subject(prompt.find("car")))] * 2
     concepts = {"cat": "Animals", "car": "Color"}
-    found = excite_by_heads(maps, spans, relevance=relevance, concepts=concepts, smooth=False)
+    found = excite_by_heads(maps, subjects, relevance=relevance, concepts=concepts, smooth=False)
     for image in range(2):
         presences = []
         for word, concept in concepts.items():

@@ -24,6 +24,7 @@ from limelight.guidance.attend_and_excite import excite
 from limelight.heads.counting import Counting, compute
 from limelight.heads.gains import strengthen
 from limelight.heads.relevance import Relevance, relevance_for
+from limelight.prompts.subjects import Subject
 from limelight.viz.explain import explain
 from tests.heads.test_counting import CONCEPTS, literal
 from tests.heads.test_gains import random_relevance
@@ -292,7 +293,7 @@ def test_the_softmax_is_over_the_prompts_own_tokens(tiny_ldm):
         for position, value in columns.items():
             p[..., position] = value
         maps = AttentionMaps({layer: p}, (16, 16), (prompt,))
-        return excite(maps, [(prompt.find(word), prompt.find("dog"))], smooth=False).presence[0]
+        return excite(maps, [(Subject(prompt.find(word)), Subject(prompt.find("dog")))], smooth=False).presence[0]
 
     whole, split = (
         score("the cat and the dog", {2: 0.12}, "cat"),

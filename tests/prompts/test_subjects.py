@@ -8,7 +8,7 @@ from limelight import PromptError
 from limelight.evaluate.suites import attend_excite
 from limelight.prompts import subjects
 from limelight.prompts.prompt import parse
-from limelight.prompts.subjects import nouns, resolve
+from limelight.prompts.subjects import Subject, described_nouns, nouns, resolve
 
 OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
 ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
@@ -36,6 +36,20 @@ def test_nouns(tokenizer, text, found):
     assert list(nouns(parse(text, tokenizer, 77))) == found
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a big red car and a bench", ["big red car", "bench"]),
+        ("a red car, a red car and two blue birds", ["red car", "red car#2", "blue birds"]),
+        ("a photo of a black cat", ["black cat"]),
+        ("fluffy cat", ["fluffy cat"]),
+        ("a cat on red, a dog", ["cat", "dog"]),
+    ],
+)
+def test_nouns_with_the_words_that_describe_them(tokenizer, text, found):
+    assert list(described_nouns(parse(text, tokenizer, 77))) == found
+
+
 def test_nouns_of_the_benchmark(tokenizer):
     """All 276 prompts of Attend-and-Excite: the subjects are the words of its two lists, in order."""
     cases = attend_excite()
@@ -47,8 +61,10 @@ def test_nouns_of_the_benchmark(tokenizer):
 
 def test_resolve(tokenizer):
     prompt = parse("a black cat and a dog", tokenizer, 77)
-    assert resolve(prompt, "auto") == (("cat", "dog"), ((3,), (6,)))
-    assert resolve(prompt, ["black cat", 6]) == (("black cat", 6), ((2, 3), (6,)))
+    black_cat, dog = Subject((3,), ((2,),)), Subject((6,))
+    assert resolve(prompt, "auto") == (("black cat", "dog"), (black_cat, dog))
+    assert resolve(prompt, ["black cat", 6]) == (("black cat", 6), (black_cat, dog))
+    assert resolve(prompt, [[2, 3], "dog"]) == (([2, 3], "dog"), (Subject((2, 3)), dog))
     with pytest.raises(PromptError, match="'black cat' and 'cat' share a word"):
         resolve(prompt, ["black cat", "cat"])
     with pytest.raises(PromptError, match="subjects is empty"):

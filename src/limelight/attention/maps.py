@@ -34,11 +34,23 @@ class AttentionMaps(Mapping[str, Tensor]):
             sums over tokens to 1.
         latent_size: height and width of the latents, from which each layer's map size follows.
         prompts: one per image.
+        before: the mean cross-attention of the last guided step, for objectives that remember.
     """
 
     layers: Mapping[AttentionSite, Tensor]
     latent_size: tuple[int, int]
     prompts: tuple[Prompt, ...]
+    before: AttentionMaps | None = None
+
+    @property
+    def cross(self) -> AttentionMaps:
+        """Only the layers in which image positions attend to the prompt."""
+        return self.select(lambda site: site.reads_text)
+
+    @property
+    def between_pixels(self) -> AttentionMaps:
+        """Only the layers in which image positions attend to each other: [images, heads, pixels, pixels]."""
+        return self.select(lambda site: not site.reads_text)
 
     def select(self, keep: Callable[[AttentionSite], bool]) -> AttentionMaps:
         """Only the layers for which `keep(layer)` is true, e.g. ``maps.select(lambda l: l.group == "up")``."""

@@ -54,8 +54,8 @@ class Case:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """The wanted words as `limelight.generate` takes them: a second "car" is "car#2"."""
-        words = [thing.word for thing in self.wanted]
+        """The wanted words as `limelight.generate` takes them: "red car", and a second "car" is "car#2"."""
+        words = [f"{thing.color} {thing.word}" if thing.color else thing.word for thing in self.wanted]
         counts = [words[: i + 1].count(word) for i, word in enumerate(words)]
         return tuple(word if n == 1 else f"{word}#{n}" for word, n in zip(words, counts, strict=True))
 

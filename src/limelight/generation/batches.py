@@ -60,6 +60,7 @@ def _joined(moves: list[Move]) -> Move:
         torch.cat([move.latents for move in moves]),
         torch.cat([move.loss for move in moves]),
         torch.cat(wide),
+        {name: torch.cat([move.parts[name] for move in moves]) for name in moves[0].parts},
         torch.cat([move.refinements for move in moves]),
     )
 

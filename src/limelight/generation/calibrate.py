@@ -13,7 +13,7 @@ from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Guidance, step_of
 from ..models.base import Model
 from ..prompts.prompt import Prompt
-from ..prompts.subjects import SubjectChoice, per_prompt, resolve
+from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
 from .loop import Step, denoise
 from .plan import checked
 
@@ -109,8 +109,8 @@ def _check(prompts: Sequence[str], quantile: float, batch: int) -> None:
         raise SettingsError(f"batch={batch} must be at least 1.")
 
 
-_Image = tuple[Prompt, tuple[tuple[int, ...], ...], int]
-"""A prompt, the token positions of each subject, and a seed."""
+_Image = tuple[Prompt, tuple[Subject, ...], int]
+"""A prompt, its subjects, and a seed."""
 
 
 def _without_moves(guidance: Guidance) -> Guidance:
@@ -126,8 +126,8 @@ def _images(
     images = []
     for text, asked in zip(prompts, per_prompt(subjects, len(prompts), listed=True), strict=True):
         prompt = model.prompt(text)
-        _, spans = resolve(prompt, asked)
-        images += [(prompt, spans, seed) for seed in seeds]
+        _, found = resolve(prompt, asked)
+        images += [(prompt, found, seed) for seed in seeds]
     return images
 
 
@@ -149,6 +149,6 @@ def _watch(
         steps=steps,
         guidance_scale=guidance_scale,
         guidance=guidance,
-        subjects=[spans for _, spans, _ in images],
+        subjects=[own for _, own, _ in images],
         generators=generators,
     )

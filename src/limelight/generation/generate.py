@@ -153,7 +153,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         guidance=guidance,
-        subjects=[plan.spans[plan.images[i][0]] for i in rows],
+        subjects=[plan.subjects[plan.images[i][0]] for i in rows],
         edits=settings.edits,
         record=settings.record,
         layers=plan.recorded,
@@ -176,7 +176,7 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
     """The images of a plan as one result per prompt, with all that they depend on."""
     facts = {**plan.settings.facts(), **provenance(plan.model)}
     results = []
-    for which, (text, names) in enumerate(zip(plan.texts, plan.subjects, strict=True)):
+    for which, (text, names) in enumerate(zip(plan.texts, plan.names, strict=True)):
         own = slice(which * len(plan.seeds), (which + 1) * len(plan.seeds))
         # Read only after the last pass: a look at a number stops the device.
         trace = [{"step": i, "timestep": t, **move.facts(own, len(names))} for i, t, move in done.moves]

@@ -72,7 +72,7 @@ def denoise(
         steps: inference steps.
         guidance_scale: strength of classifier-free guidance; unused without an unconditional branch.
         guidance: moves the latents before each step; None is the plain model.
-        subjects: for each image, for each subject, its token positions. Needed with `guidance`.
+        subjects: those of each image, see `limelight.prompts.subjects.resolve`. Needed with `guidance`.
         edits: attention edits in the conditional branch of every pass that predicts, see `limelight.heads.gains`.
         record: give every step its attention maps, at the resolution that guidance reads; "all" at every resolution.
         layers: those to record; by default `layers_to_record`.
@@ -101,6 +101,8 @@ def denoise(
         assert prediction is not None  # no `until` was given
 
         latents = model.step(prediction, timestep, latents, generators, eta)
+        if move and move.after is not None:
+            latents = latents + move.after
         now = perf_counter()
         sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
         latents = latents if sent is None else sent

@@ -19,7 +19,7 @@ from ..guidance.base import Guidance
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
-from ..prompts.subjects import SubjectChoice, resolve
+from ..prompts.subjects import Subject, SubjectChoice, SubjectName, resolve
 from .loop import Record, layers_to_guide, layers_to_record
 
 
@@ -74,8 +74,8 @@ class GenerationPlan:
     Attributes:
         texts: the prompts as they were written.
         prompts: the same, parsed.
-        subjects: for each prompt the subjects as they were given or guessed.
-        spans: for each prompt, for each subject, its token positions.
+        names: for each prompt the subjects as they were given or guessed.
+        subjects: the same with their token positions.
         seeds: of each prompt.
         images: (index of the prompt, seed) of every image, the first prompt's seeds first.
         guided: the layers whose maps guidance reads; none without guidance.
@@ -87,8 +87,8 @@ class GenerationPlan:
     settings: GenerationSettings
     texts: tuple[str, ...]
     prompts: tuple[Prompt, ...]
-    subjects: tuple[tuple[Any, ...], ...]
-    spans: tuple[tuple[tuple[int, ...], ...], ...]
+    names: tuple[tuple[SubjectName, ...], ...]
+    subjects: tuple[tuple[Subject, ...], ...]
     seeds: tuple[int, ...]
     images: tuple[tuple[int, int], ...]
     guided: tuple[AttentionSite, ...]
@@ -134,7 +134,7 @@ class GenerationPlan:
             tuple(texts),
             prompts,
             tuple(names for names, _ in resolved),
-            tuple(spans for _, spans in resolved),
+            tuple(found for _, found in resolved),
             seeds,
             images,
             guided,

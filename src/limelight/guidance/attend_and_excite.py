@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
-import torch
-
 from ..attention.maps import AttentionMaps
 from ..errors import ModelError
 from ..models.base import Model
 from .base import Guidance, Objective, Score, Subjects
-from .terms import blur, pool_tokens, weakest_score
+from .terms import blur, sharpened, weakest_score
 
 
 def excite(
@@ -30,29 +28,19 @@ def excite(
     Hila Chefer, Yuval Alaluf, Yael Vinker, Lior Wolf, Daniel Cohen-Or, "Attend-and-Excite: Attention-Based Semantic
     Guidance for Text-to-Image Diffusion Models", 2023, https://arxiv.org/abs/2301.13826
 
-    The probabilities of all tokens but the first (which takes most of the attention) and the last are sharpened by a
-    softmax with the given temperature; in models that pad with other tokens, those of the prompt's own tokens alone.
-    The tokens of one subject are first added into one: the softmax is exponential, so adding after it would make a word
-    that is split in two lose against its neighbours.
+    The loss of an image is 1 - min over its subjects s of max over places of S_s, with the blurred maps S of
+    `limelight.guidance.terms.sharpened`.
 
     Args:
         maps: of one size; averaged over layers and heads.
-        subjects: token positions per image.
+        subjects: of each image; their modifiers do not count.
         temperature: factor before the softmax.
         smooth: blur the maps before taking their maximum.
         sigma: width of the blur in map pixels, see `blur`.
         own_tokens: whether the softmax is over the prompt's own tokens alone; None asks `Prompt.padded`. (The released
             code has a flag for this, which is set for Stable Diffusion 2.1.)
     """
-    mean = maps.mean()
-    last = mean.shape[-1] - 1
-    stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else last for p in maps.prompts)
-    pooling, padding, absent = (
-        x.to(mean.device) for x in pool_tokens(tuple(tuple(spans) for spans in subjects), stops, mean.shape[-1])
-    )
-    logits = torch.einsum("bhwt,btu->bhwu", mean, pooling.to(mean.dtype)) * temperature
-    sharp = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)
-    of_subjects = sharp[..., : absent.shape[1]].movedim(-1, 1)
+    of_subjects, absent = sharpened(maps.cross, subjects, temperature, own_tokens)
     return weakest_score(blur(of_subjects, sigma) if smooth else of_subjects, absent)
 
 
@@ -83,6 +71,9 @@ class AttendAndExcite(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "objective", partial(excite, smooth=self.smooth, own_tokens=self.own_tokens))
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "objective": "excite"}  # its options are fields
 
     @classmethod
     def suited(cls, model: Model, **changes: Any) -> Self:

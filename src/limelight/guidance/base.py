@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +18,73 @@ from ..attention.probe import Probe
 from ..errors import SettingsError
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
+from ..prompts.subjects import Subject
 from ..utils.torch import frozen, recomputing
 
-Subjects = Sequence[Sequence[tuple[int, ...]]]
-"""For each image, for each subject: its token positions."""
+Subjects = Sequence[Sequence[Subject]]
+"""The subjects of each image."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Score(NamedTuple):
-    """A loss per image [images] and the presence of each of its subjects [images, subjects]."""
+    """What an objective says of a batch of images.
+
+    Attributes:
+        loss: [images]; its gradient moves the latents.
+        presence: of each subject [images, subjects], 0..1, NaN where an image has fewer.
+        parts: what is still wrong by name ("neglect", "mixing", "binding", "outside"), each [images], 0..1, 0 where
+            nothing is. Gates and thresholds act on these and never on the loss, which may be of any scale and sign.
+    """
 
     loss: Tensor
     presence: Tensor
+    parts: Mapping[str, Tensor]
+
+    def detach(self) -> Score:
+        """The same without a gradient."""
+        parts = {name: part.detach() for name, part in self.parts.items()}
+        return Score(self.loss.detach(), self.presence.detach(), parts)
 
 
-Objective = Callable[[AttentionMaps, Subjects], Score]
+class Objective(Protocol):
+    """A function of maps and subjects that says what the images still lack.
+
+    It reads cross-attention of one size, or what its attribute `reads` names: ("cross", "self"). With `remembers` it
+    finds the maps of the last guided step in `AttentionMaps.before`. See `reading`.
+    """
+
+    def __call__(self, maps: AttentionMaps, subjects: Subjects) -> Score: ...
+
+
+Kind = Literal["cross", "self"]
+
+
+def reading(*kinds: Kind, remembers: bool = False) -> Callable[[Function], Function]:
+    """Declare what an objective reads besides the cross-attention of this step."""
+
+    def declare(objective: Function) -> Function:
+        objective.reads, objective.remembers = kinds, remembers  # type: ignore[attr-defined]
+        return objective
+
+    return declare
+
+
+def reads(objective: Objective) -> tuple[Kind, ...]:
+    """The kinds of attention that an objective reads; of a partial function, those of the whole one."""
+    return getattr(_whole(objective), "reads", ("cross",))
+
+
+def remembers(objective: Objective) -> bool:
+    """Whether an objective compares the maps with those of the last guided step."""
+    return getattr(_whole(objective), "remembers", False)
+
+
+def _whole(objective: Any) -> Any:
+    while isinstance(objective, partial):
+        objective = objective.func
+    return objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +104,23 @@ class Guidance:
         until: latents are moved in the steps before this one.
         thresholds: step -> presence in 0..1 that the weakest subject must reach there; an image below it is refined
             (moved again, at most `max_refinements` times).
-        scale: how far: the step is scale * sqrt(decay) times the gradient.
-        relative: the step's length is scale * sqrt(decay) times that of the latents, whatever the gradient's. The
-            sharpening softmax leaves almost no gradient where a subject has almost no attention: a step in proportion
-            to it, as published, then never comes to help.
+        scale: how far, see `step_rule`; `size` below is scale * sqrt(decay).
+        step_rule: "gradient", as published, moves by size * gradient; "relative" by size times the length of the
+            latents, in the gradient's direction; "sign" by size * sign(gradient). Losses differ in scale by factors of
+            a hundred, and the sharpening softmax of Attend-and-Excite leaves almost no gradient where a subject has
+            almost no attention: a step in proportion to it then never comes to help. "relative" serves every objective.
+        when: "before" moves the latents that the step starts from. "after" takes the gradient there, too, but moves the
+            latents that the step ends with: this steers the velocity of flow matching (Eric Tillmann Bill, Enis Simsar,
+            Thomas Hofmann, "Optimal Control Meets Flow Matching: A Principled Route to Multi-Subject Fidelity", 2025,
+            https://arxiv.org/abs/2510.02315), and has neither thresholds nor refinement.
         decay: `decay` falls linearly from the first to the second of these over the whole schedule.
         resolution: height and width of the maps to read, or one side of square ones; None lets the model choose.
         max_refinements: limit of refinement moves at one threshold.
         every: of the steps before `until`, every how many-th is guided, beginning with the first.
-        enough: an image whose weakest subject has this presence, 0..1, is not moved in that step. At 1, as published,
-            every image is.
+        enough: at this presence, 0..1, of its weakest subject an image lacks none. At 1, as published, one always does.
+        targets: part of the score -> the value, 0..1, up to which nothing of it is wrong, for example
+            ``{"mixing": 0.3}``; 0 for parts that are not named, and 1 - `enough` for "neglect". An image of which no
+            part is wrong is not moved in that step.
         checkpoint: keep only the inputs of the denoiser's blocks for the gradient and run them a second time: less
             memory, about a third more time for a gradient step, the same images. For large ones.
     """
@@ -68,12 +129,14 @@ class Guidance:
     until: float | int = 0.5
     thresholds: Mapping[float | int, float] = field(default_factory=dict)
     scale: float = 20.0
-    relative: bool = False
+    step_rule: Literal["gradient", "relative", "sign"] = "gradient"
+    when: Literal["before", "after"] = "before"
     decay: tuple[float, float] = (1.0, 0.5)
     resolution: int | tuple[int, int] | None = None
     max_refinements: int = 20
     every: int = 1
     enough: float = 1.0
+    targets: Mapping[str, float] = field(default_factory=dict)
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -88,14 +151,38 @@ class Guidance:
             raise SettingsError(f"decay={self.decay} must be two numbers that are not negative.")
         _check_schedule((self.until, *self.thresholds))
         _check_thresholds(self.thresholds)
+        self._check_rule()
+
+    def _check_rule(self) -> None:
+        """Refuse unknown ways to move, and targets out of range."""
+        if self.step_rule not in ("gradient", "relative", "sign"):
+            raise SettingsError(f"Unknown step rule '{self.step_rule}'. Choose one of: gradient, relative, sign.")
+        if self.when not in ("before", "after"):
+            raise SettingsError(f"when='{self.when}' must be 'before' or 'after' the step.")
+        if self.when == "after" and self.thresholds:
+            raise SettingsError("Guidance after the step has no thresholds; set thresholds={}.")
+        for name, value in self.targets.items():
+            if not 0 <= value <= 1:
+                raise SettingsError(f"The target of '{name}', {value}, must be between 0 and 1.")
 
     def layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
-        """The layers whose maps the objective reads, for latents of the given height and width."""
-        return layers_to_read(model, latent_size, self.resolution)
+        """The layers whose maps the objective reads, for latents of the given height and width, in execution order."""
+        text = self.recorded_layers(model, latent_size)
+        if "self" not in reads(self.objective):
+            return text
+        beside = {(site.group, site.scale) for site in text}
+        return tuple(
+            site for site in model.sites if site in text or (site.kind == "self" and (site.group, site.scale) in beside)
+        )
 
     def recorded_layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
         """The layers whose maps are worth recording: of one size, those that the objective reads if it can be."""
-        return self.layers(model, latent_size)
+        return layers_to_read(model, latent_size, self.resolution)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Part of the score -> the largest value with which an image lacks nothing of it."""
+        return {"neglect": 1 - self.enough, **self.targets}
 
     def objective_for(self, model: Model) -> Objective:
         """The objective, with all that it needs to know of a model."""
@@ -103,12 +190,12 @@ class Guidance:
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain values, to be stored with a result."""
-        objective = getattr(self.objective, "func", self.objective)
         return {
             "name": type(self).__name__,
             **vars(self),
-            "objective": getattr(objective, "__name__", type(objective).__name__),
+            "objective": describe_objective(self.objective),
             "thresholds": {str(key): value for key, value in self.thresholds.items()},
+            "targets": dict(self.targets),
         }
 
 
@@ -126,6 +213,16 @@ def _check_thresholds(thresholds: Mapping[float | int, float]) -> None:
     for key, value in thresholds.items():
         if not 0 <= value <= 1 or key < 0:
             raise SettingsError(f"The threshold {{{key}: {value}}} must map a step to a presence between 0 and 1.")
+
+
+def describe_objective(objective: Any) -> Any:
+    """An objective's name, with its settings if it has any, as plain values."""
+    described = getattr(objective, "settings", None)
+    if described is not None:
+        return described()
+    if isinstance(objective, partial):
+        return {"name": _whole(objective).__name__, **objective.keywords}
+    return getattr(objective, "__name__", type(objective).__name__)
 
 
 def layers_to_read(
@@ -182,25 +279,28 @@ class Move:
 
     Attributes:
         latents: [images, channels, height, width], moved.
-        loss: objective per image [images] at the last evaluation, before the last move.
-        presence: the same for each subject [images, subjects], in 0..1; NaN where an image has fewer subjects.
+        loss, presence, parts: of the last evaluation, before the last move, see `Score`.
         refinements: refinement moves per image [images], int64.
+        after: what is added to the latents after the step, or None.
     """
 
     latents: Tensor
     loss: Tensor
     presence: Tensor
+    parts: Mapping[str, Tensor]
     refinements: Tensor
+    after: Tensor | None = None
 
     def forget(self) -> Move:
         """The same without its latents, which a long run need not keep."""
-        return replace(self, latents=self.latents[:0])
+        return replace(self, latents=self.latents[:0], after=None)
 
     def facts(self, images: slice = slice(None), subjects: int | None = None) -> dict[str, list[Any]]:
         """Loss, presence of the first `subjects` subjects and refinements of some images, as plain numbers."""
         return {
             "loss": self.loss[images].tolist(),
             "presence": self.presence[images, :subjects].tolist(),
+            **{name: part[images].tolist() for name, part in self.parts.items()},
             "refinements": self.refinements[images].tolist(),
         }
 
@@ -246,39 +346,59 @@ class Steering:
         first, last = guidance.decay
         decay = torch.linspace(first, last, len(timesteps), dtype=torch.float64)
         self.sizes = (guidance.scale * decay.sqrt()).tolist()
-        self.floor = 1 - guidance.enough
+        self._text = tuple(layer for layer in self.layers if layer.reads_text)
+        self._seen: Tensor | None = None  # the maps of the last evaluation [images, 1, pixels, tokens]
+        self._before: Tensor | None = None  # the same of the guided step before
 
     def update(self, index: int, timestep: Tensor, latents: Tensor) -> Move | None:
         """Move the latents of step `index`; None when nothing is to be done there."""
         guided, threshold = index < self.until and index % self.guidance.every == 0, self.thresholds.get(index)
         if not guided and threshold is None:
             return None
+
         rows, size = torch.arange(len(latents), device=latents.device), self.sizes[index]
-        (loss, presence), gradient = self._evaluate(latents, timestep, rows)
+        score, gradient = self._evaluate(latents, timestep, rows)
         refinements = torch.zeros_like(rows)
         # Only here does the host wait for the device: which images are below the threshold?
-        active = rows[loss > 1 - threshold] if threshold is not None else rows[:0]
+        active = rows[score.parts["neglect"] > 1 - threshold] if threshold is not None else rows[:0]
         for _ in range(self.guidance.max_refinements):
             if not len(active):
                 break
-            latents = latents.index_add(0, active, self._descent(latents, loss, gradient, size)[active])
+            latents = latents.index_add(0, active, self._descent(latents, score, gradient, size)[active])
             refinements[active] += 1
             # As published, an image makes one more move after the first loss that satisfies it.
-            again = loss[active] > 1 - threshold  # type: ignore[operator]
+            again = score.parts["neglect"][active] > 1 - threshold  # type: ignore[operator]
             if guided or bool(again.any()):
                 moved = active if guided else active[again]
-                (loss[moved], presence[moved]), gradient[moved] = self._evaluate(latents, timestep, moved)
+                found, gradient[moved] = self._evaluate(latents, timestep, moved)
+                _update(score, moved, found)
             active = active[again]
-        if guided:
-            latents = latents + self._descent(latents, loss, gradient, size)
-        return Move(latents, loss, presence, refinements)
 
-    def _descent(self, latents: Tensor, loss: Tensor, gradient: Tensor, size: float) -> Tensor:
+        self._before = self._seen
+        if not guided:
+            return Move(latents, *score, refinements)
+        return self._moved(latents, score, gradient, size, refinements)
+
+    def _moved(self, latents: Tensor, score: Score, gradient: Tensor, size: float, refinements: Tensor) -> Move:
+        """The move of a guided step."""
+        descent = self._descent(latents, score, gradient, size)
+        if self.guidance.when == "after":
+            return Move(latents, *score, refinements, descent)
+        return Move(latents + descent, *score, refinements)
+
+    def _descent(self, latents: Tensor, score: Score, gradient: Tensor, size: float) -> Tensor:
         """The move against the gradient; none for images that lack nothing."""
-        if self.guidance.relative:
+        if self.guidance.step_rule == "sign":
+            gradient = gradient.sign()
+        elif self.guidance.step_rule == "relative":
             gradient = F.normalize(gradient.flatten(1), eps=1e-30).view_as(gradient)
             size = size * torch.linalg.vector_norm(latents, dim=(1, 2, 3), keepdim=True)
-        return -size * gradient * (loss > self.floor)[:, None, None, None]
+        return -size * gradient * self._lacking(score)[:, None, None, None]
+
+    def _lacking(self, score: Score) -> Tensor:
+        """Which images have a part that is wrong: bool [images]."""
+        limits = self.guidance.limits
+        return torch.stack([part > limits.get(name, 0.0) for name, part in score.parts.items()]).any(dim=0)
 
     def _evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Score, Tensor]:
         """Score of some images and its gradient with respect to their latents."""
@@ -286,16 +406,38 @@ class Steering:
         if len(rows) < len(latents):
             chosen = rows.tolist()
             conditioning, subjects, latents = conditioning.rows(chosen), [subjects[i] for i in chosen], latents[rows]
+
         recompute = recomputing(denoiser, self.layers[-1].name) if self.guidance.checkpoint else nullcontext()
         with torch.enable_grad(), frozen(denoiser), recompute, Probe(self.model, self.layers) as probe:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])
-            score = self.objective(probe.take(variable, conditioning.prompts), subjects)
+            maps = self._with_memory(probe.take(variable, conditioning.prompts), rows)
+            score = self.objective(maps, subjects)
             # One image's latents do not touch another's loss, so the sum's gradient is each one's own.
             (gradient,) = torch.autograd.grad(score.loss.sum(), variable)
-        most = max(len(spans) for spans in self.subjects)  # images that are not looked at may have more
-        presence = F.pad(score.presence.detach(), (0, most - score.presence.shape[1]), value=float("nan"))
-        return Score(score.loss.detach(), presence), gradient
+
+        score = score.detach()
+        most = max(len(own) for own in self.subjects)  # images that are not looked at may have more
+        presence = F.pad(score.presence, (0, most - score.presence.shape[1]), value=float("nan"))
+        return score._replace(presence=presence), gradient
+
+    def _with_memory(self, maps: AttentionMaps, rows: Tensor) -> AttentionMaps:
+        """The maps with those of the guided step before, where the objective asks for them."""
+        if not remembers(self.objective):
+            return maps
+
+        now = torch.cat([maps.layers[layer].detach() for layer in self._text], dim=1).mean(dim=1, keepdim=True)
+        self._seen = now if self._seen is None or len(now) == len(self._seen) else self._seen.index_copy(0, rows, now)
+        if self._before is None:
+            return maps
+        return replace(maps, before=replace(maps, layers={self._text[0]: self._before[rows]}))
+
+
+def _update(score: Score, rows: Tensor, found: Score) -> None:
+    """Write the score of some images into that of all."""
+    score.loss[rows], score.presence[rows] = found.loss, found.presence
+    for name, part in found.parts.items():
+        score.parts[name][rows] = part
 
 
 def step_of(value: float | int, steps: int) -> int:

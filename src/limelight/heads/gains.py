@@ -22,7 +22,7 @@ from ..errors import SettingsError
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..prompts.prompt import Prompt
-from ..prompts.subjects import Subject
+from ..prompts.subjects import SubjectName
 from .relevance import Relevance, layers_of, relevance_for
 
 Window = tuple[float | int, float | int]
@@ -53,7 +53,7 @@ class HeadGain:
     """
 
     gains: Callable[[Model], Tensor]
-    word: Subject | None
+    word: SubjectName | None
     window: Window
     about: dict[str, Any]
 
@@ -95,7 +95,7 @@ class HeadGain:
 
 
 def strengthen(
-    word: Subject, concept: str, *, head_vectors: Relevance | str | Path | None = None, window: Window = WHOLE
+    word: SubjectName, concept: str, *, head_vectors: Relevance | str | Path | None = None, window: Window = WHOLE
 ) -> HeadGain:
     """Let the heads that a concept needs attend more to a word: multiply every head by its relevance to the concept.
 
@@ -120,7 +120,7 @@ def strengthen(
 
 
 def adjust(
-    word: Subject,
+    word: SubjectName,
     desired: str,
     undesired: str,
     *,
@@ -166,7 +166,7 @@ def weaken(
     heads: Sequence[int | str],
     factor: float = -2.0,
     *,
-    word: Subject | None = None,
+    word: SubjectName | None = None,
     window: Window = WHOLE,
 ) -> HeadGain:
     """Turn some heads away from the prompt.

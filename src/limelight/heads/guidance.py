@@ -118,13 +118,14 @@ def excite_by_heads(
     tokens = first.shape[-1]
     stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else tokens for p in maps.prompts)
     pooling, padding, absent = (
-        x.to(first.device) for x in pool_tokens(tuple(tuple(spans) for spans in subjects), stops, tokens)
+        x.to(first.device)
+        for x in pool_tokens(tuple(tuple(subject.positions for subject in own) for own in subjects), stops, tokens)
     )
 
     weights = torch.zeros(*absent.shape, len(relevance.heads))
-    for own, prompt, spans in zip(weights, maps.prompts, subjects, strict=True):
-        for k, span in enumerate(spans):
-            own[k] = relevance[_concept(prompt, span, concepts)] / len(relevance.heads)
+    for row, prompt, own in zip(weights, maps.prompts, subjects, strict=True):
+        for k, subject in enumerate(own):
+            row[k] = relevance[_concept(prompt, subject.all_positions, concepts)] / len(relevance.heads)
 
     height, width = (max(round(side * x / min(maps.latent_size)), 1) for x in maps.latent_size)
     weighted = _weighted(maps, weights, (height, width))

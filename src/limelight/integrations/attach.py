@@ -18,7 +18,7 @@ from ..models.base import Conditioning
 from ..models.sites import AttentionSite
 from ..models.unet import UNet, stop_after
 from ..prompts.prompt import Prompt
-from ..prompts.subjects import SubjectChoice, per_prompt, resolve
+from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
 
 
 @contextmanager
@@ -200,18 +200,18 @@ class Attached:
         """Prepare the steering at the first pass of a call."""
         copies = len(latents) // len(self._prompts)  # images of one prompt lie side by side
         prompts: list[Prompt] = []
-        spans: list[tuple[tuple[int, ...], ...]] = []
-        for prompt, of_prompt in zip(self._prompts, self._spans(tokens), strict=True):
+        subjects: list[tuple[Subject, ...]] = []
+        for prompt, of_prompt in zip(self._prompts, self._resolved(tokens), strict=True):
             prompts += [prompt] * copies
-            spans += [of_prompt] * copies
+            subjects += [of_prompt] * copies
         steps, timesteps = self._schedule(timestep)
 
         conditioning = Conditioning(tuple(prompts), {"rows": torch.arange(len(latents))})
         layers = self.guidance.layers(self.model, (latents.shape[-2], latents.shape[-1]))
-        return Steering(self.guidance, self.model, conditioning, spans, steps, timesteps, layers)
+        return Steering(self.guidance, self.model, conditioning, subjects, steps, timesteps, layers)
 
-    def _spans(self, tokens: int) -> list[tuple[tuple[int, ...], ...]]:
-        """For each prompt, for each subject, its token positions."""
+    def _resolved(self, tokens: int) -> list[tuple[Subject, ...]]:
+        """The subjects of each prompt."""
         # One list of subjects for one prompt, a list of lists for a list of prompts.
         listed = len(self._prompts) > 1 or (self._listed and _nested(self.subjects))
         asked = per_prompt(self.subjects, len(self._prompts), listed)
@@ -312,7 +312,7 @@ def _nested(subjects: Any) -> bool:
     return bool(subjects) and all(not isinstance(entry, str | int) or entry == "auto" for entry in subjects)
 
 
-def _indices(subjects: Any, tokens: int) -> tuple[tuple[int, ...], ...]:
+def _indices(subjects: Any, tokens: int) -> tuple[Subject, ...]:
     """Check the token indices that are given as subjects where the words are unknown."""
     spans = []
     for subject in subjects:
@@ -321,5 +321,5 @@ def _indices(subjects: Any, tokens: int) -> tuple[tuple[int, ...], ...]:
             raise PromptError("Without a prompt there are no words to find; give the subjects as token indices.")
         if not all(1 <= i < tokens - 1 for i in span):
             raise PromptError(f"The token indices {list(span)} must be between 1 and {tokens - 2}.")
-        spans.append(tuple(span))
+        spans.append(Subject(tuple(span)))
     return tuple(spans)

@@ -20,6 +20,7 @@ from ..guidance.attend_and_excite import AttendAndExcite
 from ..models.base import Conditioning
 from ..models.stable_diffusion import StableDiffusion
 from ..prompts.prompt import Prompt
+from ..prompts.subjects import Subject
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +30,14 @@ class _Request:
     Attributes:
         model: the pipeline as a limelight model.
         prompts: parsed; empty prompts where embeddings were given.
-        subjects: for each image, for each subject, its token positions.
+        subjects: of each image.
         size: height and width in pixels.
         guidance_scale: strength of classifier-free guidance; 1 or less means a single branch.
     """
 
     model: StableDiffusion
     prompts: tuple[Prompt, ...]
-    subjects: tuple[tuple[tuple[int, ...], ...], ...]
+    subjects: tuple[tuple[Subject, ...], ...]
     size: tuple[int, int]
     guidance_scale: float
 
@@ -145,12 +146,12 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         """Parse the prompts and check the indices, for `copies` images of each prompt side by side."""
         model = StableDiffusion(self, "pipeline")
         prompts: list[Prompt] = []
-        subjects: list[tuple[tuple[int, ...], ...]] = []
+        subjects: list[tuple[Subject, ...]] = []
         for text, of_prompt in zip(texts, indices, strict=True):
             parsed = model.prompt(text)
             _check_range(of_prompt, len(parsed.ids) - 1)
             prompts += [parsed] * copies
-            subjects += [tuple((int(index),) for index in of_prompt)] * copies
+            subjects += [tuple(Subject((int(index),)) for index in of_prompt)] * copies
 
         sides = (size[0] or model.default_size[0], size[1] or model.default_size[1])
         return _Request(model, tuple(prompts), tuple(subjects), sides, guidance_scale)

@@ -112,6 +112,8 @@ def _about(path: Path) -> About | None:
         if "thresholds" in guidance:  # JSON has text keys only
             guidance["thresholds"] = {float(at): float(value) for at, value in guidance["thresholds"].items()}
 
+        if guidance.pop("relative", False):  # before 0.2 there were two rules
+            guidance["step_rule"] = "relative"
         training = facts.get("textual_inversion", facts.get("inversion", {}))  # its name before 0.2
         presets = {"attend_and_excite": guidance, "textual_inversion": dict(training)}
         return About(None if words is None else frozenset(words), presets)

@@ -1,19 +1,42 @@
-"""Which words of a prompt are its subjects."""
+"""Which words of a prompt are its subjects, and what belongs to each of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..errors import PromptError
 from .prompt import Prompt
 
-Subject = str | int | Sequence[int]
-"""A word, a phrase, a later occurrence ("dog#2"), a token index or several."""
-SubjectChoice = Sequence[Subject] | Literal["auto"]
+SubjectName = str | int | Sequence[int]
+"""A word, a phrase ("red car"), a later occurrence ("dog#2"), a token index or several."""
+SubjectChoice = Sequence[SubjectName] | Literal["auto"]
 """The subjects of one prompt, or its nouns."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom as fractions of the image, 0..1."""
+
+
+class Subject(NamedTuple):
+    """What guidance knows of a subject.
+
+    Attributes:
+        positions: token positions of its noun; of several token indices, all of them.
+        modifiers: token positions of each word that describes it, for example of "red" in "red car".
+        box: where it is to be, or None.
+    """
+
+    positions: tuple[int, ...]
+    modifiers: tuple[tuple[int, ...], ...] = ()
+    box: Box | None = None
+
+    @property
+    def all_positions(self) -> tuple[int, ...]:
+        """The token positions of the noun and of its modifiers."""
+        return (*self.positions, *(position for modifier in self.modifiers for position in modifier))
+
+
 _DETERMINERS = frozenset(
     "a an the one two three four five six seven eight nine ten some many several my your his her its our their this "
     "that these those another".split()
@@ -24,6 +47,7 @@ _BREAKS = frozenset(
     "against wearing holding riding eating sitting standing lying playing running looking is are was were has have "
     "who that which while as like next through during".split()
 )
+FUNCTION_WORDS = _DETERMINERS | _BREAKS
 _MEDIA = frozenset("photo photograph picture image painting drawing sketch illustration portrait render".split())
 
 
@@ -43,12 +67,15 @@ def per_prompt(subjects: SubjectChoice | Sequence[SubjectChoice], prompts: int, 
 
 
 def resolve(
-    prompt: Prompt, subjects: Sequence[Subject] | Literal["auto"], *, needed: bool = True
-) -> tuple[tuple[Subject, ...], tuple[tuple[int, ...], ...]]:
-    """Subjects by name and by token positions.
+    prompt: Prompt, subjects: Sequence[SubjectName] | Literal["auto"], *, needed: bool = True
+) -> tuple[tuple[SubjectName, ...], tuple[Subject, ...]]:
+    """Subjects by name, and with their token positions.
+
+    In a phrase the last word is the subject and the words before it describe it: "red car" is a car that is to be red.
+    Several token indices are one subject without modifiers.
 
     Args:
-        subjects: what the user asked for; "auto" takes the `nouns`.
+        subjects: what the user asked for; "auto" takes the `nouns`, each with the words that describe it.
         needed: whether it is an error to find none.
 
     Raises:
@@ -56,28 +83,58 @@ def resolve(
     """
     if isinstance(subjects, str) and subjects != "auto":
         raise PromptError(f"subjects='{subjects}' must be a list of words, for example subjects=['{subjects}'].")
-    names: tuple[Subject, ...] = nouns(prompt) if isinstance(subjects, str) else tuple(subjects)
+
+    names: tuple[SubjectName, ...] = described_nouns(prompt) if isinstance(subjects, str) else tuple(subjects)
     if not names and needed:
         if not isinstance(subjects, str):
             raise PromptError("subjects is empty; guidance needs at least one word.")
         words = ", ".join(word.text for word in prompt.words) or "none"
         raise PromptError(f"No subject can be guessed from '{prompt.text}'; name some of its words: {words}.")
 
-    spans = tuple(prompt.find(name) for name in names)
-    _check_apart(names, spans)
-    return names, spans
+    found = tuple(_subject(prompt, name) for name in names)
+    _check_apart(names, found)
+    return names, found
 
 
-def _check_apart(names: Sequence[Subject], spans: Sequence[tuple[int, ...]]) -> None:
+def _subject(prompt: Prompt, name: SubjectName) -> Subject:
+    """A name's noun and modifiers."""
+    positions = prompt.find(name)
+    if not isinstance(name, str):
+        return Subject(positions)
+
+    *before, noun = (word.positions for word in prompt.words if set(word.positions) & set(positions))
+    return Subject(noun, tuple(before))
+
+
+def _check_apart(names: Sequence[SubjectName], subjects: Sequence[Subject]) -> None:
     """Refuse subjects that share a token."""
-    taken: dict[int, Subject] = {}
-    for name, span in zip(names, spans, strict=True):
-        for position in span:
+    taken: dict[int, SubjectName] = {}
+    for name, subject in zip(names, subjects, strict=True):
+        for position in subject.all_positions:
             if position in taken:
-                raise PromptError(
-                    f"The subjects '{taken[position]}' and '{name}' share a word; each needs words of its own."
-                )
-        taken |= dict.fromkeys(span, name)
+                other = taken[position]
+                raise PromptError(f"The subjects '{other}' and '{name}' share a word; each needs words of its own.")
+        taken |= dict.fromkeys(subject.all_positions, name)
+
+
+def described_nouns(prompt: Prompt) -> tuple[str, ...]:
+    """The `nouns` of a prompt, each as a phrase with the words directly before it that describe it.
+
+    "a big red car and a bench" gives "big red car" and "bench".
+    """
+    phrases = []
+    for noun in _noun_indices(prompt):
+        first = noun
+        while first > 0 and _describes(prompt, first - 1):
+            first -= 1
+        phrases.append(range(first, noun + 1))
+    return _names(prompt, phrases)
+
+
+def _describes(prompt: Prompt, i: int) -> bool:
+    """Whether word i belongs to the word after it."""
+    word = prompt.words[i]
+    return word.key not in _BREAKS | _DETERMINERS and not word.learned and not _parted(prompt, i + 1)
 
 
 def nouns(prompt: Prompt) -> tuple[str, ...]:
@@ -88,9 +145,14 @@ def nouns(prompt: Prompt) -> tuple[str, ...]:
     model ``en_core_web_sm`` are installed, and else cut at "and" and "with": "cat and dog" gives cat, dog. A learned
     word is always one: "a photo of <my-cat> and a dog" gives <my-cat>, dog.
     """
+    return _names(prompt, [range(i, i + 1) for i in _noun_indices(prompt)])
+
+
+def _noun_indices(prompt: Prompt) -> list[int]:
+    """The places of the nouns and of the learned words among the prompt's words, in order."""
     learned = [i for i, word in enumerate(prompt.words) if word.learned]
     found = _after_determiners(prompt) or _by_spacy(prompt) or _between_joiners(prompt)
-    return _names(prompt, sorted({*found, *learned}))
+    return sorted({*found, *learned})
 
 
 def _after_determiners(prompt: Prompt) -> list[int]:
@@ -147,15 +209,18 @@ def _spacy_model() -> Any:
         return None
 
 
-def _names(prompt: Prompt, indices: Sequence[int]) -> tuple[str, ...]:
-    """Words by index as `Prompt.find` takes them, without those beyond the model's reach."""
+def _names(prompt: Prompt, phrases: Sequence[range]) -> tuple[str, ...]:
+    """Runs of words as `Prompt.find` takes them, without those beyond the model's reach."""
     keys = [word.key for word in prompt.words]
     names = []
-    for i in indices:
-        if prompt.words[i].positions:
-            occurrence = keys[: i + 1].count(keys[i])
-            name = prompt.words[i].text
-            names.append(name if occurrence == 1 else f"{name}#{occurrence}")
+    for phrase in phrases:
+        words = [prompt.words[i] for i in phrase]
+        if not all(word.positions for word in words):
+            continue
+        wanted = [word.key for word in words]
+        occurrence = sum(keys[i : i + len(wanted)] == wanted for i in range(phrase.start + 1))
+        name = " ".join(word.text for word in words)
+        names.append(name if occurrence == 1 else f"{name}#{occurrence}")
     return tuple(names)
 
 

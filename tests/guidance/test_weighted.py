@@ -1,0 +1,48 @@
+"""Sums of objectives."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from limelight import SettingsError
+from limelight.guidance.attend_and_excite import excite
+from limelight.guidance.base import describe_objective, reads, remembers
+from limelight.guidance.bind import bind
+from limelight.guidance.contrast import contrast
+from limelight.guidance.self_cross import self_cross
+from limelight.guidance.weighted import weighted
+from tests.guidance.test_objectives import PAIR, maps  # noqa: F401 - a fixture
+
+
+def test_losses_add_up_and_the_worse_part_counts(maps):  # noqa: F811
+    one, other = excite(maps, [PAIR]), bind(maps, [PAIR])
+    both = weighted((2, excite), (0.5, bind))(maps, [PAIR])
+    assert both.loss.item() == pytest.approx(2 * one.loss.item() + 0.5 * other.loss.item())
+    assert set(both.parts) == {"neglect", "binding", "mixing"}
+    assert torch.equal(both.parts["mixing"], other.parts["mixing"])
+
+
+def test_a_sum_reads_what_its_terms_read():
+    both = weighted((1, partial(contrast, temperature=0.1)), (1, self_cross))
+    assert reads(both) == ("cross", "self")
+    assert remembers(both)
+    assert not remembers(weighted((1, excite)))
+    assert describe_objective(both)["terms"] == [[1, {"name": "contrast", "temperature": 0.1}], [1, "self_cross"]]
+
+
+def test_unit_terms_have_gradients_of_their_weights_lengths(maps):  # noqa: F811
+    layer = next(iter(maps.cross.layers))
+    variable = maps.layers[layer].clone().requires_grad_()
+    own = type(maps)({**maps.layers, layer: variable}, maps.latent_size, maps.prompts)
+    for objective in (excite, bind):
+        loss = weighted((3, objective), unit=True)(own, [PAIR]).loss
+        (gradient,) = torch.autograd.grad(loss.sum(), variable)
+        assert gradient.norm().item() == pytest.approx(3)
+
+
+def test_a_sum_needs_terms():
+    with pytest.raises(SettingsError, match="weighted needs at least one term"):
+        weighted()
