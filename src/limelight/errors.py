@@ -44,7 +44,7 @@ class UnknownWords(UserWarning):
     """
 
     def __init__(
-        self, model: str, words: Iterable[str], so: str = "what it draws for that means nothing", cure: str = ""
+        self, model: str, words: Iterable[str], so: str = "what it generates for that means nothing", cure: str = ""
     ) -> None:
         listed = ", ".join(f"'{word}'" for word in words)
         super().__init__("; ".join(filter(None, (f"The model '{model}' has never seen {listed}", so, cure))) + ".")

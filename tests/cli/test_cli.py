@@ -93,7 +93,7 @@ def test_words_that_the_model_has_never_seen(limelight, tmp_path):
     code, _, err = limelight("generate", "a cat and a xylophone", "--compare", *options)
     assert code == 0
     said = (
-        "warning: The model 'pocket' has never seen '{}'; what it draws for that means nothing; "
+        "warning: The model 'pocket' has never seen '{}'; what it generates for that means nothing; "
         "try words of `limelight info`."
     )
     assert err.count(said.format("xylophone")) == 1

@@ -127,7 +127,7 @@ def test_bad_input_says_what_to_do(pocket):
         ({"compare": True}, SettingsError, "nothing to compare without guidance"),
     ]:
         with pytest.raises(error, match=message):
-            explain(pocket, "a cat", draw=lambda *a, **k: drawn.append(a), **options)
+            explain(pocket, "a cat", run=lambda *a, **k: drawn.append(a), **options)
     with pytest.raises(SettingsError, match="the prompt is empty"):
         explain(pocket, "")
     assert not drawn, "it is found out before the images are generated"

@@ -23,7 +23,7 @@ class AttentionMaps(Mapping[str, Tensor]):
     map pixel attends to the word, averaged over the layers and heads that were recorded; the pieces of a word that the
     tokenizer split are added. Its keys are the words of the (first) prompt.
 
-    Example:
+    Examples:
         >>> model = limelight.load("pocket", device="cpu")
         >>> maps = limelight.generate(model, "a cat and a dog", steps=2, record=True).maps
         >>> list(maps), tuple(maps.box("cat").shape)

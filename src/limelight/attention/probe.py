@@ -31,7 +31,7 @@ multiplied by."""
 class Probe:
     """Watch and edit the attention of some layers, for as long as the ``with`` lasts.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = limelight.load("pocket", device="cpu")
         >>> timestep = model.timesteps(50)[0]

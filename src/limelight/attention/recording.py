@@ -45,7 +45,7 @@ def size_of(layers: Sequence[AttentionSite], latent_size: tuple[int, int], token
 class StepMaps(Sequence[AttentionMaps]):
     """The maps of every single step of a run: ``steps[10]["cat"]`` is a tensor [images, height, width].
 
-    Example:
+    Examples:
         >>> model = limelight.load("pocket", device="cpu")
         >>> result = limelight.generate(model, "a cat and a dog", steps=2, record="steps")
         >>> len(result.steps), "cat" in result.steps[0]

@@ -74,7 +74,7 @@ def explain_command(
         guidance=AttendAndExcite.suited(opened) if guidance else None,
         compare=compare,
         over_steps=over_time,
-        draw=_generate,
+        run=_generate,
         subjects=resolve(opened.prompt(prompt), parse_subjects(subjects), needed=guidance)[0],
         seeds=numbers,
         steps=steps,

@@ -51,7 +51,7 @@ class AttendAndExcite(Guidance):
     Hila Chefer, Yuval Alaluf, Yael Vinker, Lior Wolf, Daniel Cohen-Or, "Attend-and-Excite: Attention-Based Semantic
     Guidance for Text-to-Image Diffusion Models", 2023, https://arxiv.org/abs/2301.13826
 
-    Example:
+    Examples:
         >>> model = limelight.load("pocket", device="cpu")
         >>> guidance = limelight.AttendAndExcite.suited(model, until=1)
         >>> result = limelight.generate(model, "a cat and a dog", guidance=guidance, steps=2)

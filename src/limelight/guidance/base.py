@@ -93,7 +93,7 @@ class Guidance:
 
     In the fields below a float is a fraction of the schedule (0..1) and an int a number of steps.
 
-    Example:
+    Examples:
         >>> from limelight.guidance.attend_and_excite import excite
         >>> guidance = limelight.Guidance(objective=excite, until=0.2, scale=10.0)
         >>> guidance.settings()["objective"], guidance.until

@@ -94,7 +94,7 @@ def _family_presets() -> dict[str, dict[str, dict[str, Any]]]:
 class Model(ABC):
     """A text-to-image diffusion model: one subclass per family, wrapping a diffusers pipeline and never copying it.
 
-    Example:
+    Examples:
         >>> model = limelight.load("pocket", device="cpu")
         >>> [word.text for word in model.prompt("a black cat").words]
         ['a', 'black', 'cat']

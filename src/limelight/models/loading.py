@@ -55,7 +55,7 @@ def load(
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
         SettingsError: the device does not exist here, or the scheduler is unknown.
 
-    Example:
+    Examples:
         >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
         >>> model.name, model.default_size
         ('pocket', (128, 128))

@@ -133,7 +133,7 @@ def learn(
     and that of every save in `steps/`), `word.json`, `previews/`, `loss.csv`, `loss.png` (with matplotlib) and a card
     (`README.md`).
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> folder, teal = tempfile.mkdtemp(), Image.new("RGB", (64, 64), "teal")

@@ -70,7 +70,7 @@ def train_word(
     While the generator is alive, the model knows the word as it is at that step, so images of it can be generated in
     between, and the model's weights require no gradient. Closing or exhausting the generator restores the model.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from limelight.textual_inversion.config import TrainingConfig
         >>> model = limelight.load("pocket", device="cpu")

@@ -26,7 +26,7 @@ class LearnedWord:
     Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion", 2022,
     https://arxiv.org/abs/2208.01618
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "cat.safetensors"

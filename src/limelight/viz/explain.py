@@ -126,7 +126,7 @@ def explain(
     guidance: Guidance | None = None,
     compare: bool = False,
     over_steps: bool = False,
-    draw: Callable[..., Result] = generate,
+    run: Callable[..., Result] = generate,
     **options: Any,
 ) -> Explanation:
     """Generate images of a prompt and show where its words looked.
@@ -144,7 +144,7 @@ def explain(
         guidance: as in `generate`; None explains the plain model.
         compare: generate also without guidance, and show both and what changed.
         over_steps: show also when which word looked where.
-        draw: what generates, with the arguments of `generate`, for example a function that shows a progress bar.
+        run: what generates, with the arguments of `generate`, for example a function that shows a progress bar.
         options: the other arguments of `generate`.
 
     Raises:
@@ -159,9 +159,9 @@ def explain(
         if guidance is None:
             raise SettingsError("There is nothing to compare without guidance; give one, or leave out the comparison.")
         # A guidance of scale 0 watches: the same image as without it, and the trace to compare the guided one with.
-        runs["plain"] = draw(model, prompt, guidance=replace(guidance, scale=0.0, thresholds={}), **options)
+        runs["plain"] = run(model, prompt, guidance=replace(guidance, scale=0.0, thresholds={}), **options)
     name = "guided" if guidance else "plain"
-    runs[name] = draw(model, prompt, guidance=guidance, **options)
+    runs[name] = run(model, prompt, guidance=guidance, **options)
 
     moving: Sequence[Any] = ()
     if over_steps:
