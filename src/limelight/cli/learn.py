@@ -17,6 +17,8 @@ from .options import Device, read_lines
 from .terminal import bar, console, log
 
 if TYPE_CHECKING:
+    import torch
+
     from ..textual_inversion.folder import Report, Row
     from ..textual_inversion.state import TrainState
 
@@ -91,44 +93,29 @@ def learn_command(
     """Learn a word from a few images of a thing."""
     if token is None and not (resume and out):
         raise SettingsError("Name the word to learn, for example --token '<my-cat>'.")
-    if style and templates:
-        raise SettingsError("--style and --templates both set the sentences. Give one of them.")
-    if dtype is not None and dtype not in DTYPES:
-        raise SettingsError(f"--dtype {dtype} must be {' or '.join(DTYPES)}.")
     folder = out or Path("learned") / slug(token or "")
-    given: dict[str, Any] = {
-        "token": token,
-        "vectors": num_vectors,
-        "steps": steps,
-        "lr": lr,
-        "batch": batch,
-        "accumulate": accumulate,
-        "templates": "style" if style else read_lines(templates, "sentences") if templates else None,
-        "size": size,
-        "fit": fit,
-        "flip": flip,
-        "norm": norm,
-        "attention_weight": attention,
-        "checkpoint": checkpoint or None,
-        "seed": seed,
-    }
-    settings = {name: value for name, value in given.items() if value is not None}
-    start = init if init is not None and _is_path(init) else None
-    if init is not None and start is None:
-        settings["init"] = init
-
-    import torch
+    settings = _without_none(
+        token=token,
+        init=None if _is_path(init) else init,
+        vectors=num_vectors,
+        steps=steps,
+        lr=lr,
+        batch=batch,
+        accumulate=accumulate,
+        templates=_sentences(style, templates),
+        size=size,
+        fit=fit,
+        flip=flip,
+        norm=norm,
+        attention_weight=attention,
+        checkpoint=checkpoint or None,
+        seed=seed,
+    )
 
     from ..textual_inversion.folder import learn
 
     def begin(state: TrainState) -> None:
-        begun = f"'{state.config.init}'" if state.config.init else init or "random vectors"
-        first = f"continues after step {state.step}" if resume else f"begins as {begun}"
-        count = state.config.vectors
-        log.print(
-            f"'{escape(state.config.token)}' {escape(first)}, {count} vector{'s' * (count != 1)}; "
-            f"in {escape(str(folder))}"
-        )
+        _print_beginning(state, folder, init, resume)
         show(state.step, state.config.steps)
 
     try:
@@ -139,12 +126,12 @@ def learn_command(
                 settings,
                 folder,
                 resume=resume,
-                start=start,
+                start=init if _is_path(init) else None,
                 save_every=save_every,
                 patience=patience,
                 preview=preview or [],
                 device=device,
-                dtype=None if dtype is None else getattr(torch, dtype),
+                dtype=_dtype(dtype),
                 on_begin=begin,
                 on_step=lambda step: show(step.state.step, step.state.config.steps, f"error {step.loss:.4f}"),
                 on_save=_print_row,
@@ -156,9 +143,46 @@ def learn_command(
     _print_report(report, folder)
 
 
-def _is_path(init: str) -> bool:
+def _without_none(**given: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _sentences(style: bool, file: Path | None) -> str | list[str] | None:
+    """The sentences to learn in."""
+    if style and file:
+        raise SettingsError("--style and --templates both set the sentences. Give one of them.")
+    if file:
+        return read_lines(file, "sentences")
+    return "style" if style else None
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise SettingsError(f"--dtype {name} must be {' or '.join(DTYPES)}.")
+
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _is_path(init: str | None) -> bool:
     """Whether --init names the file of another learned word; words do not look like paths."""
-    return os.sep in init or bool(Path(init).suffix)
+    return init is not None and (os.sep in init or bool(Path(init).suffix))
+
+
+def _print_beginning(state: TrainState, folder: Path, init: str | None, resume: bool) -> None:
+    """Say how the training starts or goes on."""
+    config = state.config
+    first = f"continues after step {state.step}"
+    if not resume:
+        begun = f"'{config.init}'" if config.init else init or "random vectors"
+        first = f"begins as {begun}"
+    count = f"{config.vectors} vector{'s' * (config.vectors != 1)}"
+    log.print(f"'{escape(config.token)}' {escape(first)}, {count}; in {escape(str(folder))}")
 
 
 def _print_row(row: Row) -> None:

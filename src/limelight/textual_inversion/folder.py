@@ -173,12 +173,10 @@ def learn(
         KeyboardInterrupt: as it came; the last step is saved.
     """
     folder = Path(folder)
-    start = start if start is None or isinstance(start, LearnedWord) else LearnedWord.load(start)
-    saved = TrainState.load(folder / STATE) if resume else None
-    if saved is None:
-        _check_free(folder)
-    if not isinstance(model, Model):
-        model = _opened(model or (saved.about["model"] if saved else "pocket"), device, dtype)
+    if start is not None and not isinstance(start, LearnedWord):
+        start = LearnedWord.load(start)
+    saved = _saved(folder, resume)
+    model = _opened(model, saved, device, dtype)
     if not isinstance(config, TrainingConfig):
         config = _settings(model, config, saved, start)
 
@@ -199,20 +197,30 @@ def taken(folder: Path) -> bool:
     return any((folder / name).exists() for name in (f"{STATE}.json", f"{STATE}.safetensors", WORD))
 
 
-def _check_free(folder: Path) -> None:
+def _saved(folder: Path, resume: bool) -> TrainState | None:
+    """The training to resume; None for a new one, which needs a free folder."""
+    if resume:
+        return TrainState.load(folder / STATE)
     if taken(folder):
         raise FileError(
             f"'{folder}' holds a training or a learned word already. Resume it (--resume), or choose another folder "
             "(--out)."
         )
+    return None
 
 
-def _opened(source: str | Path, device: str | None, dtype: torch.dtype | None) -> Model:
-    """A model in a precision that gradients survive."""
+def _opened(
+    model: Model | str | Path | None, saved: TrainState | None, device: str | None, dtype: torch.dtype | None
+) -> Model:
+    """The model, opened in a precision that gradients survive if it is not open."""
+    if isinstance(model, Model):
+        return model
+    if model is None:
+        model = saved.about["model"] if saved else "pocket"
     if dtype is None:
         cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
         dtype = torch.bfloat16 if cuda else torch.float32
-    return loading.load(source, device=device, dtype=dtype)
+    return loading.load(model, device=device, dtype=dtype)
 
 
 def _settings(
