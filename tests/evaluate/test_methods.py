@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import limelight
 import limelight.evaluate.runs as module
 from limelight import SettingsError
 from limelight.evaluate.clip import Clip, image_text
-from limelight.evaluate.preservation import grown, written
+from limelight.evaluate.preservation import grown, read_mask
 from limelight.evaluate.report import report
 from limelight.evaluate.runs import run
 from limelight.evaluate.scoring import score
@@ -48,8 +49,8 @@ def test_edits_of_all_lists(five, tiny):
         assert drawn["prompt-to-prompt", case.name, seed].tobytes() == same.target.images[seed].tobytes()
         assert drawn["source", case.name, seed].tobytes() == same.source.images[seed].tobytes()
         assert drawn[methods[3], case.name, seed].tobytes() != same.target.images[seed].tobytes()
-        edited = json.loads(drawn["source", case.name, seed].text["limelight"])["edited"]
-        assert edited == written(grown(same.source.maps.mask("blue"))[seed])
+        file = Path(drawn["source", case.name, seed].filename)
+        assert read_mask(file).equal(grown(same.source.maps.mask("blue"))[seed])
     # A source and its target, each with both branches, in two steps.
     assert {row["calls"] for row in rows if row["method"].startswith("prompt")} == {8}
 

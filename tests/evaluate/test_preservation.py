@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limelight.evaluate.preservation import grown, pixel_change, read, structure_change, written
+from limelight.evaluate.preservation import grown, mask_path, mask_png, pixel_change, read_mask, structure_change
 from limelight.utils.files import png
 
 
@@ -26,11 +26,27 @@ def test_what_changes_outside_a_mask():
     assert structure_change(one, 3 * one, mask) == pytest.approx(0, abs=1e-7)
     assert structure_change(one, other, torch.ones(4, 4, dtype=torch.bool)) is None
     assert grown(mask[None])[0].tolist() == [[True] * 3 + [False]] * 3 + [[False] * 4]
-    assert written(mask) == ["1100", "1100", "0000", "0000"]
     # Of a wide picture the patches see the middle.
     wide = torch.nn.functional.pad(mask, (2, 2), value=True)
     assert structure_change(one, other, wide) == structure_change(one, other, mask)
-    assert read(png({"edited": written(mask)}, before)).equal(mask)
-    assert read(png({}, before)) is None
-    assert read(png({"edited": ["01", "0"]}, before)) is None
-    assert read(b"no picture") is None
+
+
+def test_masks_lie_beside_their_images(tmp_path):
+    mask = torch.zeros(6, 4, dtype=torch.bool)
+    mask[:2, :3] = True
+    image = tmp_path / "0.png"
+    image.write_bytes(png({}, Image.new("RGB", (8, 8))))
+    assert read_mask(image) is None
+    mask_path(image).write_bytes(mask_png(mask))
+    assert mask_path(image).name == "0.mask.png"
+    assert read_mask(image).equal(mask)
+    mask_path(image).write_bytes(b"not an image")
+    assert read_mask(image) is None
+
+
+def test_masks_of_version_0_1_lie_within_their_images(tmp_path):
+    image = tmp_path / "0.png"
+    image.write_bytes(png({"edited": ["1100", "0001"]}, Image.new("RGB", (8, 8))))
+    assert read_mask(image).tolist() == [[True, True, False, False], [False, False, False, True]]
+    image.write_bytes(png({"edited": ["01", "0"]}, Image.new("RGB", (8, 8))))
+    assert read_mask(image) is None

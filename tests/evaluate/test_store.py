@@ -80,3 +80,19 @@ def test_damage_is_named_and_mended(quick, whole, tmp_path):
     assert f"'{pictures[0]}' is not there; it is generated again." in said
     assert any("has 200 bytes instead of" in text for text in said)
     assert content(tmp_path) == content(whole)
+
+
+def test_an_image_without_its_mask_is_generated_again(tmp_path):
+    """The mask is written before its image: a kill between the two leaves an image that is not there yet."""
+    key, said = ("source", "a cat -> a dog", 0), []
+    with Run(tmp_path) as store:
+        store.expect([], {"source": {}})
+        store.add(key, b"image", b"mask", 4.0, 1.0)
+        folder = (tmp_path / store.done[key]["file"]).parent
+    assert sorted(path.name for path in folder.iterdir()) == ["0.mask.png", "0.png"]
+    with Run(tmp_path) as store:
+        assert key in store.done
+    (folder / "0.mask.png").unlink()
+    with Run(tmp_path, said.append) as store:
+        assert key not in store.done
+    assert "0.mask.png' is missing; its image is generated again" in said[0]

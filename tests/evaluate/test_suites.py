@@ -63,7 +63,7 @@ def test_files_of_the_users(tmp_path):
     table.write_text('\ufeffprompt,subset,subjects\n"two cars, red and blue",cars,red car;blue car\na cat,cats,\n')
     cases = load(str(table))
     assert cases[0] == Case("two cars, red and blue", "cars", (Wanted("car", "red"), Wanted("car", "blue")))
-    assert cases[0].subjects == ("car", "car#2")
+    assert cases[0].subjects == ("red car", "blue car")
     assert cases[1] == Case("a cat", "cats")
 
 

@@ -1,9 +1,9 @@
-"""How much of a picture an edit changes outside the place of the words that it is about."""
+"""How much of an image an edit changes outside the place of the words that it is about."""
 
 from __future__ import annotations
 
-import io
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,31 +11,46 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..utils.files import png
+
 
 def grown(mask: Tensor) -> Tensor:
-    """Masks [images, height, width], grown by a sixteenth of the picture: words peak inside what they are about."""
+    """Masks [images, height, width], grown by a sixteenth of the image: words peak inside what they are about."""
     around = max(min(mask.shape[-2:]) // 16, 1)
     return F.max_pool2d(mask.float(), 2 * around + 1, stride=1, padding=around) > 0
 
 
-def written(mask: Tensor) -> list[str]:
-    """A mask, bool [height, width], as the settings in a PNG have it: a row of 0 and 1 each."""
-    return ["".join("01"[cell] for cell in row) for row in mask.tolist()]
+def mask_path(image: Path) -> Path:
+    """Where the mask of an image lies: beside it, "0.mask.png" beside "0.png"."""
+    return image.with_suffix(".mask.png")
 
 
-def read(file: bytes) -> Tensor | None:
-    """Where the words are that an edit changes, bool [height, width], as a source's PNG says; None if it does not."""
+def mask_png(mask: Tensor) -> bytes:
+    """A mask, bool [height, width], as a PNG file: white where it is true."""
+    return png({}, Image.fromarray(mask.numpy()))
+
+
+def read_mask(image: Path) -> Tensor | None:
+    """Where the words are that an edit changes, bool [height, width]; None if that is unknown.
+
+    Args:
+        image: the file of the image before the edit. Versions before 0.2 wrote the mask into it, as a text of zeros and
+            ones.
+    """
     try:
-        with Image.open(io.BytesIO(file)) as image:
-            rows = json.loads(image.info["limelight"])["edited"]
-        mask = torch.tensor([[int(cell) for cell in row] for row in rows]).bool()
+        if mask_path(image).is_file():
+            with Image.open(mask_path(image)) as mask:
+                return torch.from_numpy(np.array(mask.convert("1")))
+        with Image.open(image) as file:
+            rows = json.loads(file.info["limelight"])["edited"]
+        found = torch.tensor([[int(cell) for cell in row] for row in rows]).bool()
     except (OSError, SyntaxError, ValueError, KeyError, TypeError):
         return None
-    return mask if mask.dim() == 2 and mask.numel() else None
+    return found if found.dim() == 2 and found.numel() else None
 
 
 def pixel_change(before: Image.Image, after: Image.Image, mask: Tensor) -> float | None:
-    """Root mean square difference of two pictures' pixels outside a mask, 0..1; None where there is no outside."""
+    """Root mean square difference of two images' pixels outside a mask, 0..1; None where there is no outside."""
     if before.size != after.size:
         return None
     outside = ~np.asarray(Image.fromarray(mask.numpy()).resize(before.size, Image.Resampling.NEAREST))
@@ -44,7 +59,7 @@ def pixel_change(before: Image.Image, after: Image.Image, mask: Tensor) -> float
 
 
 def structure_change(before: Tensor, after: Tensor, mask: Tensor) -> float | None:
-    """How much the structure of a picture changes outside a mask, 0..2.
+    """How much the structure of an image changes outside a mask, 0..2.
 
     The structure distance of Narek Tumanyan, Omer Bar-Tal, Shai Bagon, Tali Dekel, "Splicing ViT Features for Semantic
     Appearance Transfer", 2022, https://arxiv.org/abs/2201.00424, with CLIP's vision transformer for theirs, among the
@@ -53,7 +68,7 @@ def structure_change(before: Tensor, after: Tensor, mask: Tensor) -> float | Non
 
     Args:
         before, after: a feature per patch of a square of patches, [patches, width], see `Clip.patches`.
-        mask: bool [height, width], of the picture of which the patches see the square in the middle.
+        mask: bool [height, width], of the image of which the patches see the square in the middle.
 
     Returns:
         None where fewer than two patches are outside.

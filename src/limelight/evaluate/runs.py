@@ -27,7 +27,7 @@ from ..utils.files import png
 from ..utils.jsonl import Say
 from ..utils.parallel import Executor, device_of, one_thread, open_executor
 from .methods import build, parse
-from .preservation import grown, written
+from .preservation import grown, mask_png
 from .store import Key, Run, digest
 from .suites import Case
 
@@ -59,12 +59,14 @@ class GeneratedPass:
 
     Attributes:
         files: PNG files in the order of the job's seeds.
+        masks: for each, the PNG file of the place that an edit is about; None where there is none.
         settings: the hash of what they depend on.
         calls: denoiser passes of each image.
         seconds: wall time of one image.
     """
 
     files: list[bytes]
+    masks: list[bytes | None]
     settings: str
     calls: list[float]
     seconds: float
@@ -129,29 +131,28 @@ class Worker:
         with warnings.catch_warnings(), one_thread(self.model.device), _counted(self.model) as count:
             warnings.simplefilter("ignore", UnknownWords)  # `run` says it once, of all cases
             start = time.perf_counter()
-            result, places = self._images(job)
+            result, masks = self._images(job)
             seconds = (time.perf_counter() - start) / len(job.seeds)
 
-        files = [
-            png({**result.settings, "seed": seed, **place}, image)
-            for seed, image, place in zip(job.seeds, result.images, places, strict=True)
-        ]
-        return GeneratedPass(files, self._hashes[job.method], _calls(result, count[0]), seconds)
+        files = []
+        for seed, image in zip(job.seeds, result.images, strict=True):
+            files.append(png({**result.settings, "seed": seed}, image))
+        return GeneratedPass(files, masks, self._hashes[job.method], _calls(result, count[0]), seconds)
 
-    def _images(self, job: Job) -> tuple[Result, Sequence[dict[str, Any]]]:
-        """Return the images of a job, and for each of them what else is written into its file."""
+    def _images(self, job: Job) -> tuple[Result, list[bytes | None]]:
+        """Return the images of a job, and the mask of each: where the words are that an edit changes."""
         method, case = self.methods[job.method], job.case
         if method.edit is not None:
-            return self._edited(job, method.edit(case)), [{}] * len(job.seeds)
+            return self._edited(job, method.edit(case)), [None] * len(job.seeds)
         if not method.marked or case.source is None:
-            return self._sampled(job), [{}] * len(job.seeds)
+            return self._sampled(job), [None] * len(job.seeds)
 
         words, _ = changed(self.model.prompt(case.source), self.model.prompt(case.prompt))
         if not words:
-            return self._sampled(job), [{}] * len(job.seeds)
+            return self._sampled(job), [None] * len(job.seeds)
         result = self._sampled(job, record=True)
         masks = torch.stack([result.maps.mask(word) for word in words]).any(dim=0)
-        return result, [{"edited": written(mask)} for mask in grown(masks)]
+        return result, [mask_png(mask) for mask in grown(masks)]
 
     def _edited(self, job: Job, settings: dict[str, Any]) -> Result:
         """Edit the images of the case's source prompt."""
@@ -281,10 +282,10 @@ def _add_missing(
             raise SettingsError(
                 f"Two workers would generate '{job.method}' differently: they have other weights, versions or devices."
             )
-        for key, file, calls in zip(job.keys, result.files, result.calls, strict=True):
+        for key, file, mask, calls in zip(job.keys, result.files, result.masks, result.calls, strict=True):
             if key in store.done:
                 continue
-            store.add(job.method, job.case.name, key[2], file, calls, result.seconds)
+            store.add(key, file, mask, calls, result.seconds)
             generated += 1
             on_progress(there + generated, len(wanted))
     return generated

@@ -23,7 +23,7 @@ from ..utils.parallel import device_of, open_executor
 from .clip import Captioner, Clip
 from .detectors import Detector, OpenVocabulary, PocketDetector
 from .metrics import METRICS, Before, Instruments, Sample
-from .preservation import read
+from .preservation import read_mask
 from .store import Key, digest, key, read_case, read_facts
 from .suites import Case, wanted
 
@@ -59,7 +59,7 @@ class Batch:
     case: Case
     keys: tuple[Key, ...]
     files: tuple[bytes, ...] = field(repr=False)
-    before: tuple[bytes | None, ...] = field(repr=False)
+    before: tuple[Before | None, ...] = field(repr=False)
 
 
 class Scorer:
@@ -91,7 +91,7 @@ class Scorer:
         if not images:
             return rows
 
-        sample = Sample(batch.case, images, [_before(batch.before[i]) for i in places], self.instruments)
+        sample = Sample(batch.case, images, [batch.before[i] for i in places], self.instruments)
         columns: dict[str, Sequence[Any]] = {name: metric(sample) for name, metric in METRICS.items()}
         columns["caption"] = sample.captions or [None] * len(images)
         for n, i in enumerate(places):
@@ -108,10 +108,6 @@ def _detector(name: str, clip: Clip | None, device: str) -> Detector | None:
         raise SettingsError(f"The detector '{name}' needs a CLIP to name colors; give --clip.")
     detector: Detector = _opened("detector", name, lambda: OpenVocabulary(name, clip, device))
     return detector
-
-
-def _before(file: bytes | None) -> Before | None:
-    return None if file is None else Before(_opened_image(file), read(file))
 
 
 def score(
@@ -231,7 +227,7 @@ class _Work:
                 chunk = tuple(own[i : i + CHUNK])
                 entries = [self.entries[k] for k in chunk]
                 files = tuple(_read(entry.path) for entry in entries)
-                before = tuple(None if entry.before is None else _whole(entry.before) for entry in entries)
+                before = tuple(_before(entry.before) for entry in entries)
                 yield Batch(entries[0].case, chunk, files, before)
 
 
@@ -252,7 +248,7 @@ def _foreign_entries(folder: Path) -> dict[Key, Entry]:
     for path in sorted(path for path in folder.glob("*") if path.is_dir()):
         case = Case(path.name, folder.name, wanted(path.name))
         for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in (".png", ".jpg", ".jpeg"):
+            if file.suffix.lower() in (".png", ".jpg", ".jpeg") and not file.name.endswith(".mask.png"):
                 name = file.relative_to(path).with_suffix("").as_posix()
                 found[folder.name, case.name, name] = Entry(case, file, {"calls": None, "seconds": None})
     if not found:
@@ -364,14 +360,14 @@ def _read(path: Path) -> bytes:
         raise FileError(f"'{path}' cannot be read: {error.strerror or error}.") from error
 
 
-def _whole(path: Path) -> bytes | None:
-    """A file, if it is an image."""
-    content = _read(path)
+def _before(path: Path | None) -> Before | None:
+    """The image that another one began with; None if it cannot be read."""
+    if path is None:
+        return None
     try:
-        _opened_image(content)
+        return Before(_opened_image(_read(path)), read_mask(path))
     except (OSError, SyntaxError, ValueError):
         return None
-    return content
 
 
 def _opened_image(content: bytes) -> Image.Image:

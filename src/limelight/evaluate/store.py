@@ -3,7 +3,7 @@
 RUN/run.json         the cases, and what every method's images depend on
 RUN/manifest.jsonl   a row per image, added when the image lies whole under its name
 RUN/seconds.jsonl    how long each image took: the one thing that differs when it is generated again
-RUN/METHOD/PROMPT/SEED.png
+RUN/METHOD/PROMPT/SEED.png, and SEED.mask.png where an edit of the image changes a known place
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import FileError, SettingsError
 from ..utils.files import lock_folder, slug, write
 from ..utils.jsonl import Log, Say
+from .preservation import mask_path
 from .suites import Case, Wanted
 
 Key = tuple[str, str, int | str]
@@ -61,7 +62,9 @@ class Run:
         for row in self._manifest.rows:
             path = self.folder / row["file"]
             size = path.stat().st_size if path.is_file() else None
-            if size == row["bytes"]:
+            if "mask" in row and not (self.folder / row["mask"]).is_file():
+                say(f"'{self.folder / row['mask']}' is missing; its image is generated again.")
+            elif size == row["bytes"]:
                 self.done[key(row)] = row
             else:
                 how = "is not there" if size is None else f"has {size} bytes instead of {row['bytes']}"
@@ -97,21 +100,27 @@ class Run:
         self.facts["cases"] |= as_text
         write(self.folder / "run.json", json.dumps(self.facts, indent=1, ensure_ascii=False).encode() + b"\n")
 
-    def add(self, method: str, case: str, seed: int, png: bytes, calls: float, seconds: float) -> None:
+    def add(self, of: Key, png: bytes, mask: bytes | None, calls: float, seconds: float) -> None:
         """Write an image, then its row.
 
         Args:
             png: the file.
+            mask: the file of its mask, if it has one; it is written first.
             calls: denoiser passes that it took, a pass for one branch of one image being one.
             seconds: wall time that it took.
 
         Raises:
             FileError: it cannot be written; the rows before it stand.
         """
+        method, case, seed = of
         file = Path(_folder(method), _folder(case), f"{seed}.png")
+        if mask is not None:
+            write(mask_path(self.folder / file), mask)
         write(self.folder / file, png)
         row = {"method": method, "case": case, "seed": seed, "settings": self.facts["methods"][method]["hash"]}
         row |= {"file": file.as_posix(), "bytes": len(png), "sha256": hashlib.sha256(png).hexdigest(), "calls": calls}
+        if mask is not None:
+            row["mask"] = mask_path(file).as_posix()
         self._seconds.add([{"method": method, "case": case, "seed": seed, "seconds": round(seconds, 4)}], durable=False)
         self._manifest.add([row])
         self.done[key(row)] = row
