@@ -69,6 +69,7 @@ _PUBLIC = {
     "invert_image": "editing.image_inversion",
     "learn": "textual_inversion.folder",
     "load": "models.loading",
+    "preset": "guidance.presets",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -47,7 +47,7 @@ def test_compare(limelight, tmp_path):
 
 def test_plain_needs_no_subjects(limelight, tmp_path):
     code, _, _ = limelight(
-        "generate", "sunset at dawn over there", "--no-guidance", "--steps", "1", "--out", str(tmp_path)
+        "generate", "sunset at dawn over there", "--guidance", "none", "--steps", "1", "--out", str(tmp_path)
     )
     assert code == 0
     assert (tmp_path / "sunset-at-dawn-over-there-plain-0.png").exists()
@@ -55,7 +55,7 @@ def test_plain_needs_no_subjects(limelight, tmp_path):
 
 def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
     code, _, _ = limelight(
-        "generate", "a cat", "--seeds", "0-9", "--no-guidance", "--steps", "1", "--out", str(tmp_path)
+        "generate", "a cat", "--seeds", "0-9", "--guidance", "none", "--steps", "1", "--out", str(tmp_path)
     )
     assert code == 0
     with Image.open(tmp_path / "a-cat-grid.png") as sheet:
@@ -64,6 +64,7 @@ def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
 
 def test_verbose(limelight, tmp_path):
     arguments = ["generate", "a cat and a dog", "--seeds", "[0,1]", "--steps", "4", "--verbose", "--out", str(tmp_path)]
+    arguments += ["--guidance", "attend-and-excite"]
     code, _, err = limelight(*arguments, "--scheduler", "euler", "--batch", "2")
     assert code == 0
     for heading in ("step", "seconds", "image", "loss", "cat", "dog", "refinements"):
@@ -125,7 +126,7 @@ def test_explain(limelight, tmp_path):
     ("arguments", "message"),
     [
         (["--words", "dig"], "error: 'dig' is not in the prompt; its words are: a, cat, and, a, dog."),
-        (["--no-guidance", "--compare"], "error: There is nothing to compare without guidance"),
+        (["--guidance", "none", "--compare"], "error: There is nothing to compare without guidance"),
         (["--subjects", "cow"], "error: 'cow' is not in the prompt"),
         (["--steps", "0"], "error: steps=0 does not fit the schedule"),
         (["--out", "/dev/null/x"], "cannot be written"),
@@ -170,8 +171,9 @@ def test_info(limelight):
         (["--height", "0"], "error: The size 0x128 does not fit this model"),
         (["--height", "8", "--width", "8"], "error: The image is too small"),
         (["--scale", "nan"], "error: scale=nan must be a number"),
-        (["--compare", "--no-guidance"], "error: --compare needs guidance or head edits"),
-        (["--fast", "--no-guidance"], "error: --fast is a setting of guidance"),
+        (["--compare", "--guidance", "none"], "error: --compare needs guidance or head edits"),
+        (["--scale", "3", "--guidance", "none"], "error: --scale is a setting of guidance. Leave out --guidance none."),
+        (["--guidance", "magic"], "error: Unknown guidance 'magic'. Choose one of: recommended, attend-and-excite,"),
         (["--subjects", "cat,\u00b2"], "error: '\u00b2' is not in the prompt"),
         (["--model", "~nosuchuser/m"], "error: '~nosuchuser/m' is neither a folder nor a hub id"),
         (["--model", "m" * 300], "is neither a folder nor a hub id"),

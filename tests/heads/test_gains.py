@@ -156,7 +156,7 @@ def test_parsing():
 def test_generate_with_edits(limelight, tmp_path):  # noqa: F811
     code, out, _ = limelight(
         *("generate", "an orange cat", "--adjust", "orange=Color-Food", "--strengthen", "cat=Animals"),
-        *("--no-guidance", "--compare", "--steps", "2", "--out", str(tmp_path)),
+        *("--guidance", "none", "--compare", "--steps", "2", "--out", str(tmp_path)),
     )
     assert code == 0, out
     with Image.open(tmp_path / "an-orange-cat-edited-0.png") as image:
@@ -181,7 +181,7 @@ def test_bad_edits_on_the_command_line(limelight, tmp_path):  # noqa: F811
             "none.safetensors",
         ): "is not a file of head relevance vectors",
     }.items():
-        code, _, err = limelight("generate", "a cat", "--no-guidance", "--out", str(tmp_path / "o"), *arguments)
+        code, _, err = limelight("generate", "a cat", "--guidance", "none", "--out", str(tmp_path / "o"), *arguments)
         assert code == 2
         assert message in err
     assert not (tmp_path / "o").exists()

@@ -561,7 +561,7 @@ def test_commands(command, pocket, tmp_path, monkeypatch):
     assert "called: *" in shown
     code, _, shown = command(
         *("generate", "a <my-cat> and <old>", "--word", new, "--word", f"<old>={old}"),
-        *("--steps", 1, "--no-guidance", "--out", out),
+        *("--steps", 1, "--guidance", "none", "--out", out),
     )
     assert code == 0
     assert "learned word: <my-cat>\nlearned word: <old>" in shown

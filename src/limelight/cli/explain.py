@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..guidance.names import RECOMMENDED
 from .options import (
     Device,
+    GuidanceName,
     GuidanceScale,
     Height,
     ModelName,
@@ -22,6 +24,7 @@ from .options import (
     Width,
     WordFiles,
     check_folder,
+    parse_guidance,
     parse_seeds,
     parse_subjects,
 )
@@ -46,7 +49,7 @@ def explain_command(
         str, typer.Option(help="Words or token indices to guide, e.g. cat,dog; 'auto' takes the nouns.")
     ] = "auto",
     seeds: Seeds = "0",
-    guidance: Annotated[bool, typer.Option(help="Guide by Attend-and-Excite.")] = True,
+    guidance: GuidanceName = RECOMMENDED,
     word: WordFiles = None,
     model: ModelName = "pocket",
     scheduler: Scheduler = None,
@@ -62,7 +65,6 @@ def explain_command(
     numbers = parse_seeds(seeds)
     check_folder(out)
 
-    from ..guidance.attend_and_excite import AttendAndExcite
     from ..prompts.subjects import resolve
     from ..viz.explain import explain
 
@@ -71,11 +73,11 @@ def explain_command(
         opened,
         prompt,
         words=None if words is None else parse_subjects(words),
-        guidance=AttendAndExcite.suited(opened) if guidance else None,
+        guidance=parse_guidance(opened, guidance),
         compare=compare,
         over_steps=over_time,
         run=_generate,
-        subjects=resolve(opened.prompt(prompt), parse_subjects(subjects), needed=guidance)[0],
+        subjects=resolve(opened.prompt(prompt), parse_subjects(subjects), needed=guidance != "none")[0],
         seeds=numbers,
         steps=steps,
         guidance_scale=guidance_scale,

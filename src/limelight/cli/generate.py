@@ -12,9 +12,11 @@ import typer
 from rich.markup import escape
 
 from ..errors import SettingsError
+from ..guidance.names import RECOMMENDED
 from ..utils.files import png, slug, write
 from .options import (
     Device,
+    GuidanceName,
     GuidanceScale,
     HeadVectors,
     Height,
@@ -29,6 +31,7 @@ from .options import (
     WordFiles,
     check_folder,
     parse_gains,
+    parse_guidance,
     parse_seeds,
     parse_subjects,
 )
@@ -38,8 +41,6 @@ from .tokens import show_tokens
 if TYPE_CHECKING:
     from ..generation.loop import Step
     from ..generation.result import Result
-    from ..guidance.base import Guidance
-    from ..models.base import Model
     from ..prompts.prompt import Prompt
 
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
@@ -53,10 +54,7 @@ def generate_command(
         typer.Option(help="Words or token indices to guide, e.g. cat,dog; 'auto' takes the nouns, 'ask' asks."),
     ] = "auto",
     seeds: Seeds = "0",
-    guidance: Annotated[bool, typer.Option(help="Guide by Attend-and-Excite.")] = True,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Guide with at most about a tenth more work than without guidance.")
-    ] = False,
+    guidance: GuidanceName = RECOMMENDED,
     compare: Annotated[
         bool, typer.Option("--compare", help="Generate every seed without and with guidance, in two rows.")
     ] = False,
@@ -71,7 +69,7 @@ def generate_command(
     width: Width = None,
     scale: Annotated[
         float | None,
-        typer.Option(help="Step size of Attend-and-Excite on the latents; by default the model's.", show_default=False),
+        typer.Option(help="Step size of the guidance on the latents; by default the model's.", show_default=False),
     ] = None,
     until: Annotated[
         float | None,
@@ -110,17 +108,19 @@ def generate_command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what guidance does in every step.")] = False,
 ) -> None:
     """Generate images of a prompt: one PNG per seed with its settings inside, and a grid."""
-    _check(compare=compare, fast=fast, guidance=guidance, edited=bool(strengthen or adjust))
+    guided = guidance != "none"
+    if compare and not (guided or strengthen or adjust):
+        raise SettingsError("--compare needs guidance or head edits. Leave out --guidance none.")
     numbers = parse_seeds(seeds)
     check_folder(out)
 
     opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
     parsed = opened.prompt(prompt)
     gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
-    names = _subjects(parsed, subjects, guidance)
-    chosen = _guidance(opened, fast, scale=scale, until=until, resolution=resolution) if guidance else None
+    names = _subjects(parsed, subjects, guided)
+    chosen = parse_guidance(opened, guidance, scale=scale, until=until, resolution=resolution)
 
-    with _progress(verbose, names if guidance else ()) as on_step:
+    with _progress(verbose, names if guided else ()) as on_step:
         paths = _generate(
             compare,
             out,
@@ -139,20 +139,6 @@ def generate_command(
             on_step=on_step,
         )
     console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")
-
-
-def _check(*, compare: bool, fast: bool, guidance: bool, edited: bool) -> None:
-    if compare and not (guidance or edited):
-        raise SettingsError("--compare needs guidance or head edits. Leave out --no-guidance.")
-    if fast and not guidance:
-        raise SettingsError("--fast is a setting of guidance. Leave out --no-guidance.")
-
-
-def _guidance(model: Model, fast: bool, **changes: Any) -> Guidance:
-    from ..guidance.attend_and_excite import AttendAndExcite
-
-    preset = AttendAndExcite.fast if fast else AttendAndExcite.suited
-    return preset(model, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _subjects(parsed: Prompt, text: str, guidance: bool) -> tuple[Any, ...]:

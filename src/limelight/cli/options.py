@@ -12,9 +12,11 @@ import typer
 
 from ..errors import FileError, SettingsError
 from ..evaluate.suites import SUITES
+from ..guidance.names import NAMES
 from ..models.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
+    from ..guidance.base import Guidance
     from ..heads.gains import HeadGain
     from ..heads.relevance import Relevance
     from ..models.base import Model
@@ -28,6 +30,9 @@ Device = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(help=f"One of {', '.join(SCHEDULERS)}; by default the model's own.", show_default=False),
+]
+GuidanceName = Annotated[
+    str, typer.Option("--guidance", help=f"How to guide: {', '.join(NAMES)}; none generates plainly.")
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")]
 Steps = Annotated[int, typer.Option(help="Number of denoising steps.")]
@@ -77,6 +82,19 @@ def parse_seeds(text: str) -> list[int]:
             raise SettingsError(f"'{text}' is {last - first + 1} seeds. Give at most 10000 at once.")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
+
+
+def parse_guidance(model: Model, name: str, **changes: Any) -> Guidance | None:
+    """The guidance of --guidance, with the options that were given; none for "none"."""
+    given = {option: value for option, value in changes.items() if value is not None}
+    if name == "none":
+        if given:
+            raise SettingsError(f"--{next(iter(given))} is a setting of guidance. Leave out --guidance none.")
+        return None
+
+    from ..guidance.presets import preset
+
+    return preset(name, model, **given)
 
 
 def parse_subjects(text: str) -> Any:

@@ -126,7 +126,8 @@ def step_table(label: str, subjects: Sequence[str]) -> Iterator[Callable[[Step],
             table.add_row(*head)
             return
         facts = step.move.facts()
-        for i, (loss, presence, refinements) in enumerate(zip(*facts.values(), strict=True)):
+        columns = zip(facts["loss"], facts["presence"], facts["refinements"], strict=True)
+        for i, (loss, presence, refinements) in enumerate(columns):
             numbers = [f"{value:.3f}" for value in (loss, *presence)]
             table.add_row(*(head if i == 0 else ["", ""]), str(i + 1), *numbers, str(refinements))
 

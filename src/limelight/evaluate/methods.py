@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..editing.attention_edits import changed
 from ..errors import SettingsError
-from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Guidance
+from ..guidance.names import NAMES
+from ..guidance.presets import preset
 from ..heads.relevance import relevance_for
 from ..models.base import Model
 from .suites import Case
@@ -48,12 +50,8 @@ def _source(model: Model) -> Method:
     return Method(prompt=lambda case: case.prompt if case.source is None else case.source, marked=True)
 
 
-def _attend_and_excite(model: Model, **changes: Any) -> Method:
-    return Method(AttendAndExcite.suited(model, **changes))
-
-
-def _fast(model: Model, **changes: Any) -> Method:
-    return Method(AttendAndExcite.fast(model, **changes))
+def _guided(name: str, model: Model, **changes: Any) -> Method:
+    return Method(preset(name, model, **changes))
 
 
 def _prompt_to_prompt(
@@ -105,8 +103,7 @@ def _source_of(case: Case) -> str:
 METHODS: Mapping[str, Callable[..., Method]] = {
     "plain": _plain,
     "source": _source,
-    "attend-and-excite": _attend_and_excite,
-    "attend-and-excite-fast": _fast,
+    **{name: partial(_guided, name) for name in NAMES},
     "prompt-to-prompt": _prompt_to_prompt,
     "prompt-to-prompt-heads": _prompt_to_prompt_heads,
 }

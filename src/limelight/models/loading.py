@@ -108,14 +108,15 @@ def _about(path: Path) -> About | None:
         facts = json.loads(path.read_text("utf-8"))
         words = facts.get("words")
 
-        guidance = {**facts.get("attend_and_excite", {})}
-        if "thresholds" in guidance:  # JSON has text keys only
-            guidance["thresholds"] = {float(at): float(value) for at, value in guidance["thresholds"].items()}
+        presets = {name: dict(value) for name, value in facts.items() if isinstance(value, dict)}
+        for settings in presets.values():
+            if "thresholds" in settings:  # JSON has text keys only
+                settings["thresholds"] = {float(at): float(value) for at, value in settings["thresholds"].items()}
 
-        if guidance.pop("relative", False):  # before 0.2 there were two rules
-            guidance["step_rule"] = "relative"
-        training = facts.get("textual_inversion", facts.get("inversion", {}))  # its name before 0.2
-        presets = {"attend_and_excite": guidance, "textual_inversion": dict(training)}
+        if presets.get("attend_and_excite", {}).pop("relative", False):  # before 0.2 there were two rules
+            presets["attend_and_excite"]["step_rule"] = "relative"
+        if "inversion" in presets:  # its name before 0.2
+            presets["textual_inversion"] = presets.pop("inversion")
         return About(None if words is None else frozenset(words), presets)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"'{path}' cannot be read: {error}.") from error
