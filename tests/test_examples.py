@@ -8,13 +8,29 @@ import pytest
 
 import limelight
 from limelight.attention import maps, probe, recording
+from limelight.evaluate import clip, detectors, methods, preservation, suites
 from limelight.guidance import attend_and_excite, base
 from limelight.models import base as models_base
 from limelight.models import loading
 
 
 @pytest.mark.parametrize(
-    "module", [attend_and_excite, base, loading, maps, models_base, probe, recording], ids=lambda m: m.__name__
+    "module",
+    [
+        attend_and_excite,
+        base,
+        clip,
+        detectors,
+        loading,
+        maps,
+        methods,
+        models_base,
+        preservation,
+        probe,
+        recording,
+        suites,
+    ],
+    ids=lambda m: m.__name__,
 )
 def test_examples(module):
     found = doctest.testmod(module, extraglobs={"limelight": limelight})

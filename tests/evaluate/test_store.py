@@ -25,7 +25,7 @@ def test_changed_settings_are_refused(quick, whole):
         run(whole, changed, METHODS, [0], batch=2, workers=1, **SMALL)
     with pytest.raises(SettingsError, match="unexpected keyword argument 'scales'"):
         run(whole, CASES, ["attend-and-excite:scales=3"], [0], workers=1, **SMALL)
-    with pytest.raises(SettingsError, match="'magic' is no method"):
+    with pytest.raises(SettingsError, match="Unknown method 'magic'"):
         run(whole, CASES, ["magic"], [0], workers=1, **SMALL)
     with Run(whole), pytest.raises(FileError, match="is being written by another run"):
         quick(whole)

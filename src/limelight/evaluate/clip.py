@@ -1,8 +1,8 @@
-"""How well pictures fit their prompts, by CLIP and BLIP models of transformers: functions of feature tensors.
+"""How well images fit their prompts, by CLIP and BLIP models of transformers: functions of feature tensors.
 
 The measures are those of Hila Chefer et al., "Attend-and-Excite: Attention-Based Semantic Guidance for Text-to-Image
-Diffusion Models", 2023, https://arxiv.org/abs/2301.13826: CLIP similarity of the picture to the whole prompt, to that
-part of the prompt which it shows least, and of a caption of the picture to the prompt.
+Diffusion Models", 2023, https://arxiv.org/abs/2301.13826: CLIP similarity of the image to the whole prompt, to that
+part of the prompt which it shows least, and of a caption of the image to the prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEMPLATES = tuple((DATA / "imagenet_templates.txt").read_text().splitlines())
 
 
 class Clip:
-    """Features of pictures and texts by a `CLIPModel`.
+    """Features of images and texts by a `CLIPModel`.
 
     Args:
         source: "pocket", a folder in transformers' layout, or a hub id such as "openai/clip-vit-base-patch16".
@@ -82,7 +82,7 @@ class Captioner:
 
     @torch.inference_mode()
     def captions(self, images: Sequence[Image.Image], paper: bool = False) -> list[str]:
-        """One caption a picture; for `paper`, as the authors' script had them made: three beams, 10 to 30 tokens, and
+        """One caption an image; for `paper`, as the authors' script had them made: three beams, 10 to 30 tokens, and
         begun with "a picture of", which is cut off again."""
         options: dict[str, Any] = {"num_beams": 1}
         inputs = self.processor(images=list(images), return_tensors="pt")
@@ -111,7 +111,10 @@ def in_templates(text: str, paper: bool = False) -> list[str]:
 
 
 def parts(prompt: str, paper: bool = False) -> list[str]:
-    """A prompt cut at "and" and "with".
+    """Cut a prompt at "and" and "with".
+
+    >>> parts("a cat and a dog with a hat")
+    ['a cat', 'a dog', 'a hat']
 
     For `paper`, as the authors' script did it: cut at "and" alone where there is one, else at "with", only the first
     two parts; a prompt with neither has none, and no similarity at all.
@@ -123,12 +126,12 @@ def parts(prompt: str, paper: bool = False) -> list[str]:
 
 
 def image_text(clip: Clip, images: Tensor, prompt: str, paper: bool = False) -> Tensor:
-    """Cosine similarity of pictures (features [images, width]) to a prompt, [images] in -1..1."""
+    """Cosine similarity of images (features [images, width]) to a prompt, [images] in -1..1."""
     return images @ clip.prompt(prompt, paper)
 
 
 def minimum_object(clip: Clip, images: Tensor, prompt: str, paper: bool = False) -> Tensor:
-    """Similarity to that part of the prompt which each picture shows least, [images] in -1..1."""
+    """Similarity to that part of the prompt which each image shows least, [images] in -1..1."""
     return torch.stack([image_text(clip, images, part, paper) for part in parts(prompt, paper)]).amin(dim=0)
 
 
@@ -138,23 +141,23 @@ def text_text(clip: Clip, captions: Sequence[str], prompt: str, paper: bool = Fa
 
 
 def image_image(images: Tensor, others: Tensor) -> Tensor:
-    """Similarity of pictures to others, one by one (features [images, width] each), [images] in -1..1."""
+    """Similarity of images to others, one by one (features [images, width] each), [images] in -1..1."""
     return (images * others).sum(dim=-1)
 
 
 def image_similarity(images: Tensor, others: Tensor) -> Tensor:
-    """How much pictures look like others: the mean cosine of all pairs (features [images, width], [others, width]), a
+    """How much images look like others: the mean cosine of all pairs (features [images, width], [others, width]), a
     scalar in -1..1.
 
     The measure of reconstruction of Rinon Gal et al., "An Image is Worth One Word: Personalizing Text-to-Image
-    Generation using Textual Inversion", 2022, https://arxiv.org/abs/2208.01618. Of different pictures with themselves
+    Generation using Textual Inversion", 2022, https://arxiv.org/abs/2208.01618. Of different images with themselves
     it is below 1.
     """
     return (images @ others.T).mean()
 
 
 def text_similarity(clip: Clip, images: Tensor, prompt: str, token: str) -> Tensor:
-    """Similarity of pictures (features [images, width]) to a prompt without its learned word, [images] in -1..1: the
+    """Similarity of images (features [images, width]) to a prompt without its learned word, [images] in -1..1: the
     measure of editability of the same paper.
     """
     return images @ clip.texts([" ".join(prompt.replace(token, " ").split())])[0]

@@ -1,4 +1,4 @@
-"""An independent detector of pictures: which subjects are there, where, and in which color."""
+"""An independent detector of images: which subjects are there, where, and in which color."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Detection:
     Attributes:
         word: what it is.
         score: how sure the detector is, 0..1.
-        box: left, top, right, bottom as fractions of the picture, 0..1.
+        box: left, top, right, bottom as fractions of the image, 0..1.
         color: its color word.
     """
 
@@ -71,14 +71,14 @@ class PocketDetector(nn.Module):
             bottom border in cells [B, 4, 16, 16], logits of the colors [B, colors, 16, 16].
         """
         fine = self.fine(pixels)
-        # At the head the cells see the whole picture as well as their own part of it.
+        # At the head the cells see the whole image as well as their own part of it.
         joined = fine + F.interpolate(self.coarse(fine), scale_factor=2, mode="bilinear")
         words, sides, colors = self.out(self.head(joined)).split([len(self.words), 4, len(self.colors)], dim=1)
         return words, F.softplus(sides), colors
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[list[Detection]]:
-        """What is in each picture, surest first. Two detections never share a place: the surer one stands.
+        """What is in each image, surest first. Two detections never share a place: the surer one stands.
 
         Args:
             images: of any size; they are resized to 128 x 128.
@@ -86,10 +86,12 @@ class PocketDetector(nn.Module):
         """
         if not images:
             return []
+
         resized = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
         outputs = [self(part.float() / 127.5 - 1) for part in pixels.split(64)]
         words, sides, colors = (torch.cat(part) for part in zip(*outputs, strict=True))
+
         scores = words.sigmoid()
         peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1))
         limit = self.threshold if threshold is None else threshold
@@ -134,7 +136,7 @@ class PocketDetector(nn.Module):
 
 @dataclass(frozen=True)
 class SceneCheck:
-    """What a picture shows of what it should show.
+    """What an image shows of what it should show.
 
     Attributes:
         present: for each wanted thing, whether it is there.
@@ -164,7 +166,11 @@ def check_scene(found: Sequence[Detection], things: Sequence[Wanted]) -> SceneCh
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
+    """Return the intersection over union of two boxes (left, top, right, bottom).
+
+    >>> overlap((0, 0, 2, 1), (1, 0, 2, 1))
+    0.5
+    """
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0.0) * max(height, 0.0)
     area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
@@ -193,13 +199,13 @@ def _down(before: int, after: int) -> nn.Sequential:
 
 
 class Detector(Protocol):
-    """Says what of the wanted things is in pictures."""
+    """Find wanted things in images."""
 
     def knows(self, word: str) -> bool:
         """Whether it could find this at all."""
 
     def find(self, images: Sequence[Image.Image], things: Sequence[Wanted]) -> list[list[Detection]]:
-        """What is in each picture of what `things` name, and of their likes; surest first."""
+        """What is in each image of what `things` name, and of their likes; surest first."""
 
 
 class OpenVocabulary:

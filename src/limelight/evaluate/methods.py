@@ -1,4 +1,4 @@
-"""The methods that can be compared, by the names that people type."""
+"""Methods that can be compared, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .suites import Case
 
 @dataclass(frozen=True)
 class Method:
-    """A way to draw a case.
+    """A way to generate the image of a case.
 
     Attributes:
-        guidance: None draws plainly.
-        prompt: what is drawn of a case.
-        edit: the settings of `limelight.edit` that make it of the case's source; None draws it from noise.
+        guidance: None generates without guidance.
+        prompt: the prompt of a case that is generated.
+        edit: the settings of `limelight.edit` that make it of the case's source; None generates it from noise.
         facts: what the edits depend on besides.
         marked: whether its files say where the words are that an edit changes.
     """
@@ -46,7 +46,7 @@ def _plain(model: Model) -> Method:
 
 
 def _source(model: Model) -> Method:
-    """The picture that is to be edited, of a suite of edits."""
+    """The image that is to be edited, of a suite of edits."""
     return Method(prompt=lambda case: case.prompt if case.source is None else case.source, marked=True)
 
 
@@ -110,31 +110,35 @@ METHODS: Mapping[str, Callable[..., Method]] = {
 
 
 def parse(label: str) -> tuple[str, dict[str, Any]]:
-    """A method as it is typed, "attend-and-excite" or "attend-and-excite:scale=10:until=0.3": its name and settings.
+    """Split a label into the method's name and its settings.
+
+    >>> parse("attend-and-excite:scale=10:until=0.3")
+    ('attend-and-excite', {'scale': 10, 'until': 0.3})
 
     Raises:
-        SettingsError: nobody knows it, or it cannot be read.
+        SettingsError: the method is unknown, or a setting cannot be read.
     """
     name, *changes = label.split(":")
     if name not in METHODS:
-        raise SettingsError(f"'{name}' is no method; use {', '.join(METHODS)}.")
+        raise SettingsError(f"Unknown method '{name}'. Choose one of: {', '.join(METHODS)}.")
+
     settings = {}
     for change in changes:
-        setting, sign, value = change.partition("=")
+        setting, _, value = change.partition("=")  # without "=" the value is empty, which is not JSON
         try:
             settings[setting] = json.loads(value)
         except ValueError:
-            sign = ""
-        if not sign:
-            raise SettingsError(f"'{change}' in '{label}' is no setting; write for example {name}:scale=10:until=0.3.")
+            raise SettingsError(
+                f"'{change}' in '{label}' cannot be read. Write for example {name}:scale=10:until=0.3."
+            ) from None
     return name, settings
 
 
 def build(label: str, model: Model) -> Method:
-    """The method of a label for a model.
+    """Build the method of a label for a model.
 
     Raises:
-        SettingsError: it has no such setting, or not with this value.
+        SettingsError: the method does not take a setting, or not with this value.
     """
     name, settings = parse(label)
     try:

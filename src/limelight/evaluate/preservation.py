@@ -26,7 +26,11 @@ def mask_path(image: Path) -> Path:
 
 
 def mask_png(mask: Tensor) -> bytes:
-    """A mask, bool [height, width], as a PNG file: white where it is true."""
+    """Write a mask, bool [height, width], as a PNG file: white where it is true.
+
+    >>> mask_png(torch.ones(2, 2, dtype=torch.bool))[:4]
+    b'\\x89PNG'
+    """
     return png({}, Image.fromarray(mask.numpy()))
 
 

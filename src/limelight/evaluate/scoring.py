@@ -224,11 +224,13 @@ class _Work:
 
         for own in groups.values():
             for i in range(0, len(own), CHUNK):
-                chunk = tuple(own[i : i + CHUNK])
-                entries = [self.entries[k] for k in chunk]
-                files = tuple(_read(entry.path) for entry in entries)
-                before = tuple(_before(entry.before) for entry in entries)
-                yield Batch(entries[0].case, chunk, files, before)
+                yield self._batch(tuple(own[i : i + CHUNK]))
+
+    def _batch(self, keys: tuple[Key, ...]) -> Batch:
+        """Read the files of some images of one method and case."""
+        entries = [self.entries[k] for k in keys]
+        files = tuple(_read(entry.path) for entry in entries)
+        return Batch(entries[0].case, keys, files, tuple(_before(entry.before) for entry in entries))
 
 
 def _work(folder: Path, backbones: Mapping[str, Any], say: Say) -> _Work:

@@ -49,7 +49,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tells it from the others of its suite."""
+        """The name of the case, unique in its suite."""
         return self.prompt if self.source is None else f"{self.source} -> {self.prompt}"
 
     @property
@@ -155,7 +155,7 @@ def read(path: Any, subset: str) -> tuple[Case, ...]:
         path: a text file with a prompt a line, or a CSV file with the column "prompt" (or "target_prompt") and, if you
             like, "subset", "subjects" ("red car;dog"), and for edits "source_prompt" and "concept". Without subjects,
             those of prompts such as "a red car and a dog" are read from the prompt (of edits, where they have a
-            color); of others guidance takes the nouns, and no detector can say whether all is there.
+            color); of others guidance takes the nouns, and no detector can check whether all is there.
         subset: what to call the cases that do not say.
 
     Raises:
@@ -224,6 +224,9 @@ def wanted(prompt: str) -> tuple[Wanted, ...]:
 
     The last word of a phrase is its subject; the word before it counts if it is one of the benchmark's 11 colors.
     A prompt of another form names nothing.
+
+    >>> wanted("a red car and a dog")
+    (Wanted(word='car', color='red'), Wanted(word='dog', color=None))
     """
     phrases = re.split(r" and | with ", prompt)
     if not all(re.fullmatch(r"(?:(?:an?|the) )?(?:[\w-]+ )?[\w-]+", phrase) for phrase in phrases):
