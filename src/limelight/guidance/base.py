@@ -357,7 +357,7 @@ class Steering:
             return None
 
         rows, size = torch.arange(len(latents), device=latents.device), self.sizes[index]
-        score, gradient = self._evaluate(latents, timestep, rows)
+        score, gradient = self.evaluate(latents, timestep, rows)
         refinements = torch.zeros_like(rows)
         # Only here does the host wait for the device: which images are below the threshold?
         active = rows[score.parts["neglect"] > 1 - threshold] if threshold is not None else rows[:0]
@@ -370,7 +370,7 @@ class Steering:
             again = score.parts["neglect"][active] > 1 - threshold  # type: ignore[operator]
             if guided or bool(again.any()):
                 moved = active if guided else active[again]
-                found, gradient[moved] = self._evaluate(latents, timestep, moved)
+                found, gradient[moved] = self.evaluate(latents, timestep, moved)
                 _update(score, moved, found)
             active = active[again]
 
@@ -400,7 +400,7 @@ class Steering:
         limits = self.guidance.limits
         return torch.stack([part > limits.get(name, 0.0) for name, part in score.parts.items()]).any(dim=0)
 
-    def _evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Score, Tensor]:
+    def evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Score, Tensor]:
         """Score of some images and its gradient with respect to their latents."""
         conditioning, subjects, denoiser = self.conditioning.only_conditional(), self.subjects, self.model.denoiser
         if len(rows) < len(latents):
