@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SettingsError,
         UnknownWords,
     )
+    from .generation.audition import Audition
     from .generation.calibrate import Calibration, calibrate
     from .generation.compare import Comparison, compare
     from .generation.generate import generate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .generation.result import Result
     from .guidance.attend_and_excite import AttendAndExcite
     from .guidance.base import Guidance
+    from .guidance.presets import preset
     from .heads.guidance import HeadWeightedAttendAndExcite
     from .integrations.attach import attach
     from .models.base import Model
@@ -41,6 +43,7 @@ __version__ = "0.2.0"
 _PUBLIC = {
     "AttendAndExcite": "guidance.attend_and_excite",
     "AttentionMaps": "attention.maps",
+    "Audition": "generation.audition",
     "Calibration": "generation.calibrate",
     "Comparison": "generation.compare",
     "EditResult": "editing.prompt_to_prompt",

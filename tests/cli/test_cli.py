@@ -62,6 +62,18 @@ def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
         assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
 
 
+def test_an_audition(limelight, tmp_path):
+    """The winner's seed is in the name and in the file."""
+    arguments = ["generate", "a cat and a dog", "--guidance", "none", "--audition", "2", "--steps", "2"]
+    code, out, _ = limelight(*arguments, "--out", str(tmp_path))
+    assert code == 0
+    (image,) = (path for path in tmp_path.glob("*.png") if "grid" not in path.name)
+    with Image.open(image) as file:
+        settings = json.loads(file.text["limelight"])
+    assert settings["seed"] in (0, 1_000_000)
+    assert settings["audition"]["candidates"] == 2
+
+
 def test_verbose(limelight, tmp_path):
     arguments = ["generate", "a cat and a dog", "--seeds", "[0,1]", "--steps", "4", "--verbose", "--out", str(tmp_path)]
     arguments += ["--guidance", "attend-and-excite"]

@@ -79,6 +79,14 @@ def generate_command(
         int | None,
         typer.Option(help="Side of the attention maps to read; by default the model's.", show_default=False),
     ] = None,
+    audition: Annotated[
+        int | None,
+        typer.Option(
+            help="Begin each image with so many seeds, and finish the one whose attention promises most.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     strengthen: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,7 +125,7 @@ def generate_command(
     opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
     parsed = opened.prompt(prompt)
     gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
-    names = _subjects(parsed, subjects, guided)
+    names = _subjects(parsed, subjects, guided or audition is not None)
     chosen = parse_guidance(opened, guidance, scale=scale, until=until, resolution=resolution)
 
     with _progress(verbose, names if guided else ()) as on_step:
@@ -136,6 +144,7 @@ def generate_command(
             height=height,
             width=width,
             batch=batch,
+            audition=audition,
             on_step=on_step,
         )
     console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")

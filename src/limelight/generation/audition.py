@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import SettingsError
 from ..guidance.attend_and_excite import excite
 from ..guidance.base import Guidance, Objective, describe_objective, step_of
-from ..models.base import Model
-from ..prompts.prompt import Prompt
-from ..prompts.subjects import Subject
 from .loop import denoise
+from .plan import GenerationPlan
 
 STRIDE = 1_000_000
 """The candidates of seed 7 are 7, 1000007, 2000007, ...: seeds that a user hardly gives beside each other."""
@@ -55,101 +54,66 @@ class Audition:
         return {"candidates": self.candidates, "steps": self.steps, "objective": describe_objective(self.objective)}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The outcome of an audition for one image.
-
-    Attributes:
-        seed: the candidate with the least loss.
-        losses: candidate seed -> loss; in the order in which they were tried.
-    """
-
-    seed: int
-    losses: dict[int, float]
-
-
-@dataclass(frozen=True)
-class Part:
-    """An image that is to be cast."""
-
-    prompt: Prompt
-    subjects: tuple[Subject, ...]
-    seed: int
-
-
 def candidate_seeds(seed: int, count: int) -> tuple[int, ...]:
     """The seeds that are tried for one image: its own first."""
     return tuple((seed + STRIDE * i) % 2**63 for i in range(count))
 
 
-@torch.no_grad()
-def hold_audition(
-    model: Model,
-    audition: Audition,
-    parts: Sequence[Part],
-    *,
-    steps: int,
-    guidance_scale: float,
-    negative: str,
-    size: tuple[int, int],
-    eta: float = 0.0,
-    clip_skip: int = 0,
-    batch: int = 8,
-) -> list[Choice]:
-    """Choose a seed for each image.
+def cast(plan: GenerationPlan, audition: Audition, batch: int) -> GenerationPlan:
+    """A plan in which every image has the best of its candidate seeds.
 
     Args:
-        model: see `limelight.load`.
-        parts: the images, each with at least one subject.
-        steps, guidance_scale, negative, eta, clip_skip: as in the generation to come, see `limelight.generate`.
-        size: height and width in pixels.
+        plan: every image needs a subject.
         batch: most images in one pass.
 
     Raises:
-        SettingsError: an image has no subjects, or the audition is longer than the schedule.
+        SettingsError: an image has no subjects, latents are given, or the audition is longer than the schedule.
     """
-    if not all(part.subjects for part in parts):
-        raise SettingsError("An audition needs the subjects of every image.")
-    last = max(step_of(audition.steps, steps), 1) - 1
-    if last >= steps:
-        raise SettingsError(f"An audition of {last + 1} steps is longer than the schedule of {steps} steps.")
+    settings = plan.settings
+    last = max(step_of(audition.steps, settings.steps), 1) - 1
+    if last >= settings.steps:
+        raise SettingsError(f"An audition of {last + 1} steps is longer than the schedule of {settings.steps} steps.")
+    if settings.latents is not None or settings.conditioning is not None:
+        raise SettingsError("An audition chooses seeds; it cannot be held with given latents or conditioning.")
+    if not all(plan.subjects):
+        raise SettingsError("An audition needs the subjects of every image; name them, for example subjects=['cat'].")
 
-    tried = [replace(part, seed=seed) for part in parts for seed in candidate_seeds(part.seed, audition.candidates)]
+    tried = []
+    for which, seed in plan.images:
+        tried += [(which, candidate) for candidate in candidate_seeds(seed, audition.candidates)]
     losses: list[float] = []
     for start in range(0, len(tried), batch):
-        some = tried[start : start + batch]
-        generators = [torch.Generator().manual_seed(part.seed) for part in some]
-        noise = model.noise(generators, *size)
-        conditioning = model.encode(
-            [part.prompt for part in some], negative if guidance_scale > 1 else None, size, clip_skip=clip_skip
-        )
-        layers = Guidance(objective=audition.objective).layers(model, (noise.shape[-2], noise.shape[-1]))
-        run = denoise(
-            model,
-            conditioning,
-            noise,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            record=True,
-            layers=layers,
-            generators=generators,
-            eta=eta,
-        )
-        for step in run:
-            if step.index == last:
-                losses += _losses(audition, step.maps, [part.subjects for part in some])
-                break
-        run.close()
+        losses += _losses(plan, audition, tried[start : start + batch], last)
 
-    choices = []
-    for i, part in enumerate(parts):
-        own = losses[i * audition.candidates : (i + 1) * audition.candidates]
-        of_seeds = dict(zip(candidate_seeds(part.seed, audition.candidates), own, strict=True))
-        choices.append(Choice(min(of_seeds, key=lambda seed: of_seeds[seed]), of_seeds))
-    return choices
+    winners = []
+    for i in range(0, len(tried), audition.candidates):
+        own = range(i, i + audition.candidates)
+        winners.append(tried[min(own, key=lambda k: losses[k])])
+    return replace(plan, images=tuple(winners), settings=replace(settings, audition=audition.settings()))
 
 
-def _losses(audition: Audition, maps: Any, subjects: Sequence[tuple[Subject, ...]]) -> list[float]:
-    loss: Tensor = audition.objective(maps, subjects).loss
-    found: list[float] = loss.tolist()
-    return found
+@torch.no_grad()
+def _losses(plan: GenerationPlan, audition: Audition, images: Sequence[tuple[int, int]], last: int) -> list[float]:
+    """Denoise some candidates plainly, as far as the last step of the audition, and say what each lacks there."""
+    model, settings = plan.model, plan.settings
+    generators = [torch.Generator().manual_seed(seed) for _, seed in images]
+    noise = model.noise(generators, *settings.size)
+    prompts = [plan.prompts[which] for which, _ in images]
+    negative = settings.negative if settings.guidance_scale > 1 else None
+    run = denoise(
+        model,
+        model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip),
+        noise,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        edits=settings.edits,
+        record=True,
+        layers=Guidance(objective=audition.objective).layers(model, (noise.shape[-2], noise.shape[-1])),
+        generators=generators,
+        eta=settings.eta,
+    )
+    with closing(run):
+        step = next(islice(run, last, None))
+        assert step.maps is not None  # they are recorded
+        losses: list[float] = audition.objective(step.maps, [plan.subjects[which] for which, _ in images]).loss.tolist()
+    return losses

@@ -15,6 +15,7 @@ from ..attention.recording import RunningMean, StepMaps, spilled
 from ..guidance.base import Guidance
 from ..models.base import Conditioning, Model
 from ..prompts.subjects import SubjectChoice, per_prompt
+from .audition import Audition, cast
 from .batches import PassResult, in_passes, limited
 from .loop import Record, Step, denoise
 from .plan import GenerationPlan, GenerationSettings, checked, warn_of_unknown
@@ -59,6 +60,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     memory: float | None = None,
     record: Record = True,
     edits: Sequence[Edit | BindableEdit] = (),
+    audition: int | Audition | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Result | list[Result]:
     """Generate one image per prompt and seed, as many at a time as fit.
@@ -90,6 +92,8 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             memory as float16: on Stable Diffusion 1.x at 512 pixels and 50 steps, 10 MB an image for "steps" and 1.7 GB
             for "all". False keeps none.
         edits: attention edits, see `limelight.heads.gains` and `limelight.attention.edits.Edit`.
+        audition: begin each image with so many seeds and finish the one whose attention promises most, see
+            `limelight.Audition`. `Result.seeds` are then the winners; each gives the same image alone.
         on_step: called after every step of every pass, e.g. for a progress bar.
 
     Raises:
@@ -117,6 +121,8 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     )
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
     warn_of_unknown(model, plan.prompts)
+    if audition is not None:
+        plan = cast(plan, Audition(candidates=audition) if isinstance(audition, int) else audition, batch or 8)
 
     def one_pass(rows: range, lean: bool) -> PassResult:
         return run_pass(plan, rows, lean, on_step)
@@ -187,7 +193,7 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
                 done.maps.images(own),
                 tuple(trace),
                 {"prompt": text, "subjects": list(names), **facts},
-                plan.seeds,
+                plan.seeds_of(which),
                 names,
                 StepMaps(done.steps, own),
             )

@@ -43,6 +43,7 @@ class GenerationSettings:
     eta: float
     record: Record
     edits: tuple[Edit | BindableEdit, ...]
+    audition: dict[str, Any] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,6 +65,7 @@ class GenerationSettings:
             "eta": self.eta,
             "guidance": self.guidance.settings() if self.guidance else None,
             "edits": [describe_edit(edit) for edit in self.edits],
+            **({} if self.audition is None else {"audition": self.audition}),
         }
 
 
@@ -94,6 +96,10 @@ class GenerationPlan:
     guided: tuple[AttentionSite, ...]
     recorded: tuple[AttentionSite, ...]
     averaged: tuple[AttentionSite, ...]
+
+    def seeds_of(self, prompt: int) -> tuple[int, ...]:
+        """The seeds of the images of a prompt, by its index."""
+        return tuple(seed for which, seed in self.images if which == prompt)
 
     @classmethod
     def of(
