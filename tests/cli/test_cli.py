@@ -65,7 +65,7 @@ def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
 def test_an_audition(limelight, tmp_path):
     """The winner's seed is in the name and in the file."""
     arguments = ["generate", "a cat and a dog", "--guidance", "none", "--audition", "2", "--steps", "2"]
-    code, out, _ = limelight(*arguments, "--out", str(tmp_path))
+    code, _, _ = limelight(*arguments, "--out", str(tmp_path))
     assert code == 0
     (image,) = (path for path in tmp_path.glob("*.png") if "grid" not in path.name)
     with Image.open(image) as file:
