@@ -21,7 +21,12 @@ from .vocabulary import COLORS, SUBJECTS
 
 # Found with `bench/pocket.py` on seeds that are not reported, see docs/results.md.
 ATTEND_AND_EXCITE = {"scale": 0.1, "step_rule": "relative", "enough": 0.45, "thresholds": {}}
-INVERSION = {"steps": 200}
+PRESETS = {
+    "recommended": {"preset": "attend-and-excite"},  # the best one that was measured on the whole benchmark
+    "guidance": {"scale": 0.1, "step_rule": "relative"},  # of every other method
+    "attend_and_excite": ATTEND_AND_EXCITE,
+    "textual_inversion": {"steps": 200},
+}
 
 
 def main() -> None:
@@ -50,7 +55,7 @@ def main() -> None:
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
     words = sorted({*OTHER_WORDS, *COLORS, *SUBJECTS})
-    about = {"words": words, "attend_and_excite": ATTEND_AND_EXCITE, "textual_inversion": INVERSION}
+    about = {"words": words, **PRESETS}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())

@@ -49,3 +49,10 @@ def test_names_and_settings_that_do_not_exist(tiny):
     for name in ("focus", "recommended", "attend-and-excite"):
         with pytest.raises(SettingsError, match=r"do not fit: .*strength"):
             limelight.preset(name, tiny, strength=3)
+
+
+def test_the_embedded_model_has_presets_of_its_own(pocket):
+    recommended = limelight.preset("recommended", pocket)
+    assert recommended == AttendAndExcite.suited(pocket)
+    assert limelight.preset("focus", pocket).step_rule == "relative"
+    assert limelight.preset("syngen", pocket).scale == 0.1
