@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 
 import pytest
@@ -67,11 +68,55 @@ def test_files_of_the_users(tmp_path):
     assert cases[1] == Case("a cat", "cats")
 
 
+def test_files_of_the_benchmarks(tmp_path):
+    """The forms of DrawBench, PartiPrompts and GenEval."""
+    (tmp_path / "drawbench.csv").write_text('Prompts,Category\n"A red car, and a dog",Colors\n')
+    assert load(tmp_path / "drawbench.csv") == (Case("A red car, and a dog", "Colors"),)
+    (tmp_path / "parti.tsv").write_text("Prompt\tCategory\tChallenge\tNote\na cat, a dog\tAnimals\tBasic\t\n")
+    assert load(tmp_path / "parti.tsv") == (Case("a cat, a dog", "Animals"),)
+    rows = [
+        {
+            "tag": "colors",
+            "include": [{"class": "bench", "count": 1, "color": "red"}],
+            "prompt": "a red bench",
+        },
+        {"tag": "counting", "include": [{"class": "clock", "count": 3}], "prompt": "a photo of three clocks"},
+    ]
+    (tmp_path / "geneval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load(tmp_path / "geneval.jsonl") == (
+        Case("a red bench", "colors", (Wanted("bench", "red"),)),
+        Case("a photo of three clocks", "counting"),
+    )
+    (tmp_path / "list.json").write_text('["a cat", {"prompt": "a dog", "subset": "dogs"}]')
+    assert load(tmp_path / "list.json") == (
+        Case("a cat", "list", (Wanted("cat"),)),
+        Case("a dog", "dogs", (Wanted("dog"),)),
+    )
+
+
+def test_a_quoted_prompt_of_two_lines_is_one_prompt(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt\n"a cat\nat night"\na dog\n')
+    assert [case.prompt for case in load(tmp_path / "a.csv")] == ["a cat\nat night", "a dog"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text\na cat\n", "no column 'prompt'"),
-        ("a.csv", "prompt,subset\n,x\n", "Line 2 of .* has no prompt"),
+        ("a.csv", "text\na cat\n", "its first line has no column 'prompt'"),
+        ("a.csv", "prompt,subset\n,x\n", "line 2 has no prompt"),
+        (
+            "a.csv",
+            "prompt,subset\na cat, a dog,x\n",
+            "line 2 has more cells than the first line; put text with a comma",
+        ),
+        ("a.csv", 'prompt,subset\n"a cat,x\na dog,x\n', "unexpected end of data after line 1; a quote may be open"),
+        ("a.json", "{}", "it is not a list"),
+        ("a.json", '["a cat", 7]', "entry 2 is neither a prompt nor an object"),
+        ("a.jsonl", '{"prompt": "a cat"}\n{"prompt"\n', "line 2 is not JSON"),
+        ("a.jsonl", '{"prompt": ["a cat"]}', "'prompt' must be text, not"),
+        ("a.jsonl", '{"prompt": "a cat", "include": 3}', "line 1 has an 'include' that is not a list of classes"),
+        ("a.jsonl", "[" * 100_000, "cannot be read"),
+        ("a.yaml", "- a cat\n", "must be a file of one of these kinds: .txt, .csv, .tsv, .json, .jsonl"),
         ("a.txt", "\n\n", "has no prompts"),
         ("a.txt", "a cat\na cat\n", "has 'a cat' twice"),
         ("a.txt", b"\xff\xfe\x00", "cannot be read"),

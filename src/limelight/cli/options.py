@@ -52,7 +52,9 @@ HeadVectors = Annotated[
         show_default=False,
     ),
 ]
-Suite = Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}, or a CSV or text file of prompts.")]
+Suite = Annotated[
+    str, typer.Option(help=f"One of {', '.join(SUITES)}, or a file of prompts (.txt, .csv, .tsv, .json, .jsonl).")
+]
 Every = Annotated[int, typer.Option(help="Take only every n-th prompt.", min=1)]
 Engine = Annotated[str, typer.Option(help="Where the workers run: local (this machine) or ray.")]
 Workers = Annotated[

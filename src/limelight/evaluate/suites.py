@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -152,26 +155,143 @@ def read(path: Any, subset: str) -> tuple[Case, ...]:
     """The cases of a file.
 
     Args:
-        path: a text file with a prompt a line, or a CSV file with the column "prompt" (or "target_prompt") and, if you
-            like, "subset", "subjects" ("red car;dog"), and for edits "source_prompt" and "concept". Without subjects,
-            those of prompts such as "a red car and a dog" are read from the prompt (of edits, where they have a
-            color); of others guidance takes the nouns, and no detector can check whether all is there.
+        path: by its suffix one of
+
+            - ``.txt`` or none: a prompt a line;
+            - ``.csv`` (commas) or ``.tsv`` (tabs): a table whose first line names its columns: "prompt" (or "prompts",
+              "target_prompt") and, if you like, "subset" (or "category"), "subjects" ("red car;dog"), and for edits
+              "source_prompt" and "concept". DrawBench and PartiPrompts are such tables;
+            - ``.jsonl`` (a value a line) or ``.json`` (a list): prompts, or objects with the columns as keys. Those of
+              GenEval have "tag" and "include", whose classes and colors are the subjects.
+
+            Upper and lower case of columns are the same, and others are passed over. Without subjects, those of prompts
+            such as "a red car and a dog" are read from the prompt (of edits, where they have a color); of others
+            guidance takes the nouns, and no detector can check whether all is there.
         subset: what to call the cases that do not say.
 
     Raises:
         FileError: it cannot be read, has no prompts, or has one of them twice.
     """
+    suffix = os.path.splitext(path.name)[1].lower()
+    if suffix not in _READERS:
+        raise FileError(f"'{path}' must be a file of one of these kinds: {', '.join(filter(None, _READERS))}.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
+        cases = [_case_of_row(row, subset) for row in _READERS[suffix](path.read_text(encoding="utf-8-sig"))]
+    except (OSError, UnicodeError, RecursionError) as error:
         raise FileError(f"'{path}' cannot be read: {error}.") from error
-    if path.name.lower().endswith(".csv"):
-        cases = _from_rows(path, text, subset)
-    else:
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
-        cases = [Case(prompt, subset, wanted(prompt)) for prompt in prompts]
+    except _RowError as error:
+        raise FileError(f"'{path}' cannot be read as prompts: {error}.") from error
     _check(path, cases)
     return tuple(cases)
+
+
+class _RowError(Exception):
+    """What is wrong with a row of a file of prompts."""
+
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where it stands ("line 3"), and its values by column."""
+
+
+def _lines(text: str) -> Iterator[Row]:
+    """The rows of a text file."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield f"line {number}", {"prompt": line}
+
+
+def _table(text: str, delimiter: str) -> Iterator[Row]:
+    """The rows of a table."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows.fieldnames = [name.strip().casefold() for name in rows.fieldnames or ()]
+    if not any(name in rows.fieldnames for name in _PROMPT):
+        raise _RowError("its first line has no column 'prompt'")
+    try:
+        for row in rows:
+            where = f"line {rows.line_num}"
+            if None in row:
+                raise _RowError(f'{where} has more cells than the first line; put text with a comma into "quotes"')
+            yield where, row
+    except csv.Error as error:
+        raise _RowError(f"{error} after line {rows.line_num}; a quote may be open") from error
+
+
+def _json_lines(text: str) -> Iterator[Row]:
+    """The rows of a file with a JSON value a line."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield _json_row(f"line {number}", _json(line, f"line {number}"))
+
+
+def _json_list(text: str) -> Iterator[Row]:
+    """The rows of a JSON list."""
+    values = _json(text, "the file")
+    if not isinstance(values, list):
+        raise _RowError("it is not a list")
+    for number, value in enumerate(values, 1):
+        yield _json_row(f"entry {number}", value)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _RowError(f"{where} is not JSON ({error})") from error
+
+
+def _json_row(where: str, value: Any) -> Row:
+    if isinstance(value, str):
+        return where, {"prompt": value}
+    if not isinstance(value, dict):
+        raise _RowError(f"{where} is neither a prompt nor an object with a key 'prompt'")
+    return where, {name.casefold(): cell for name, cell in value.items()}
+
+
+_PROMPT, _SUBSET = ("prompt", "prompts", "target_prompt"), ("subset", "category", "tag")
+_READERS: dict[str, Callable[[str], Iterator[Row]]] = {
+    "": _lines,
+    ".txt": _lines,
+    ".csv": partial(_table, delimiter=","),
+    ".tsv": partial(_table, delimiter="\t"),
+    ".json": _json_list,
+    ".jsonl": _json_lines,
+}
+
+
+def _case_of_row(row: Row, subset: str) -> Case:
+    where, cells = row
+    prompt = _cell(cells, *_PROMPT)
+    if prompt is None:
+        raise _RowError(f"{where} has no prompt")
+    source = _cell(cells, "source_prompt")
+    things = _included(cells["include"], prompt, where) if "include" in cells else _things(cells, prompt, source)
+    return Case(prompt, _cell(cells, *_SUBSET) or subset, things, source, _cell(cells, "concept"))
+
+
+def _cell(row: Mapping[str, Any], *columns: str) -> str | None:
+    """The text of the first of these columns that has one."""
+    for column in columns:
+        value = row.get(column)
+        if value is not None and not isinstance(value, str):
+            raise _RowError(f"'{column}' must be text, not {value!r}")
+        if value and value.strip():
+            return value.strip()
+    return None
+
+
+def _included(include: Any, prompt: str, where: str) -> tuple[Wanted, ...]:
+    """The things that GenEval asks for; none where the prompt has other words for them ("two dogs")."""
+    try:
+        named = [(thing["class"], thing.get("color"), int(thing.get("count", 1))) for thing in include]
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise _RowError(f"{where} has an 'include' that is not a list of classes") from None
+
+    things = []
+    for word, color, count in named:
+        if count != 1 or not re.search(rf"\b{re.escape(word)}\b", prompt):
+            return ()
+        things.append(Wanted(word, color))
+    return tuple(things)
 
 
 def _check(path: Any, cases: Sequence[Case]) -> None:
@@ -186,32 +306,10 @@ def _check(path: Any, cases: Sequence[Case]) -> None:
         seen.add(case.name)
 
 
-def _from_rows(path: Any, text: str, subset: str) -> list[Case]:
-    """Read the cases of a CSV file."""
-    rows = csv.DictReader(text.splitlines())
-    column = next((c for c in ("prompt", "target_prompt") if c in (rows.fieldnames or ())), None)
-    if column is None:
-        raise FileError(f"'{path}' has no column 'prompt' or 'target_prompt' in its first line.")
-
-    cases = []
-    for row in rows:
-        prompt, source, concept = (_cell(row, name) for name in (column, "source_prompt", "concept"))
-        if not prompt:
-            raise FileError(f"Line {rows.line_num} of '{path}' has no prompt.")
-        things = _things(row.get("subjects"), prompt, source)
-        cases.append(Case(prompt, row.get("subset") or subset, things, source, concept))
-    return cases
-
-
-def _cell(row: Mapping[str, str | None], column: str) -> str | None:
-    """Return the text of a column, or None where the row has none."""
-    return (row.get(column) or "").strip() or None
-
-
-def _things(subjects: str | None, prompt: str, source: str | None) -> tuple[Wanted, ...]:
-    """Return the wanted things of a row: its subjects, or where that column is absent those of its prompt."""
-    if subjects is not None:
-        return tuple(_thing(phrase) for phrase in subjects.split(";") if phrase.strip())
+def _things(row: Mapping[str, Any], prompt: str, source: str | None) -> tuple[Wanted, ...]:
+    """The wanted things of a row: its subjects, or where that column is absent those of its prompt."""
+    if "subjects" in row:
+        return tuple(_thing(phrase) for phrase in (_cell(row, "subjects") or "").split(";") if phrase.strip())
 
     things = wanted(prompt)
     if source is not None and not any(thing.color for thing in things):
