@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from limelight import FileError, SettingsError
 from limelight.evaluate.metrics import METRICS
-from limelight.evaluate.report import report
+from limelight.evaluate.report import Line, _markdown, report
 
 
 def scored(folder, values):
@@ -36,6 +36,7 @@ def test_a_report(tmp_path):
     values["guided"] = {"<b>": [0.2, 0.4], "c|d": [0.1, 0.3], "e": [0.7, 0.7]}
     folder = scored(tmp_path / "run", values)
     page = report([folder], tmp_path / "out")
+    assert "Content-Security-Policy" in page.read_text()
     html, text = page.read_text(), (tmp_path / "out" / "report.md").read_text()
     # Two cases of three got better, one worse; of each two pictures of both methods.
     assert html.count("data:image/jpeg;base64,") == 3 * 2 * 2
@@ -56,3 +57,9 @@ def test_a_report(tmp_path):
     (folder / "scores.parquet").write_bytes(b"PAR1")
     with pytest.raises(FileError, match="cannot be read"):
         report([folder], tmp_path)
+
+
+def test_names_mean_nothing_in_markdown():
+    line = Line("*[x](http://y)*<script>|`", "a\nb", 1, dict.fromkeys(("full_text", "calls", "seconds"), 0.1), {})
+    row = _markdown([line], ["full_text"], "plain").splitlines()[2]
+    assert row == r"| a b | \*\[x\](http://y)\*\<script\>\|\` | 1 | 0.100 | 0.100 | 0.100 |"

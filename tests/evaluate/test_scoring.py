@@ -50,6 +50,14 @@ def test_scores(whole, tmp_path, quick):
     assert (left, seen) == (PICTURES / 2 - 1, [(PICTURES - 1, PICTURES), (PICTURES, PICTURES)])
     assert len(said) == 1
     assert f"'{spoilt}' cannot be read and is left out" in said[0]
+    # Another image lies in the place of one that was generated.
+    swapped = folder / table[1]["file"]
+    own = swapped.read_bytes()
+    swapped.write_bytes((folder / table[2]["file"]).read_bytes())
+    score(folder, **options)
+    assert f"'{swapped}' is not the image that was generated and is left out" in said.pop(1)
+    swapped.write_bytes(own)
+    del said[1:]
     # One more is gone.
     (folder / table[0]["file"]).unlink()
     score(folder, **options)

@@ -96,3 +96,13 @@ def test_an_image_without_its_mask_is_generated_again(tmp_path):
     with Run(tmp_path, said.append) as store:
         assert key not in store.done
     assert "0.mask.png' is missing; its image is generated again" in said[0]
+
+
+def test_links_do_not_lead_out_of_a_run(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    with Run(tmp_path / "run") as store:
+        store.expect([], {"plain": {}})
+        (tmp_path / "run" / "plain").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(FileError, match="is a link to a place outside the run"):
+            store.add(("plain", "a cat", 0), b"image", None, 4.0, 1.0)
+    assert not list((tmp_path / "elsewhere").iterdir())

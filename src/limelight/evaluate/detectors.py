@@ -230,9 +230,12 @@ class OpenVocabulary:
     ) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-        self._model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(source, dtype=torch.float32)
+        safe = {"trust_remote_code": False}  # no question whether to run a program of the model's
+        self._model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, **safe
+        )
         self._model.to(device).eval()
-        self._processor: Any = AutoProcessor.from_pretrained(source)
+        self._processor: Any = AutoProcessor.from_pretrained(source, **safe)
         self._clip, self._threshold = clip, threshold
 
     def knows(self, word: str) -> bool:

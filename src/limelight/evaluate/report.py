@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -307,18 +308,25 @@ def _markdown(lines: Sequence[Line], names: Sequence[str], base: str) -> str:
     text = [_cells(head), _cells(["---"] * len(head))]
     for line in lines:
         values = [shown(line.means[name]) for name in (*names, *COLUMNS)]
-        text.append(_cells([line.subset, line.method, str(line.images), *values]))
+        text.append(_cells([_text(line.subset), _text(line.method), str(line.images), *values]))
     text += ["", f"Change against {base}, 95 % interval by bootstrap over prompts, and share of prompts won:", ""]
     head = ["subset", "method", *(METRICS[name].title for name in names)]
     text += [_cells(head), _cells(["---"] * len(head))]
     for line in lines:
         if line.changes:
-            text.append(_cells([line.subset, line.method, *(changed(line.changes.get(name)) for name in names)]))
+            text.append(
+                _cells([_text(line.subset), _text(line.method), *(changed(line.changes.get(name)) for name in names)])
+            )
     return "\n".join(text) + "\n"
 
 
 def _cells(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
+
+
+def _text(text: str) -> str:
+    """Text of a user in a cell of Markdown: on one line, and no character means anything there or in HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
 
 
 def shown(value: float | None) -> str:

@@ -178,6 +178,8 @@ class Entry:
 
     Attributes:
         cost: its denoiser calls and seconds, if known.
+        sha256: of the file when it was generated, if known.
+        changed: whether it is another file now.
         before: the image that it began with, if that is in the folder, too.
         stamp: changes with the file and with the one before.
     """
@@ -185,6 +187,8 @@ class Entry:
     case: Case
     path: Path
     cost: Row
+    sha256: str | None = None
+    changed: bool = False
     before: Path | None = None
     stamp: str = ""
 
@@ -267,7 +271,7 @@ def _run_entries(folder: Path, facts: Mapping[str, Any], say: Say) -> dict[Key, 
         path = folder / row["file"]
         if path.is_file():
             cost = {"calls": row["calls"], "seconds": seconds.get(key(row))}
-            found[key(row)] = Entry(cases[row["case"]], path, cost)
+            found[key(row)] = Entry(cases[row["case"]], path, cost, row["sha256"])
         else:
             lost.append(path)
 
@@ -284,10 +288,10 @@ def _stamped(entries: Mapping[Key, Entry]) -> dict[Key, Entry]:
     found = {}
     for k, entry in entries.items():
         other = ("plain" if entry.case.source is None else "source", *k[1:])
+        entry = replace(entry, stamp=hashes[k], changed=entry.sha256 not in (None, hashes[k]))
         if other in entries and other != k:
-            found[k] = replace(entry, before=entries[other].path, stamp=hashes[k] + hashes[other])
-        else:
-            found[k] = replace(entry, stamp=hashes[k])
+            entry = replace(entry, before=entries[other].path, stamp=hashes[k] + hashes[other])
+        found[k] = entry
     return found
 
 
@@ -298,6 +302,9 @@ def _table(work: _Work, known: Mapping[Key, Row], out: Path, say: Say) -> list[R
         row, case = known[k], entry.case
         if "error" in row:
             say(f"'{entry.path}' cannot be read and is left out: {row['error']}; delete it, and run again.")
+            continue
+        if entry.changed:
+            say(f"'{entry.path}' is not the image that was generated and is left out; delete it, and run again.")
             continue
         values = {name: row.get(name) for name in ("caption", *METRICS)}
         head = {"method": k[0], "subset": case.subset, "prompt": case.prompt, "source": case.source, "seed": str(k[2])}

@@ -114,6 +114,8 @@ class Run:
         """
         method, case, seed = of
         file = Path(_folder(method), _folder(case), f"{seed}.png")
+        if not (self.folder / file).resolve().is_relative_to(self.folder.resolve()):
+            raise FileError(f"'{self.folder / file}' is a link to a place outside the run; remove the link.")
         if mask is not None:
             write(mask_path(self.folder / file), mask)
         write(self.folder / file, png)

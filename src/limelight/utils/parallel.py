@@ -285,6 +285,7 @@ class _Actors(Executor):
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is None:
             options |= {"num_cpus": workers or _cores(), "include_dashboard": False, "object_store_memory": 2**28}
+            options["_node_ip_address"] = "127.0.0.1"  # not within reach of the network
         try:
             self._ray.init(address=address or "local", **options)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
