@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .integrations.attach import attach
     from .models.base import Model
     from .models.loading import load
+    from .models.processors import reset_attention
     from .textual_inversion.folder import learn
     from .textual_inversion.word import LearnedWord
 
@@ -73,6 +74,7 @@ _PUBLIC = {
     "learn": "textual_inversion.folder",
     "load": "models.loading",
     "preset": "guidance.presets",
+    "reset_attention": "models.processors",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -7,19 +7,24 @@ force, and all other layers keep their fused kernels.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
+from threading import get_ident
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode
 
 from ..errors import ProbeError
 from ..models.base import Model
+from ..models.processors import describe_attention
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
+from ..utils.torch import remove_hook
 from .edits import Edit, touches
 from .maps import AttentionMaps
 
@@ -43,8 +48,9 @@ class Probe:
         >>> "cat" in maps, len(maps.layers) == len(model.text_sites)
         (True, True)
 
-    The probabilities keep their gradient. Where both branches of classifier-free guidance run as one batch, only the
-    conditional rows are recorded and edited: the last `images` of the batch.
+    Only the passes of the thread that entered it are watched and edited. The probabilities keep their gradient. Where
+    both branches of classifier-free guidance run as one batch, only the conditional rows are recorded and edited: the
+    last `images` of the batch.
 
     Args:
         model: the model to watch.
@@ -73,40 +79,72 @@ class Probe:
         self._explicit = frozenset((*self.layers, *self._edits))
         self._watched = tuple(dict.fromkeys((*self.layers, *self._edits, *(cross if queries else ()))))
         self._seen: dict[AttentionSite, Tensor | None] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._ran: set[AttentionSite] = set()
+        self._hooks: list[tuple[nn.Module, Any]] = []
         self._entered: dict[AttentionSite, _Intercept] = {}
-        self._eager = ExitStack()
+        self._open, self._thread = False, 0
 
     def __enter__(self) -> Probe:
-        if self._watched:
-            # Compiled code does not notice hooks, and a compiled gradient pass was wrong on CPU (torch 2.13).
-            self._eager.enter_context(torch.compiler.set_stance("force_eager"))
-        for layer in self._watched:
-            module = self.model.denoiser.get_submodule(layer.name)
-            self._handles += self._watch(module, layer)
-        return self
+        self._open, self._thread = True, get_ident()
+        try:
+            if self._watched:
+                _EAGER.hold(self)
+            for layer in self._watched:
+                self._watch(self.model.denoiser.get_submodule(layer.name), layer)
+            return self
+        except BaseException:
+            self._leave()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        while self._entered:  # an interrupt (not an Exception) skips the layers' own forward hooks
-            self._entered.popitem()[1].__exit__(None, None, None)
-        self._seen.clear()
-        self._eager.close()
+        try:
+            self._leave()
+        finally:
+            self._leave()  # again: an interrupt may have come in the middle
 
-    def _watch(self, module: nn.Module, layer: AttentionSite) -> list[torch.utils.hooks.RemovableHandle]:
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):  # an interrupt came before the first line of `__exit__`
+            self._leave()
+
+    def _leave(self) -> None:
+        """Put everything back; what is done already is left out."""
+        for module, hook in self._hooks:
+            remove_hook(module, hook)
+        for intercept in tuple(self._entered.values()):  # an interrupt (not an Exception) skips the forward hooks
+            intercept.leave()
+        self._entered.clear()
+        self._seen.clear()
+        _EAGER.release(self)
+        self._open = False
+
+    def _watch(self, module: nn.Module, layer: AttentionSite) -> None:
+        probe = ref(self)  # the module must not keep it
+
         def enter(_module: nn.Module, _inputs: Any) -> None:
-            self._entered[layer] = _Intercept(self, layer)
-            self._entered[layer].__enter__()
+            own = probe()
+            if own is not None and own._is_mine():
+                own._ran.add(layer)
+                own._entered[layer] = _Intercept(own, layer)
+                own._entered[layer].__enter__()
 
         def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-            intercept = self._entered.pop(layer, None)  # None: another hook raised before `enter`
-            if intercept is not None:
-                intercept.__exit__(None, None, None)
+            own = probe()
+            if own is not None and own._is_mine() and layer in own._entered:  # not in it: another hook raised before
+                own._entered[layer].leave()
+                own._entered.pop(layer, None)
 
+        self._hooks += [(module, enter), (module, leave)]
+        module.register_forward_pre_hook(enter)
         # always_call: the mode must be left when the module raises, too.
-        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        module.register_forward_hook(leave, always_call=True)
+
+    def _is_mine(self) -> bool:
+        """Whether the pass that runs is of the thread that watches."""
+        if get_ident() == self._thread:
+            return True
+        # On a GPU the backward pass runs checkpointed layers again, in a thread that is not Python's.
+        within_backward = torch._C._current_graph_task_id() != -1
+        return within_backward and isinstance(threading.current_thread(), threading._DummyThread)
 
     def see(self, layer: AttentionSite, probabilities: Tensor) -> Tensor:
         """Record and edit one layer's probabilities [batch, heads, pixels, tokens]; called while the layer runs."""
@@ -139,16 +177,54 @@ class Probe:
         Raises:
             ProbeError: a chosen layer was not seen.
         """
-        for layer in self._watched:
-            if layer not in self._seen:
-                processor = type(self.model.denoiser.get_submodule(layer.name).processor).__name__
-                raise ProbeError(
-                    f"The layer '{layer.name}' recorded no attention: its processor '{processor}' does not call "
-                    "torch's scaled_dot_product_attention; call set_attn_processor(AttnProcessor2_0()) on the denoiser."
-                )
+        missing = next((layer for layer in self._watched if layer not in self._seen), None)
+        if missing is not None:
+            raise ProbeError(f"The layer '{missing.name}' recorded no attention: {self._why(missing)}")
         recorded = {layer: p for layer, p in self._seen.items() if p is not None}
-        self._seen = {}
+        self._seen, self._ran = {}, set()
         return AttentionMaps(recorded, (latents.shape[-2], latents.shape[-1]), tuple(prompts))
+
+    def _why(self, layer: AttentionSite) -> str:
+        """Why a layer was not seen, and what to do."""
+        if layer not in self._ran:
+            return "this thread has not run it. Enter the probe in the thread that runs the denoiser."
+        hidden = describe_attention(self.model.denoiser.get_submodule(layer.name))
+        return (
+            f"{hidden} does not call torch's scaled_dot_product_attention. Another tool has put it there; "
+            "limelight.reset_attention(pipe) puts diffusers' own back."
+        )
+
+
+class _Eager:
+    """Run compiled code eagerly for as long as any probe, of any thread, watches.
+
+    Compiled code does not notice hooks, and a compiled gradient pass was wrong on CPU (torch 2.13).
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._holders = threading.RLock(), set[int]()
+        self._before: Any = None  # the stance of the compiler
+
+    def hold(self, holder: Any) -> None:
+        from torch._dynamo import eval_frame
+
+        with self._lock:
+            self._holders.add(id(holder))
+            if self._before is None:
+                self._before = eval_frame._stance
+                torch.compiler.set_stance("force_eager")
+
+    def release(self, holder: Any) -> None:
+        with self._lock:
+            self._holders.discard(id(holder))
+            if not self._holders and self._before is not None:
+                from torch._dynamo import eval_frame
+
+                eval_frame._set_stance(self._before)
+                self._before = None
+
+
+_EAGER = _Eager()
 
 
 class _Intercept(TorchFunctionMode):
@@ -157,6 +233,11 @@ class _Intercept(TorchFunctionMode):
     def __init__(self, probe: Probe, layer: AttentionSite) -> None:
         super().__init__()
         self.probe, self.layer, self.answered = probe, layer, False
+
+    def leave(self) -> None:
+        """Take this mode off the stack, with what an interrupt left above it; nothing where it is not there."""
+        while self in _get_current_function_mode_stack():
+            _pop_mode()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -118,6 +118,7 @@ def invert_image(
             "scheduler='ddim'."
         )
 
+    model = model.for_one_run()
     # Not `fit_image`, whose bicubic filter gives other pixels.
     size = size or model.default_size
     upright = ImageOps.exif_transpose(image).convert("RGB")

@@ -120,7 +120,7 @@ class EditPlan:
         prompts = tuple(model.prompt(text) for text in texts)
         places = places_of(prompts, settings.local)
 
-        passes = len(model.timesteps(settings.steps))
+        passes = model.passes(settings.steps)
         cross = cross_attention(
             prompts, passes, settings.mode, settings.cross_steps, settings.reweight, settings.published
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,6 +18,7 @@ from ..attention.maps import AttentionMaps, join
 from ..errors import SettingsError
 from ..guidance.base import Move
 from ..models.base import Model
+from ..utils.torch import exclusive, undone
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,8 @@ def in_passes(
     lean: bool,
     rows: int = 1,
 ) -> list[PassResult]:
-    """Generate `count` images, or groups of `rows` images, in passes of at most `batch` images.
+    """Generate `count` images, or groups of `rows` images, in passes of at most `batch` images; other threads wait
+    until this one has them all.
 
     By default 8 on a CPU, 64 elsewhere. Where memory runs out: first the model makes room, then passes become smaller,
     last `run` is asked to be lean.
@@ -87,10 +91,8 @@ def in_passes(
     limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
     if limit < 1:
         raise SettingsError(f"batch={limit} must be at least 1.")
-    try:
+    with exclusive(model.denoiser), undone(partial(model.stow, away=False)):
         return _in_passes(model, run, count, max(limit // rows, 1), size, lean)
-    finally:
-        model.stow(away=False)
 
 
 def _in_passes(
@@ -134,9 +136,22 @@ def limited(device: torch.device, memory: float | None) -> Iterator[None]:
     if device.type != "cuda" or memory <= 0:
         raise SettingsError(f"memory={memory} must be positive, and is kept on CUDA alone; elsewhere choose a batch.")
 
-    share = memory * 2**30 / torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
-    try:
+    share = min(memory * 2**30 / torch.cuda.get_device_properties(device).total_memory, 1.0)
+    own = object()
+
+    # A device has one limit for the whole process: the least of those of all calls that run.
+    def keep(limit: float | None) -> None:
+        with _GUARD:
+            _LIMITS[own] = (device, 1.0 if limit is None else limit)
+            least = min(value for where, value in _LIMITS.values() if where == device)
+            torch.cuda.set_per_process_memory_fraction(least, device)
+            if limit is None:
+                _LIMITS.pop(own, None)
+
+    with undone(partial(keep, None)):
+        keep(share)
         yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+_LIMITS: dict[object, tuple[torch.device, float]] = {}
+_GUARD = threading.RLock()

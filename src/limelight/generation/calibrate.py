@@ -84,7 +84,7 @@ def calibrate(
 
     found: dict[int, list[Tensor]] = {step_of(key, steps): [] for key in watched.thresholds}
     last = max(found)
-    if last >= len(model.timesteps(steps)):
+    if last >= model.passes(steps):
         raise SettingsError(f"The threshold of step {last} lies beyond the schedule of {steps} steps.")
 
     passes = -(-len(images) // batch)

@@ -16,6 +16,7 @@ from ..attention.probe import Probe
 from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
+from ..utils.torch import exclusive
 
 Record = bool | Literal["mean", "steps", "all"]
 
@@ -63,7 +64,8 @@ def denoise(
 ) -> Generator[Step, Tensor | None, None]:
     """Denoise a batch, step by step; the last `Step` holds the finished latents.
 
-    The caller may replace the latents after a step: ``loop.send(latents)`` instead of ``next(loop)``.
+    The caller may replace the latents after a step: ``loop.send(latents)`` instead of ``next(loop)``. Between steps
+    the model is free for anything else; loops of one model may take turns, also in threads.
 
     Args:
         model: see `limelight.load`.
@@ -80,6 +82,7 @@ def denoise(
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
     """
+    model = model.for_one_run()
     timesteps = model.timesteps(steps)
     encoded = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)
     size = (noise.shape[-2], noise.shape[-1])
@@ -92,17 +95,20 @@ def denoise(
 
     latents, before = model.start(noise), perf_counter()
     for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
-        move = steering.update(index, timestep, latents) if steering else None
-        latents = move.latents if move else latents
+        # The model is not held while the caller has the step.
+        with exclusive(model.denoiser):
+            move = steering.update(index, timestep, latents) if steering else None
+            latents = move.latents if move else latents
 
-        with Probe(model, recorded, edits=acting, images=len(latents), step=index) as probe:
-            prediction = model.predict(latents, timestep, encoded[index], guidance_scale=guidance_scale)
-            maps = probe.take(latents, encoded[index].prompts)
-        assert prediction is not None  # no `until` was given
+            with Probe(model, recorded, edits=acting, images=len(latents), step=index) as probe:
+                prediction = model.predict(latents, timestep, encoded[index], guidance_scale=guidance_scale)
+                maps = probe.take(latents, encoded[index].prompts)
+            assert prediction is not None  # no `until` was given
 
-        latents = model.step(prediction, timestep, latents, generators, eta)
-        if move and move.after is not None:
-            latents = latents + move.after
+            latents = model.step(prediction, timestep, latents, generators, eta)
+            if move and move.after is not None:
+                latents = latents + move.after
+
         now = perf_counter()
         sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
         latents = latents if sent is None else sent

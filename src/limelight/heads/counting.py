@@ -191,7 +191,7 @@ class Counter:
     def begin(self, job: None = None) -> Begun:
         """What all jobs have in common, as a job without content."""
         counting, concepts = self.counting, self.counting.concepts.names
-        steps = torch.zeros(len(self.model.timesteps(counting.steps)), *self.shape, dtype=torch.int64)
+        steps = torch.zeros(self.model.passes(counting.steps), *self.shape, dtype=torch.int64)
         blocks = torch.zeros(counting.blocks, *self.shape, dtype=torch.int64)
         counted = torch.zeros(len(counting.prompts), dtype=torch.bool)
 
@@ -218,7 +218,7 @@ class Counter:
         """One pass of prompts with all its steps, watched."""
         model, counting = self.model, self.counting
         height, width = self.size
-        passes = len(model.timesteps(counting.steps))
+        passes = model.passes(counting.steps)
         prompts, noise, words = [], [], []
         for i in job:
             prompts.append(model.prompt(counting.prompts[i]))

@@ -209,12 +209,13 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         callback_steps: int,
     ) -> Tensor:
         """Take every step of the loop, call back, and return the last latents."""
+        timesteps = model.timesteps(steps)
         for step in loop:
             latents = step.latents
             # As in diffusers: no call after the warm-up steps that some schedulers add.
             counted = step.index + 1 > step.count - steps
             if callback is not None and counted and step.index % callback_steps == 0:
-                callback(step.index, model.scheduler.timesteps[step.index], step.latents)
+                callback(step.index, timesteps[step.index], step.latents)
         return latents
 
     def _decode(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 import yaml
@@ -105,7 +106,8 @@ class Model(ABC):
         sites: every attention layer in execution order.
         guided_scale: the `AttentionSite.scale` at which this family's maps carry semantics.
         pixels_per_latent: image pixels per latent pixel along an axis.
-        scheduler: a diffusers scheduler, this model's own copy.
+        scheduler: a diffusers scheduler, this model's own copy. Its settings are those of every run, and each run
+            copies it, see `for_one_run`.
         about: what its family or its folder says about it.
         vectors: names of the shipped head relevance vectors that are of its family; None: whichever fit its layers.
     """
@@ -178,9 +180,23 @@ class Model(ABC):
         """
         return False
 
+    def for_one_run(self, scheduler: Any = None) -> Self:
+        """The same model with a scheduler of its own (by default a copy), everything else shared.
+
+        Schedulers remember where they are. With one of its own, a run is not disturbed by what else is generated with
+        this model in the meantime: by a preview in `on_step`, by another loop, or by another thread.
+        """
+        own = copy.copy(self)
+        own.scheduler = copy.deepcopy(self.scheduler) if scheduler is None else scheduler
+        return own
+
+    def passes(self, steps: int) -> int:
+        """How many passes a schedule of `steps` inference steps has (some schedules add a few)."""
+        return len(self.for_one_run().timesteps(steps))
+
     @abstractmethod
     def timesteps(self, steps: int) -> Tensor:
-        """Start a new schedule of `steps` inference steps and return its timesteps (some schedules add a few)."""
+        """Start a new schedule of `steps` inference steps and return its timesteps, see `for_one_run` and `passes`."""
 
     @abstractmethod
     def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:

@@ -7,6 +7,8 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ModelError, SettingsError
 from ..prompts.prompt import Prompt, parse
+from ..utils.torch import exclusive, remove_hook, undone
 from .base import Conditioning, Model
 from .sites import AttentionSite
 
@@ -36,7 +39,7 @@ class UNet(Model):
         self.pipeline, self.name = pipeline, name
         self.denoiser = pipeline.unet
         self.scheduler = copy.deepcopy(pipeline.scheduler)
-        for method in ("step", "scale_model_input"):  # what `attach` may have put on the pipeline's
+        for method in ("set_timesteps", "step", "scale_model_input"):  # what `attach` may have put on the pipeline's
             vars(self.scheduler).pop(method, None)
 
         self.sites = unet_sites(pipeline.unet)
@@ -75,7 +78,9 @@ class UNet(Model):
         return min(self.pipeline.tokenizer.model_max_length, self.pipeline.text_encoder.config.max_position_embeddings)
 
     def prompt(self, text: str) -> Prompt:
-        return parse(text, self.pipeline.tokenizer, self._length)
+        # Tokenizers remember how they were last called.
+        with exclusive(self.pipeline.tokenizer):
+            return parse(text, self.pipeline.tokenizer, self._length)
 
     @abstractmethod
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
@@ -102,18 +107,29 @@ class UNet(Model):
             names = next(iter(states.values()))
             return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
 
-        for encoder in self._stowed:
-            encoder.to(self.device)
-        try:
-            with torch.set_grad_enabled(gradient):
-                conditional = rows(prompts, False)
-                unconditional = None if negative is None else rows([self.prompt(negative)] * len(prompts), True)
-        finally:
-            for encoder in self._stowed:
-                encoder.to("cpu")
+        with exclusive(self.denoiser), self._fetched(), torch.set_grad_enabled(gradient):
+            conditional = rows(prompts, False)
+            unconditional = None if negative is None else rows([self.prompt(negative)] * len(prompts), True)
         return Conditioning(tuple(prompts), conditional, unconditional)
 
+    @contextmanager
+    def _fetched(self) -> Iterator[None]:
+        """Bring what is stowed away to the device for a while."""
+
+        def put_back() -> None:
+            for encoder in self._stowed:
+                encoder.to("cpu")
+
+        with undone(put_back):
+            for encoder in self._stowed:
+                encoder.to(self.device)
+            yield
+
     def stow(self, away: bool = True) -> bool:
+        with exclusive(self.denoiser):
+            return self._stow(away)
+
+    def _stow(self, away: bool) -> bool:
         if not away:
             while self._stowed:
                 self._stowed.pop().to(self.device)
@@ -165,7 +181,7 @@ class UNet(Model):
         branches = 1 if conditioning.unconditional is None else 2
         scaled = self.scheduler.scale_model_input(torch.cat([latents] * branches), timestep)
         added = {name: value for name, value in conditioning.joined.items() if name != "encoder_hidden_states"}
-        with stop_after(self.denoiser, until):
+        with exclusive(self.denoiser), stop_after(self.denoiser, until):
             states = conditioning.joined["encoder_hidden_states"]
             prediction = self.denoiser(scaled, timestep, states, added_cond_kwargs=added or None, return_dict=False)[0]
 
@@ -202,7 +218,7 @@ class UNet(Model):
     def posterior(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         vae, dtype = self.pipeline.vae, self._image_dtype
         pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, dtype)
-        with _cast(vae, dtype):
+        with exclusive(self.denoiser), _cast(vae, dtype):
             found = vae.encode(pixels).latent_dist
         mean, std = ((x * vae.config.scaling_factor).to(self.dtype) for x in (found.mean, found.std))
         return mean, std
@@ -211,9 +227,9 @@ class UNet(Model):
     def decode(self, latents: Tensor) -> list[Image.Image]:
         vae, dtype = self.pipeline.vae, self._image_dtype
         latents = latents.to(dtype) / vae.config.scaling_factor
-        with _cast(vae, dtype):
+        with exclusive(self.denoiser), _cast(vae, dtype):
             pixels = vae.decode(latents, return_dict=False)[0]
-        self.pipeline.maybe_free_model_hooks()  # with CPU offload, the autoencoder leaves the device again
+            self.pipeline.maybe_free_model_hooks()  # with CPU offload, the autoencoder leaves the device again
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     def describe(self) -> dict[str, str]:
@@ -234,15 +250,14 @@ class UNet(Model):
 
 @contextmanager
 def _cast(module: Any, dtype: torch.dtype) -> Iterator[None]:
-    before = module.dtype
-    if dtype == before:
-        yield
-        return
-    module.to(dtype)
-    try:
-        yield
-    finally:
-        module.to(before)
+    with exclusive(module):  # models of other denoisers may share it
+        before = module.dtype
+        if dtype == before:
+            yield
+            return
+        with undone(lambda: module.to(before)):
+            module.to(dtype)
+            yield
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -315,18 +330,19 @@ class _Reached(Exception):  # noqa: N818 - not an error
 
 @contextmanager
 def stop_after(denoiser: torch.nn.Module, layer: AttentionSite | None) -> Iterator[None]:
-    """End the denoiser's pass quietly once this layer has run; None lets it run through."""
+    """End this thread's pass of the denoiser quietly once the layer has run; None lets it run through."""
     if layer is None:
         yield
         return
+    module, thread = denoiser.get_submodule(layer.name), get_ident()
 
     def stop(_module: Any, _inputs: Any, _output: Any) -> None:
-        raise _Reached
+        if get_ident() == thread:
+            raise _Reached
 
-    handle = denoiser.get_submodule(layer.name).register_forward_hook(stop)
-    try:
-        yield
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+    with undone(partial(remove_hook, module, stop)):
+        try:
+            module.register_forward_hook(stop)
+            yield
+        except _Reached:
+            pass

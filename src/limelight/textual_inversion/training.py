@@ -10,8 +10,8 @@ images of the thing from sentences with that word.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -252,8 +252,8 @@ def _predicted(
     model = run.model
     prompts = [run.prompt(template, word) for template in batch.templates]
     encoded = model.encode(prompts, size=_size(model, batch.noisy), gradient=torch.is_grad_enabled())
-    with _scheduled(model, run.scheduler):
-        prediction = model.predict(batch.noisy, batch.timesteps, encoded, until=until)
+    # Schedulers of inference may scale what the denoiser gets by where they are in their own schedule.
+    prediction = model.for_one_run(run.scheduler).predict(batch.noisy, batch.timesteps, encoded, until=until)
 
     maps = probe.take(batch.noisy, prompts)
     return prediction, maps.map(word).mean(dim=(1, 2)) if run.config.attention_weight else None
@@ -306,8 +306,7 @@ def held_loss(model: Model, images: TrainingImages, config: TrainingConfig, coun
 
     for part in torch.arange(count).split(config.batch):
         noisy = scheduler.add_noise(latents[part], noise[part], timesteps[part])
-        with _scheduled(model, scheduler):
-            prediction = model.predict(noisy, timesteps[part], encoded.rows([0] * len(part)))
+        prediction = model.for_one_run(scheduler).predict(noisy, timesteps[part], encoded.rows([0] * len(part)))
         assert prediction is not None  # no `until` was given
         target = _target(scheduler, latents[part], noise[part], timesteps[part])
         total += F.mse_loss(prediction.float(), target.float()).item() * len(part)
@@ -337,16 +336,6 @@ def noising(model: Model) -> Any:
             f"A word cannot be learned with {type(model.scheduler).__name__}, whose noise ({kind}) is of another kind."
         )
     return DDPMScheduler.from_config(config)
-
-
-@contextmanager
-def _scheduled(model: Model, scheduler: Any) -> Iterator[None]:
-    """Schedulers of inference may scale what the denoiser gets by where they are in their own schedule."""
-    before, model.scheduler = model.scheduler, scheduler
-    try:
-        yield
-    finally:
-        model.scheduler = before
 
 
 def _size(model: Model, latents: Tensor) -> tuple[int, int]:

@@ -2,37 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
+
+_LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_GUARD = threading.RLock()
+
+
+def exclusive(shared: Any) -> Any:
+    """The lock of a module, or of another object that models share: one thread at a time, which may take it again.
+
+    Models that share a module share its lock. Code that is under the lock of a denoiser may take that of another part
+    (an autoencoder, a text encoder), never the other way round.
+    """
+    shared = getattr(shared, "_orig_mod", shared)  # what torch.compile wraps
+    with _GUARD:
+        return _LOCKS.setdefault(shared, threading.RLock())
+
+
+@contextmanager
+def undone(undo: Callable[[], Any]) -> Iterator[None]:
+    """Call `undo` at the end, whatever happens.
+
+    Enter this before the change that is to be undone: an interrupt (Ctrl-C) can come between any two instructions.
+    `undo` is called twice, so that an interrupt in the middle of the first call leaves nothing behind. It must
+    therefore set a state, and not switch one.
+    """
+    try:
+        try:
+            yield
+        finally:
+            undo()
+    finally:
+        undo()
+
+
+def remove_hook(module: nn.Module, hook: Any) -> None:
+    """Take a forward hook off a module, by the function itself: an interrupt may have lost its handle."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, own in tuple(hooks.items()) if own is hook]:
+            hooks.pop(key, None)
+            for name in (
+                "_forward_pre_hooks_with_kwargs",
+                "_forward_hooks_with_kwargs",
+                "_forward_hooks_always_called",
+            ):
+                getattr(module, name).pop(key, None)
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """No gradient with respect to weights: saves their inputs from being kept for the backward pass."""
-    thawed = [p for p in module.parameters() if p.requires_grad]
-    for parameter in thawed:
-        parameter.requires_grad_(False)
-    try:
+    lock = exclusive(module)  # another thread may be about to thaw them
+    with lock:
+        thawed = [p for p in module.parameters() if p.requires_grad]
+
+    def switch(on: bool) -> None:
+        with lock:
+            for parameter in thawed:
+                parameter.requires_grad_(on)
+
+    with undone(lambda: switch(True)):
+        switch(False)
         yield
-    finally:
-        for parameter in thawed:
-            parameter.requires_grad_(True)
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, and each of its parts back into the mode that it had."""
     training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for part in training:
             part.training = True
+
+    with undone(put_back):
+        module.eval()
+        yield
 
 
 @contextmanager
@@ -48,14 +100,22 @@ def recomputing(denoiser: Any, last: str | None = None) -> Iterator[None]:
         # The pass ends inside this block, which therefore cannot be run a second time.
         return block(*inputs) if block is end else recomputed(block, *inputs, use_reentrant=False)
 
-    before = [
-        (module, module.gradient_checkpointing, getattr(module, "_gradient_checkpointing_func", None))
-        for module in denoiser.modules()
-        if hasattr(module, "gradient_checkpointing")
-    ]
-    denoiser.enable_gradient_checkpointing(run)
-    try:
+    before = [(module, _own(module)) for module in denoiser.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def put_back() -> None:
+        for module, own in before:
+            for name in _CHECKPOINTING:
+                vars(module).pop(name, None)
+            vars(module).update(own)
+
+    with undone(put_back):
+        denoiser.enable_gradient_checkpointing(run)
         yield
-    finally:
-        for module, switched, function in before:
-            module.gradient_checkpointing, module._gradient_checkpointing_func = switched, function
+
+
+_CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """What a module itself, not its class, says about gradient checkpointing."""
+    return {name: vars(module)[name] for name in _CHECKPOINTING if name in vars(module)}
