@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
@@ -251,3 +252,44 @@ def test_examples():
     found = doctest.testmod(import_module("limelight.integrations.attach"))
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_other_threads_may_use_the_denoiser(tiny_pipeline):
+    """A plain pipeline of the same parts in another thread is neither steered nor disturbed."""
+    pipeline = tiny_pipeline()
+    other = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    other.scheduler = copy.deepcopy(pipeline.scheduler)
+    other.set_progress_bar_config(disable=True)
+    inputs = {**CALL, "image": torch.zeros(1, 3, 32, 32).double(), "num_inference_steps": 10}
+
+    def meanwhile(*_):
+        """Called in the middle of the steered call."""
+        images.append(pool.submit(lambda: other(**inputs, generator=seeded()).images).result())
+        return {}
+
+    plain, images = other(**inputs, generator=seeded()).images, []
+    with limelight.attach(pipeline, guidance=GUIDANCE):
+        expected = pipeline(**CALL, generator=seeded()).images
+    with ThreadPoolExecutor(1) as pool, limelight.attach(pipeline, guidance=GUIDANCE) as attached:
+        meanwhile()
+        steered = pipeline(**CALL, generator=seeded(), callback_on_step_end=meanwhile).images
+    assert torch.equal(steered, expected)
+    assert len(images) == 7
+    assert all(torch.equal(image, plain) for image in images)
+    assert len(attached.trace) == 3
+
+
+def test_two_threads_cannot_call_an_attached_pipeline_at_once(tiny_pipeline):
+    pipeline = tiny_pipeline()
+
+    def overtake(*_):
+        if not images:
+            images.append(pool.submit(lambda: pipeline(**CALL, generator=seeded(5)).images).result())
+        return {}
+
+    with ThreadPoolExecutor(1) as pool, limelight.attach(pipeline, guidance=GUIDANCE):
+        expected, images = pipeline(**CALL, generator=seeded(5)).images, []
+        with pytest.raises(ModelError, match="called by another thread in the middle of this call"):
+            pipeline(**CALL, generator=seeded(), callback_on_step_end=overtake)
+        assert torch.equal(images[0], expected)
+        assert torch.equal(pipeline(**CALL, generator=seeded(5)).images, expected), "the next call is served again"

@@ -65,6 +65,10 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
 ) -> Result | list[Result]:
     """Generate one image per prompt and seed, as many at a time as fit.
 
+    Threads may share a model, or models that share a denoiser: one call at a time has the denoiser, the others wait,
+    and each gets the images that it would get alone. `on_step` may generate with the same model; it must not wait for
+    another thread that does. Other code may use the denoiser meanwhile: its passes are neither recorded nor changed.
+
     Args:
         model: see `limelight.load`.
         prompt: what to show. Several prompts give a list of results, one per prompt.

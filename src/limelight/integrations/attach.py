@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..models.sites import AttentionSite
 from ..models.unet import UNet, stop_after
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
+from ..utils.torch import exclusive, remove_hook, undone
 
 
 @contextmanager
@@ -39,8 +41,9 @@ def attach(
     `limelight.generate`; fractions of the schedule are of the steps that the pipeline really takes (an img2img of
     strength 0.5 takes half).
     What a ControlNet adds was computed from the latents before the move. Only this pipeline is steered: do not call
-    another one that shares its denoiser inside the ``with``. A learned word is found by its name, with all its vectors,
-    whether it was bound (``word.bind(pipeline)``) or loaded into the pipeline.
+    another one that shares its denoiser inside the ``with``, in the same thread. Other threads may use the denoiser
+    meanwhile; but two threads cannot call this pipeline at once, since it has one scheduler. A learned word is found by
+    its name, with all its vectors, whether it was bound (``word.bind(pipeline)``) or loaded into the pipeline.
 
     Args:
         pipeline: a live pipeline. Whatever is loaded into it (LoRA, IP-Adapter, textual inversion) stays in force.
@@ -49,7 +52,8 @@ def attach(
         guidance: by default `AttendAndExcite()`.
 
     Raises:
-        ModelError: the pipeline has no UNet, or runs it in a way that cannot be steered (a feature cache, say).
+        ModelError: the pipeline has no UNet, runs it in a way that cannot be steered (a feature cache, say), or was
+            called by another thread in the middle of a call.
         SettingsError: its scheduler is of second order.
         PromptError: a subject is not in the prompt.
     """
@@ -57,23 +61,26 @@ def attach(
     scheduler, unet = pipeline.scheduler, pipeline.unet
     wrapped = [
         (pipeline, "encode_prompt", attached._encode_prompt),
+        (scheduler, "set_timesteps", attached._set_timesteps),
         (scheduler, "scale_model_input", attached._scale),
         (scheduler, "step", attached._step),
     ]
     before = [vars(owner).get(name) for owner, name, _ in wrapped]
-    handle = unet.register_forward_pre_hook(attached._before_denoiser, with_kwargs=True)
+    hook = attached._before_denoiser
 
-    try:
-        for owner, name, around in wrapped:
-            # On this instance alone; without the attribute the class's own method is back.
-            setattr(owner, name, _around(getattr(owner, name), around))
-        yield attached
-    finally:
-        handle.remove()
+    def put_back() -> None:
+        remove_hook(unet, hook)
         for (owner, name, _), own in zip(wrapped, before, strict=True):
             vars(owner).pop(name, None)
             if own is not None:
                 setattr(owner, name, own)
+
+    with undone(put_back):
+        unet.register_forward_pre_hook(hook, with_kwargs=True)
+        for owner, name, around in wrapped:
+            # On this instance alone; without the attribute the class's own method is back.
+            setattr(owner, name, _around(getattr(owner, name), around))
+        yield attached
 
 
 def _around(original: Any, around: Any) -> Any:
@@ -91,6 +98,7 @@ class Attached:
     def __init__(self, pipeline: Any, subjects: SubjectChoice | Sequence[SubjectChoice], guidance: Guidance) -> None:
         self.subjects, self.guidance = subjects, guidance
         self.model = _Foreign(pipeline)
+        self._thread, self._overtaken, self._lock = get_ident(), set[int](), RLock()
         self._forget()
 
     @property
@@ -106,9 +114,30 @@ class Attached:
         self._moved: Tensor | None = None
         self._images, self._index, self._busy, self._pending = 0, 0, False, False
 
+    def _is_mine(self) -> bool:
+        """Whether the thread is that of the call that is steered.
+
+        Raises:
+            ModelError: another thread has begun a call since, which moves the same scheduler.
+        """
+        with self._lock:
+            if get_ident() not in self._overtaken:
+                return get_ident() == self._thread
+        raise ModelError(
+            f"'{type(self.model.pipeline).__name__}' was called by another thread in the middle of this call, and both "
+            "use one scheduler. Let one call end before the next, or give each thread its own pipeline and scheduler."
+        )
+
+    def _begin_call(self) -> None:
+        with self._lock:
+            self._overtaken.add(self._thread)
+            self._thread = get_ident()
+            self._overtaken.discard(self._thread)
+            self._forget()
+
     def _encode_prompt(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Read the prompts at the begin of a call of the pipeline."""
-        self._forget()
+        self._begin_call()
         given = inspect.signature(original).bind(*args, **kwargs).arguments
         prompt, embedded = given.get("prompt"), given.get("prompt_embeds")
         self._listed, self._named = not isinstance(prompt, str), prompt is not None
@@ -124,12 +153,18 @@ class Attached:
 
         return original(*args, **kwargs)
 
+    def _set_timesteps(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        self._is_mine()  # or an error
+        return original(*args, **kwargs)
+
     def _scale(self, original: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._busy:
+        if self._is_mine() and not self._busy:
             self._latents = sample
         return original(sample, *args, **kwargs)
 
     def _step(self, original: Any, output: Any, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self._is_mine():
+            return original(output, timestep, sample, *args, **kwargs)
         if self._moved is not None:
             sample, self._moved = self._moved.to(sample.dtype), None
         self._index, self._pending = self._index + 1, False
@@ -137,8 +172,9 @@ class Attached:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _before_denoiser(self, unet: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._busy:
+    def _before_denoiser(self, unet: Any, args: Any, kwargs: Any = None) -> tuple[Any, Any] | None:
+        # Without kwargs: the hook was taken off while another thread was about to call it.
+        if kwargs is None or not self._is_mine() or self._busy:
             return None
         inputs = inspect.signature(type(unet).forward).bind(unet, *args, **kwargs).arguments
         inputs.pop("self")
@@ -149,7 +185,8 @@ class Attached:
         self.model.take(inputs, branches, latents.shape[1])
         self._busy = True
         try:
-            scaled = self._move(latents, inputs["timestep"], inputs["encoder_hidden_states"].shape[1], branches)
+            with exclusive(unet):
+                scaled = self._move(latents, inputs["timestep"], inputs["encoder_hidden_states"].shape[1], branches)
         finally:
             self._busy = False
         if scaled is None:

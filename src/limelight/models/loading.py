@@ -44,6 +44,8 @@ def load(
 ) -> Model:
     """Open a text-to-image model.
 
+    Threads may share the model: see `limelight.generate`. A learned word that one thread binds is there for all.
+
     Args:
         source: None or "pocket" is the small model inside this package, which needs no download; otherwise a folder in
             diffusers' layout, a hub id such as "CompVis/stable-diffusion-v1-4", or a live diffusers pipeline.
