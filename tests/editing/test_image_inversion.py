@@ -41,6 +41,18 @@ def test_null_text_leads_back(tiny):
         limelight.edit(tiny, "a red car", "a blue car", image=learned, steps=5)
 
 
+def test_no_negative_prompt_is_the_empty_one(tiny):
+    image = limelight.generate(tiny, "a red car", steps=2, record=False).images[0]
+    empty, none = (
+        limelight.invert_image(tiny, image, "a red car", steps=2, null_text=True, negative=negative)
+        for negative in ("", None)
+    )
+    assert none.error == empty.error
+    assert len(none.unconditional) == 2
+    with pytest.raises(limelight.SettingsError, match="guidance_scale=1 has none"):
+        limelight.invert_image(tiny, image, "a red car", steps=2, null_text=True, guidance_scale=1)
+
+
 def test_inversion_needs_ddim(tiny_pipeline):
     model = limelight.load(tiny_pipeline("pndm"))
     with pytest.raises(limelight.SettingsError, match="not with PNDMScheduler"):

@@ -37,6 +37,17 @@ def test_without_windows_the_target_is_generated_alone(tiny):
     torch.testing.assert_close(free.target.latents, alone.latents)
 
 
+def test_no_negative_prompt_is_the_empty_one(tiny):
+    empty, none, alone = (
+        limelight.edit(tiny, "a red car", "a blue car", steps=2, **changes)
+        for changes in ({}, {"negative": None}, {"guidance_scale": 0.5})
+    )
+    assert torch.equal(none.target.latents, empty.target.latents)
+    assert not torch.allclose(alone.target.latents, empty.target.latents, atol=1e-3)
+    recorded = [(r.target.settings["negative"], r.target.settings["guidance_scale"]) for r in (none, alone)]
+    assert recorded == [("", 7.5), (None, 1.0)]
+
+
 def test_the_grid_has_a_row_for_each_prompt(tiny, tmp_path):
     result = limelight.edit(tiny, "a red car", ["a blue car", "a car"], seeds=[3, 4], steps=1)
     rows = [result.source.images, result.targets[0].images, result.targets[1].images]

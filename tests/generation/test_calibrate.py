@@ -30,6 +30,12 @@ def test_thresholds_are_quantiles_of_plain_runs(tiny):
     assert AttendAndExcite(thresholds=found.thresholds).thresholds == found.thresholds
 
 
+def test_no_negative_prompt_is_the_empty_one(tiny):
+    guidance = AttendAndExcite(resolution=8, thresholds={1: 0.5})
+    empty, none = (calibrate(tiny, PROMPTS, guidance=guidance, steps=2, negative=n) for n in ("", None))
+    assert torch.equal(none.presence[1], empty.presence[1])
+
+
 def test_it_ends_at_the_last_threshold(tiny):
     seen, passes = [], []
     handle = tiny.denoiser.conv_in.register_forward_hook(lambda m, i, o: passes.append(len(o)))

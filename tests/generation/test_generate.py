@@ -226,3 +226,54 @@ def test_settings_of_a_folder_that_do_not_fit(tiny):
     with pytest.raises(limelight.ModelError, match=r"limelight\.json of '.*' do not fit"):
         limelight.AttendAndExcite.suited(tiny)
     tiny.about = About()
+
+
+def test_no_negative_prompt_is_the_empty_one(tiny):
+    """As in diffusers: None does not switch classifier-free guidance off."""
+    empty, none, alone = (
+        limelight.generate(tiny, PROMPTS[0], steps=2, **changes)
+        for changes in ({}, {"negative": None}, {"guidance_scale": 1.0})
+    )
+    assert torch.equal(none.latents, empty.latents)
+    assert not torch.allclose(alone.latents, empty.latents, atol=1e-3)
+    assert (none.settings["negative"], none.settings["guidance_scale"]) == ("", 7.5)
+    assert (alone.settings["negative"], alone.settings["guidance_scale"]) == (None, 1.0)
+
+
+def test_a_negative_prompt_for_each_prompt(tiny):
+    both = limelight.generate(tiny, PROMPTS, negative=["a frog", None], seeds=[1, 2], steps=2, batch=3)
+    for prompt, negative, result in zip(PROMPTS, ["a frog", ""], both, strict=True):
+        alone = limelight.generate(tiny, prompt, negative=negative, seeds=[1, 2], steps=2)
+        assert torch.allclose(result.latents, alone.latents, atol=1e-8)
+        assert result.settings == alone.settings
+
+
+@pytest.mark.parametrize(
+    ("negative", "message"),
+    [
+        (["a frog"], "negative has 1 entries for 2 prompts"),
+        (["a frog", 3], "negative has the entry 3"),
+        (7, "negative=7 must be text"),
+    ],
+)
+def test_negative_prompts_that_do_not_fit(tiny, negative, message):
+    with pytest.raises(PromptError, match=message):
+        limelight.generate(tiny, PROMPTS, negative=negative, steps=1)
+
+
+def test_conditioning_of_one_branch_records_no_guidance(tiny):
+    prompts = [tiny.prompt(PROMPTS[0])]
+    for negative, recorded in ((None, 1.0), ("", 7.5)):
+        conditioning = tiny.encode(prompts, negative)
+        result = limelight.generate(tiny, PROMPTS[0], conditioning=conditioning, steps=2)
+        assert (result.settings["guidance_scale"], result.settings["negative"]) == (recorded, None)
+        expected = limelight.generate(tiny, PROMPTS[0], guidance_scale=recorded, steps=2)
+        assert torch.allclose(result.latents, expected.latents, atol=1e-8)
+
+
+def test_no_subjects(tiny):
+    assert limelight.generate(tiny, PROMPTS[0], subjects=None, steps=1).subjects == ()
+    assert [r.subjects for r in limelight.generate(tiny, PROMPTS, subjects=None, steps=1)] == [(), ()]
+    assert [r.subjects for r in limelight.generate(tiny, PROMPTS, subjects=[None, ["car"]], steps=1)] == [(), ("car",)]
+    with pytest.raises(PromptError, match="subjects is empty; guidance needs"):
+        limelight.generate(tiny, PROMPTS[0], subjects=None, guidance=GUIDANCE, steps=1)

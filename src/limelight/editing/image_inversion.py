@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import SettingsError
 from ..generation.loop import denoise
+from ..generation.plan import negatives
 from ..models.base import Conditioning, Model
 
 
@@ -77,7 +78,7 @@ def invert_image(
     *,
     steps: int = 50,
     guidance_scale: float = 7.5,
-    negative: str = "",
+    negative: str | None = "",
     null_text: bool = False,
     iterations: int = 10,
     size: tuple[int, int] | None = None,
@@ -96,13 +97,13 @@ def invert_image(
         image: cut to the shape of `size` around its middle, turned as its EXIF data say.
         prompt: what it shows.
         steps, guidance_scale, negative: of the run that is to give the image back.
-        null_text: learn the unconditional branch; there is one only at a `guidance_scale` above 1.
+        null_text: learn the unconditional branch, which needs a `guidance_scale` above 1.
         iterations: of that learning, at most, per step.
         size: height and width in pixels; by default the model's own.
         on_step: called with 0, 1, ... after every step backwards, and again after every step that `null_text` learns.
 
     Raises:
-        SettingsError: the scheduler is not DDIM.
+        SettingsError: the scheduler is not DDIM, or `null_text` has no branch to learn.
 
     Examples:
         >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
@@ -118,12 +119,18 @@ def invert_image(
             "scheduler='ddim'."
         )
 
+    if null_text and guidance_scale <= 1:
+        raise SettingsError(
+            f"null_text learns the unconditional branch, and guidance_scale={guidance_scale} has none; give a "
+            "guidance_scale above 1, for example 7.5."
+        )
+
     model = model.for_one_run()
     # Not `fit_image`, whose bicubic filter gives other pixels.
     size = size or model.default_size
     upright = ImageOps.exif_transpose(image).convert("RGB")
     latents = model.latents([ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.LANCZOS)])
-    encoded = model.encode([model.prompt(prompt)], negative if guidance_scale > 1 else None, size)
+    encoded = model.encode([model.prompt(prompt)], negatives(negative, 1) if guidance_scale > 1 else None, size)
 
     path = _backwards(model, latents, encoded.only_conditional(), steps, on_step)
     learned = None

@@ -49,6 +49,11 @@ class EditSettings:
         return self.height, self.width
 
     @property
+    def two_branches(self) -> bool:
+        """Whether there is an unconditional branch, and with it classifier-free guidance."""
+        return self.guidance_scale > 1
+
+    @property
     def self_window(self) -> Window:
         """The given `self_steps`, or their default, which is longer where words are strengthened."""
         if self.self_steps is not None:
@@ -157,9 +162,9 @@ class EditPlan:
         settings, inversion = self.settings, self.inversion
 
         return {
-            "negative": settings.negative,
+            "negative": settings.negative if settings.two_branches else None,
             "steps": settings.steps,
-            "guidance_scale": settings.guidance_scale,
+            "guidance_scale": settings.guidance_scale if settings.two_branches else 1.0,
             "height": settings.height,
             "width": settings.width,
             "source": self.texts[0],

@@ -24,7 +24,7 @@ from ..attention.recording import RunningMean
 from ..errors import SettingsError
 from ..generation.batches import PassResult, in_passes
 from ..generation.loop import Step, denoise
-from ..generation.plan import checked, warn_of_unknown
+from ..generation.plan import checked, negatives, warn_of_unknown
 from ..generation.result import Result
 from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
@@ -118,7 +118,7 @@ def edit(
     published: bool = False,
     steps: int = 50,
     guidance_scale: float = 7.5,
-    negative: str = "",
+    negative: str | None = "",
     height: int | None = None,
     width: int | None = None,
     batch: int | None = None,
@@ -152,7 +152,7 @@ def edit(
         published: place the tokens after a replaced word as the authors' code does, which shifts them where the words
             differ in their number of tokens.
         steps, guidance_scale, negative, height, width, batch, on_step: as in `limelight.generate`; `batch` counts
-            sources and targets.
+            sources and targets, which have one negative prompt.
         record: keep the mean attention maps of the run, see `Result.maps`.
 
     Raises:
@@ -187,7 +187,7 @@ def edit(
         published=published,
         steps=steps,
         guidance_scale=guidance_scale,
-        negative=negative,
+        negative=negatives(negative, 1)[0],
         height=height or model.default_size[0],
         width=width or model.default_size[1],
         record=record,
@@ -218,7 +218,7 @@ def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | Non
         generators += [torch.Generator().manual_seed(plan.seeds[i]) for _ in plan.prompts]
     noise = model.noise(generators, *settings.size)
 
-    negative = settings.negative if settings.guidance_scale > 1 else None
+    negative = settings.negative if settings.two_branches else None
     encoded = model.encode(plan.prompts * len(rows), negative, settings.size)
     conditioning: Conditioning | list[Conditioning] = encoded
     if plan.inversion is not None:

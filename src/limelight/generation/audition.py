@@ -99,7 +99,7 @@ def _losses(plan: GenerationPlan, audition: Audition, images: Sequence[tuple[int
     generators = [torch.Generator().manual_seed(seed) for _, seed in images]
     noise = model.noise(generators, *settings.size)
     prompts = [plan.prompts[which] for which, _ in images]
-    negative = settings.negative if settings.guidance_scale > 1 else None
+    negative = [settings.negative[which] for which, _ in images] if settings.two_branches else None
     run = denoise(
         model,
         model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip),

@@ -15,7 +15,7 @@ from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
 from .loop import Step, denoise
-from .plan import checked
+from .plan import checked, negatives
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def calibrate(
     quantile: float = 0.7,
     steps: int = 50,
     guidance_scale: float = 7.5,
-    negative: str = "",
+    negative: str | None = "",
     batch: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
@@ -81,6 +81,7 @@ def calibrate(
     _check(prompts, quantile, batch)
     watched = _without_moves(AttendAndExcite.suited(model) if guidance is None else guidance)
     images = _images(model, list(prompts), subjects, checked(seeds))
+    (unwanted,) = negatives(negative, 1)
 
     found: dict[int, list[Tensor]] = {step_of(key, steps): [] for key in watched.thresholds}
     last = max(found)
@@ -90,7 +91,7 @@ def calibrate(
     passes = -(-len(images) // batch)
     for done in range(passes):
         rows = images[done * batch : (done + 1) * batch]
-        for step in _watch(model, rows, watched, steps, guidance_scale, negative):
+        for step in _watch(model, rows, watched, steps, guidance_scale, unwanted):
             if step.move is not None:
                 found[step.index].append(step.move.presence[~step.move.presence.isnan()].float().cpu())
             if on_progress:

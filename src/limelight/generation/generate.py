@@ -18,7 +18,7 @@ from ..prompts.subjects import SubjectChoice, per_prompt
 from .audition import Audition, cast
 from .batches import PassResult, in_passes, limited
 from .loop import Record, Step, denoise
-from .plan import GenerationPlan, GenerationSettings, checked, warn_of_unknown
+from .plan import GenerationPlan, GenerationSettings, checked, negatives, warn_of_unknown
 from .provenance import provenance
 from .result import Result
 
@@ -49,7 +49,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     guidance: Guidance | None = None,
     steps: int = 50,
     guidance_scale: float = 7.5,
-    negative: str = "",
+    negative: str | Sequence[str] | None = "",
     height: int | None = None,
     width: int | None = None,
     latents: Tensor | None = None,
@@ -74,12 +74,12 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         prompt: what to show. Several prompts give a list of results, one per prompt.
         subjects: words ("cat"), phrases ("blue frog"), later occurrences ("dog#2") or token indices for
             `guidance`; of several prompts, one such list each. "auto" takes the prompt's nouns; the choice is in
-            `Result.subjects`.
+            `Result.subjects`. None and [] are no subjects.
         seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single images.
         guidance: e.g. `AttendAndExcite()`; None is the plain model.
         steps: inference steps, at least 1.
         guidance_scale: strength of classifier-free guidance; at 1 or less there is no unconditional branch.
-        negative: the negative prompt.
+        negative: the negative prompt, or one for each prompt; None is the empty one.
         height, width: in pixels; by default the model's own.
         latents: unit noise [images, channels, height, width] to start from instead of the seeds' own; the images are
             the first prompt's seeds, then the second's, and so on.
@@ -113,7 +113,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         guidance=guidance,
         steps=steps,
         guidance_scale=guidance_scale,
-        negative=negative,
+        negative=negatives(negative, len(texts)),
         height=model.default_size[0] if height is None else height,
         width=model.default_size[1] if width is None else width,
         latents=latents,
@@ -184,7 +184,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
 
 def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
     """The images of a plan as one result per prompt, with all that they depend on."""
-    facts = {**plan.settings.facts(), **provenance(plan.model)}
+    made_by = provenance(plan.model)
     results = []
     for which, (text, names) in enumerate(zip(plan.texts, plan.names, strict=True)):
         own = slice(which * len(plan.seeds), (which + 1) * len(plan.seeds))
@@ -196,7 +196,7 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
                 done.latents[own],
                 done.maps.images(own),
                 tuple(trace),
-                {"prompt": text, "subjects": list(names), **facts},
+                {"prompt": text, "subjects": list(names), **plan.settings.facts(which), **made_by},
                 plan.seeds_of(which),
                 names,
                 StepMaps(done.steps, own),
@@ -208,13 +208,13 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
 def _encoded(plan: GenerationPlan, rows: range) -> Conditioning:
     """The conditioning of some images: the given one, or their encoded prompts."""
     settings = plan.settings
-    guided = settings.guidance_scale > 1
+    guided = settings.two_branches
     if settings.conditioning is not None:
         given = settings.conditioning.rows(rows).to(plan.model.device, plan.model.dtype)
         return given if guided else given.only_conditional()
 
     prompts = [plan.prompts[plan.images[i][0]] for i in rows]
-    negative = settings.negative if guided else None
+    negative = [settings.negative[plan.images[i][0]] for i in rows] if guided else None
     return plan.model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip)
 
 

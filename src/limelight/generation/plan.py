@@ -28,13 +28,14 @@ class GenerationSettings:
     """The options that all images of a call share. Each is described in `limelight.generate`.
 
     Attributes:
+        negative: of each prompt.
         height, width: in pixels.
     """
 
     guidance: Guidance | None
     steps: int
     guidance_scale: float
-    negative: str
+    negative: tuple[str, ...]
     height: int
     width: int
     latents: Tensor | None
@@ -50,13 +51,19 @@ class GenerationSettings:
         """Height and width in pixels."""
         return self.height, self.width
 
-    def facts(self) -> dict[str, Any]:
-        """The settings as plain values, to be stored with a result."""
+    @property
+    def two_branches(self) -> bool:
+        """Whether there is an unconditional branch, and with it classifier-free guidance."""
+        given = self.conditioning
+        return self.guidance_scale > 1 and (given is None or given.unconditional is not None)
+
+    def facts(self, which: int) -> dict[str, Any]:
+        """The settings of one prompt as plain values, to be stored with its result."""
         encoded_here = not self.conditioning
         return {
-            "negative": self.negative if encoded_here else None,
+            "negative": self.negative[which] if encoded_here and self.two_branches else None,
             "steps": self.steps,
-            "guidance_scale": self.guidance_scale,
+            "guidance_scale": self.guidance_scale if self.two_branches else 1.0,
             "height": self.height,
             "width": self.width,
             "latents": None if self.latents is None else "given",
@@ -161,6 +168,27 @@ def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if not all(0 <= seed < 2**63 for seed in found):
         raise SettingsError(f"seeds={list(found)} must be whole numbers from 0 to 2**63 - 1.")
     return found
+
+
+def negatives(negative: str | Sequence[str] | None, prompts: int) -> tuple[str, ...]:
+    """The negative prompt of each prompt; None is the empty one.
+
+    Raises:
+        PromptError: there are more or fewer than prompts, or one is something else than text.
+    """
+    if negative is None or isinstance(negative, str):
+        return (negative or "",) * prompts
+
+    if not isinstance(negative, Sequence):
+        raise PromptError(f"negative={negative!r} must be text, for example 'blurry', or a list with one per prompt.")
+    if len(negative) != prompts:
+        raise PromptError(
+            f"negative has {len(negative)} entries for {prompts} prompts; give one text for all, or one for each."
+        )
+    for text in negative:
+        if not isinstance(text, str | None):
+            raise PromptError(f"negative has the entry {text!r}; each must be text, for example 'blurry'.")
+    return tuple(text or "" for text in negative)
 
 
 def warn_of_unknown(model: Model, prompts: Sequence[Prompt]) -> None:

@@ -159,7 +159,7 @@ class Model(ABC):
     def encode(
         self,
         prompts: Sequence[Prompt],
-        negative: str | None = None,
+        negative: str | Sequence[str] | None = None,
         size: tuple[int, int] | None = None,
         *,
         clip_skip: int = 0,
@@ -168,7 +168,8 @@ class Model(ABC):
         """Encode one prompt per image.
 
         Args:
-            negative: the prompt of the unconditional branch, may be ""; None leaves that branch out.
+            negative: the prompt of the unconditional branch, may be "", or one for each image; None leaves that branch
+                out.
             size: height and width of the images in pixels, which some families encode, too; by default `default_size`.
             clip_skip: how many of the text encoder's last layers are left out.
             gradient: keep the gradient with respect to whatever of the text encoder asks for one.

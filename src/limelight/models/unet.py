@@ -89,7 +89,7 @@ class UNet(Model):
     def encode(
         self,
         prompts: Sequence[Prompt],
-        negative: str | None = None,
+        negative: str | Sequence[str] | None = None,
         size: tuple[int, int] | None = None,
         *,
         clip_skip: int = 0,
@@ -109,7 +109,11 @@ class UNet(Model):
 
         with exclusive(self.denoiser), self._fetched(), torch.set_grad_enabled(gradient):
             conditional = rows(prompts, False)
-            unconditional = None if negative is None else rows([self.prompt(negative)] * len(prompts), True)
+            unconditional = None
+            if negative is not None:
+                texts = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+                parsed = {text: self.prompt(text) for text in dict.fromkeys(texts)}
+                unconditional = rows([parsed[text] for text in texts], True)
         return Conditioning(tuple(prompts), conditional, unconditional)
 
     @contextmanager

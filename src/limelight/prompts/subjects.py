@@ -12,8 +12,8 @@ from .prompt import Prompt
 
 SubjectName = str | int | Sequence[int]
 """A word, a phrase ("red car"), a later occurrence ("dog#2"), a token index or several."""
-SubjectChoice = Sequence[SubjectName] | Literal["auto"]
-"""The subjects of one prompt, or its nouns."""
+SubjectChoice = Sequence[SubjectName] | Literal["auto"] | None
+"""The subjects of one prompt, or its nouns; None are none."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom as fractions of the image, 0..1."""
 
@@ -55,19 +55,20 @@ def per_prompt(subjects: SubjectChoice | Sequence[SubjectChoice], prompts: int, 
     """The subjects of each prompt.
 
     Args:
-        subjects: those of one prompt; where they are `listed`, one entry per prompt. "auto" serves any number.
+        subjects: those of one prompt; where they are `listed`, one entry per prompt. "auto" and None serve any number.
 
     Raises:
         PromptError: there are more or fewer entries than prompts.
     """
-    asked = list(subjects) if listed and subjects != "auto" else [subjects] * prompts
+    same_for_all = not listed or subjects is None or subjects == "auto"
+    asked = [subjects] * prompts if same_for_all else list(subjects or ())
     if len(asked) != prompts:
         raise PromptError(f"{prompts} prompts need {prompts} lists of subjects, not {len(asked)}.")
     return asked
 
 
 def resolve(
-    prompt: Prompt, subjects: Sequence[SubjectName] | Literal["auto"], *, needed: bool = True
+    prompt: Prompt, subjects: SubjectChoice, *, needed: bool = True
 ) -> tuple[tuple[SubjectName, ...], tuple[Subject, ...]]:
     """Subjects by name, and with their token positions.
 
@@ -75,7 +76,8 @@ def resolve(
     Several token indices are one subject without modifiers.
 
     Args:
-        subjects: what the user asked for; "auto" takes the `nouns`, each with the words that describe it.
+        subjects: what the user asked for; "auto" takes the `nouns`, each with the words that describe it; None is as
+            an empty list.
         needed: whether it is an error to find none.
 
     Raises:
@@ -84,7 +86,7 @@ def resolve(
     if isinstance(subjects, str) and subjects != "auto":
         raise PromptError(f"subjects='{subjects}' must be a list of words, for example subjects=['{subjects}'].")
 
-    names: tuple[SubjectName, ...] = described_nouns(prompt) if isinstance(subjects, str) else tuple(subjects)
+    names: tuple[SubjectName, ...] = described_nouns(prompt) if isinstance(subjects, str) else tuple(subjects or ())
     if not names and needed:
         if not isinstance(subjects, str):
             raise PromptError("subjects is empty; guidance needs at least one word.")
