@@ -10,7 +10,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import limelight
+from limelight.editing import prompt_to_prompt
 from limelight.editing.attention_edits import (
+    EditedMaps,
     LocalBlend,
     SelfAttention,
     changed,
@@ -57,6 +59,44 @@ def test_as_published_the_tail_is_shifted(prompt):
     assert pairs(matrix, 7) == {
         (0, 0): 1, (1, 1): 1, (2, 2): 1, (3, 2): 1, (4, 2): 1, (3, 3): 1, (4, 4): 1, (5, 5): 1, (6, 6): 1,
     }  # fmt: skip
+
+
+def test_punctuation_of_one_prompt_shifts_nothing(prompt):
+    """Every word takes over the map of its own counterpart; "," of the target alone keeps its own map."""
+    with_, without = prompt("a red car, and a dog"), prompt("a blue car and a dog")
+    longer, shorter = replacement(without, with_), replacement(with_, without)
+    # bos a red car , and a dog end | bos a blue car and a dog end
+    assert pairs(longer, 9) == {
+        (0, 0): 1, (1, 1): 1, (2, 2): 1, (3, 3): 1, (4, 5): 1, (5, 6): 1, (6, 7): 1, (7, 8): 1,
+    }  # fmt: skip
+    assert pairs(shorter, 9) == {
+        (0, 0): 1, (1, 1): 1, (2, 2): 1, (3, 3): 1, (5, 4): 1, (6, 5): 1, (7, 6): 1, (8, 7): 1,
+    }  # fmt: skip
+    for matrix in (longer, shorter):
+        assert matrix.sum(dim=1).tolist() == [1] * 77
+
+    edit = cross_attention([without, with_], 10, 10, "replace", 1.0, {}, False)
+    p = torch.rand(2, 2, 5, 77)
+    out = edit(None, p, 0)
+    assert torch.equal(out[1, ..., 4], p[1, ..., 4])
+    assert torch.equal(out[1, ..., 5:8], p[0, ..., 4:7])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("a red car.", "a blue car", {(0, 0), (1, 1), (2, 2), (3, 3), (5, 4)}),
+        ("a red car", "a blue car.", {(0, 0), (1, 1), (2, 2), (3, 3), (4, 5)}),
+        # bos a red , . car end | bos a blue . car end
+        ("a red,. car", "a blue. car", {(0, 0), (1, 1), (2, 2), (4, 3), (5, 4), (6, 5)}),
+        ("a red, car", "a blue. car", {(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5)}),
+    ],
+)
+def test_punctuation_that_both_prompts_have_is_kept(prompt, old, new, expected):
+    source, target = prompt(old), prompt(new)
+    matrix = replacement(source, target)
+    assert set(pairs(matrix[: source.end + 1, : target.end + 1], 77)) == expected
+    assert matrix.sum(dim=1).tolist() == [1] * 77
 
 
 def test_two_words_swapped(prompt):
@@ -138,7 +178,7 @@ def test_refinement_writes_all_pairs_at_once(prompt):
 def test_the_cross_edit_against_a_loop(prompt):
     prompts = [prompt("a zz car"), prompt("a red car"), prompt("a blue zz")]
     windows = {"*": (0.0, 0.5), "red": (0.2, 1.0)}
-    edit = cross_attention(prompts, 10, "replace", windows, {"red": 3.0}, False)
+    edit = cross_attention(prompts, 10, 10, "replace", windows, {"red": 3.0}, False)
     p = torch.rand(6, 2, 5, 77, dtype=torch.float64)
     mappers = [replacement(prompts[0], t) for t in prompts[1:]]
     for step in range(10):
@@ -156,9 +196,48 @@ def test_the_cross_edit_against_a_loop(prompt):
                     wanted = own
                     if copied:
                         wanted = sum(source[:, :, i] * mappers[k][i, token].item() for i in range(77))
-                    if k == 0 and token in target.find("red") and step < 5:
+                    if k == 0 and token in target.find("red") and step >= 2:
                         wanted = wanted * 3.0
                     torch.testing.assert_close(out[3 * seed + 1 + k, :, :, token], wanted)
+
+
+@pytest.mark.parametrize(("passes", "share", "last"), [(50, 0.8, 39), (51, 0.8, 39), (51, 0.5, 24), (51, 1.0, 50)])
+def test_windows_end_as_published(prompt, passes, share, last):
+    """int(share * 51) of 50 steps, also where the scheduler (PNDM) makes 51 passes of them."""
+    prompts = [prompt("a red car"), prompt("a blue car")]
+    edit = cross_attention(prompts, 50, passes, "replace", share, {}, False)
+    assert edit.share[:, 0, 2].nonzero().flatten().tolist() == list(range(last + 1))
+
+
+def test_windows_of_an_edit_under_pndm(tiny_pipeline, monkeypatch):
+    """Of 10 steps, which are 11 passes: int(0.8 * 11) of the cross-attention, int(0.6 * 10) of the self-attention."""
+    explicit = set()
+    own = limelight.Probe.see
+    monkeypatch.setattr(
+        limelight.Probe, "see", lambda self, layer, p: explicit.add((layer.kind, self.step)) or own(self, layer, p)
+    )
+    model = limelight.load(tiny_pipeline("pndm"))
+    limelight.edit(model, "a red car", "a blue car", steps=10, cross_steps=0.8, self_steps=0.6, record=False)
+    assert max(step for kind, step in explicit if kind == "cross") == 7
+    assert max(step for kind, step in explicit if kind == "self") == 5
+
+
+def test_words_without_a_window(prompt):
+    """They have the default, or as published all steps."""
+    prompts = [prompt("a red car"), prompt("a blue car")]
+    for published, steps in ((False, 8), (True, 10)):
+        edit = cross_attention(prompts, 10, 10, "replace", {"blue": 0.2}, {}, published)
+        assert edit.share[:, 0].sum(dim=0)[:4].tolist() == [steps, steps, 2, steps]
+
+
+def test_a_weight_ends_with_the_windows_of_its_word(prompt):
+    source, target = prompt("a car"), prompt("a red car")  # "red" is new: it has no map to take over
+    edit = cross_attention([source, target], 10, 10, "refine", {"*": 0.8, "red": (0.0, 0.3)}, {"red": 2.0}, False)
+    p = torch.rand(2, 1, 3, 77)
+    (red,) = target.find("red")
+    found = [edit(None, p, step)[1, ..., red] for step in range(10)]
+    assert [torch.equal(value, 2 * p[1, ..., red]) for value in found] == [True] * 3 + [False] * 7
+    assert all(torch.equal(value, p[1, ..., red]) for value in found[3:])
 
 
 def test_a_strengthened_word_keeps_its_own_maps(tiny):
@@ -166,7 +245,7 @@ def test_a_strengthened_word_keeps_its_own_maps(tiny):
     heads = tuple((layer.group, layer.heads) for layer in cross)
     vectors = Relevance(("Color", "Other"), heads, torch.rand(2, sum(n for _, n in heads)))
     source, target = tiny.prompt("a car"), tiny.prompt("a red car")
-    edit = cross_attention([source, target], 10, "auto", 0.5, {}, False)
+    edit = cross_attention([source, target], 10, 10, "auto", 0.5, {}, False)
     edit = edit.strengthened(tiny, [target], {"red": "Color"}, vectors)
     first = cross[0].heads
     p = torch.rand(2, cross[1].heads, 5, 77)
@@ -185,7 +264,7 @@ def test_several_words_of_one_concept_are_strengthened(tiny):
     heads = tuple((layer.group, layer.heads) for layer in cross)
     vectors = Relevance(("Color", "Other"), heads, torch.rand(2, sum(n for _, n in heads)))
     prompts = [tiny.prompt(text) for text in ("a car and a bow", "a red car and a blue bow", "a blue car and a bow")]
-    edit = cross_attention(prompts, 10, "auto", 0.5, {}, False)
+    edit = cross_attention(prompts, 10, 10, "auto", 0.5, {}, False)
     edit = edit.strengthened(tiny, prompts[1:], {"red": "Color", "blue": "Color"}, vectors)
     for target, prompt in enumerate(prompts[1:]):
         own = [token for word in ("red", "blue") if word in prompt.text for token in prompt.find(word)]
@@ -202,7 +281,7 @@ def test_a_full_replacement_copies_the_maps(tiny):
         return probabilities
 
     latents = tiny.noise([torch.Generator().manual_seed(s) for s in (0, 1)], 32, 32)
-    edits = [cross_attention(prompts, 1, "auto", 1.0, {}, False), spy]
+    edits = [cross_attention(prompts, 1, 1, "auto", 1.0, {}, False), spy]
     with torch.no_grad(), limelight.Probe(tiny, (), edits=edits):
         tiny.predict(latents, tiny.timesteps(1)[0], tiny.encode(prompts))
     assert len(seen) == sum(layer.kind == "cross" for layer in tiny.sites)
@@ -228,6 +307,32 @@ def test_a_local_edit_leaves_the_rest(tiny, monkeypatch):
     assert 0 < outside.double().mean() < 1
     assert torch.equal(result.target.latents[outside], result.source.latents[outside])
     assert not torch.equal(result.target.latents[~outside], result.source.latents[~outside])
+
+
+def test_the_published_blend_reads_the_edited_maps(tiny, monkeypatch):
+    """The authors' controller edits the maps in place after it has stored them."""
+    stored, means = [], []
+
+    class Spy(EditedMaps):
+        def take(self, maps):
+            after = super().take(maps)
+            stored.append((maps, after))
+            return after
+
+    own = LocalBlend.mask
+    monkeypatch.setattr(prompt_to_prompt, "EditedMaps", Spy)
+    monkeypatch.setattr(LocalBlend, "mask", lambda self, size: means.append(self.mean.result()) or own(self, size))
+    options = {"steps": 5, "local": "car", "cross_steps": 1.0, "self_steps": 0}
+    limelight.edit(tiny, "a red car", "a blue car", published=True, **options)
+    assert len(stored) == 5
+    for before, after in stored:
+        assert list(after.layers) == list(before.layers)
+        for layer in after.layers:
+            assert torch.equal(after.layers[layer][0], before.layers[layer][0])  # the source's
+            assert torch.equal(after.layers[layer][1], before.layers[layer][0])  # and the target's, which took it over
+    assert torch.equal(means[-1].mean()[0], means[-1].mean()[1])
+    before_edits = stored[-1][0].mean()
+    assert not torch.allclose(before_edits[0], before_edits[1])
 
 
 def test_only_touched_layers_lose_their_fused_attention(tiny, monkeypatch):

@@ -84,6 +84,8 @@ def test_xl(tiny_xl):
         ({"cross_steps": {"cat": 0.5}}, "'cat' is not in the prompt"),
         ({"cross_steps": 1.5}, r"cross_steps=1.5 must lie between 0 and 1"),
         ({"self_steps": (0.8, 0.2)}, r"self_steps=\(0.8, 0.2\) must lie"),
+        ({"cross_steps": (0.5,)}, r"cross_steps=\(0.5,\) must lie"),
+        ({"self_steps": "long"}, "self_steps=long must lie"),
         ({"mode": "swap"}, "mode='swap' must be"),
         ({"target": []}, "at least one target"),
         ({"null_text": True}, "give one as image"),

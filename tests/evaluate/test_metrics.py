@@ -153,6 +153,25 @@ def test_captions_as_the_paper_had_them(images):
     assert all(caption and not caption.startswith("a picture of") for caption in captions)
 
 
+@pytest.mark.parametrize(("paper", "most"), [(True, 30), (False, 21)])
+def test_the_longest_caption(images, monkeypatch, paper, most):
+    """LAVIS' limit of 30 tokens counts the begin token and "a picture of"."""
+    captioner, seen = Captioner(), []
+    embeddings, config = captioner.model.text_decoder.bert.embeddings, captioner.model.config.text_config
+    embeddings.position_embeddings = torch.nn.Embedding(64, config.hidden_size)
+    embeddings.register_buffer("position_ids", torch.arange(64)[None])
+    monkeypatch.setattr(config, "max_position_embeddings", 64)
+    generate = captioner.model.generate
+
+    def endless(**options):
+        seen.append(generate(**options, suppress_tokens=[config.sep_token_id]))
+        return seen[-1]
+
+    monkeypatch.setattr(captioner.model, "generate", endless)
+    captioner.captions(images, paper=paper)
+    assert seen[0].shape == (3, most)
+
+
 class Said:
     """A detector that finds what the test says."""
 

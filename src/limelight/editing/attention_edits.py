@@ -8,7 +8,7 @@ Rows of a batch are grouped by seed: the source first, then its targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.maps import AttentionMaps
 from ..attention.recording import RunningMean
 from ..errors import PromptError, SettingsError
 from ..generation.loop import Step
@@ -31,6 +32,9 @@ from ..prompts.prompt import Prompt
 Window = float | tuple[float, float]
 """Until which share of the steps, 0..1; or from which share to which."""
 
+CROSS_STEPS = 0.8
+"""The window of words without one."""
+
 Mode = Literal["auto", "replace", "refine"]
 
 
@@ -38,7 +42,9 @@ def replacement(source: Prompt, target: Prompt, *, published: bool = False) -> T
     """Map source tokens to target tokens where words are swapped one for one.
 
     Words of different numbers of tokens share their maps: every token of the new word gets an equal part of the sum of
-    the old one's. The result's rows sum to 1, so that attention stays a distribution.
+    the old one's. Punctuation between two words that only the target has takes nothing over. The result's rows sum to
+    1, so that attention stays a distribution: the maps of punctuation that only the source has, and of padding that a
+    longer word pushed out, go to the last position.
 
     Args:
         published: shift the tokens after a replaced word, as the authors' code does, where the words differ in their
@@ -59,31 +65,59 @@ def replacement(source: Prompt, target: Prompt, *, published: bool = False) -> T
     length = len(source.ids)
     matrix = torch.zeros(length, length)
     i = j = 0  # the first tokens that are not mapped yet
-    for old, new in zip(source.words, target.words, strict=True):
-        if old.key == new.key:
-            continue
-        for word, prompt in ((old, source), (new, target)):
-            if not word.positions:
-                raise PromptError(
-                    f"'{word.text}' lies beyond the {length} tokens of '{prompt.text}' that this model reads."
-                )
-
-        a, b = list(old.positions), list(new.positions)
+    for a, b in _word_pairs(source, target, changed_only=published):
         between = min(a[0] - i, b[0] - j)
-        matrix[range(i, i + between), range(j, j + between)] = 1
+        if published:
+            matrix[range(i, i + between), range(j, j + between)] = 1
+        else:
+            _map_gap(matrix, source, target, range(i, a[0]), range(j, b[0]))
         if len(a) == len(b):
             matrix[a, b] = 1
         else:
             matrix[torch.tensor(a)[:, None], b] = 1 / len(b)
         i, j = a[-1] + 1, b[-1] + 1
 
-    rest = min(length - i, length - j)
     if published:
-        matrix[range(j, j + rest), range(j, j + rest)] = 1
-    else:
-        matrix[range(i, i + rest), range(j, j + rest)] = 1
-        matrix[i + rest :, -1] = 1  # padding that the longer word pushed out
+        rest = range(j, j + min(length - i, length - j))
+        matrix[rest, rest] = 1
+        return matrix
+
+    # From the end tokens on, position by position.
+    _map_gap(matrix, source, target, range(i, source.end), range(j, target.end))
+    both = min(length - source.end, length - target.end)
+    matrix[range(source.end, source.end + both), range(target.end, target.end + both)] = 1
+    matrix[source.end + both :, -1] = 1  # padding that the longer word pushed out
     return matrix
+
+
+def _word_pairs(source: Prompt, target: Prompt, changed_only: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """The token positions of every word of the source and of the word in its place, or of those that differ alone."""
+    for old, new in zip(source.words, target.words, strict=True):
+        same = old.key == new.key
+        if same and (changed_only or not old.positions or not new.positions):
+            continue
+        for word, prompt in ((old, source), (new, target)):
+            if not word.positions:
+                raise PromptError(
+                    f"'{word.text}' lies beyond the {len(prompt.ids)} tokens of '{prompt.text}' that this model reads."
+                )
+        yield list(old.positions), list(new.positions)
+
+
+def _map_gap(matrix: Tensor, source: Prompt, target: Prompt, old: range, new: range) -> None:
+    """Map the tokens between two words (punctuation): position by position, or those that both prompts have."""
+    if len(old) == len(new):
+        matrix[list(old), list(new)] = 1
+        return
+
+    a, b = ([prompt.ids[k] for k in gap] for prompt, gap in ((source, old), (target, new)))
+    left = set(old)
+    for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
+        for k in range(block.size):
+            row = old[block.a + k]
+            matrix[row, new[block.b + k]] = 1
+            left.discard(row)
+    matrix[list(left), -1] = 1
 
 
 def refinement(source: Prompt, target: Prompt) -> Tensor:
@@ -141,7 +175,7 @@ class CrossAttention:
         mapper: source tokens to target tokens, [targets, tokens, tokens].
         share: of the source's maps, 0..1, [steps, targets, tokens].
         weights: factors of the targets' tokens, [targets, tokens].
-        weighted: the steps in which the weights hold.
+        windows: in which steps they hold, bool [steps, targets, tokens].
         gains: by layer, factors of the heads for words that keep their own maps, [targets, heads, 1, tokens]; NaN for
             tokens that take over.
     """
@@ -149,14 +183,14 @@ class CrossAttention:
     mapper: Tensor
     share: Tensor
     weights: Tensor
-    weighted: range
+    windows: Tensor
     gains: Mapping[AttentionSite, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> CrossAttention:
         """The same edit on a device."""
         gains = {layer: gain.to(device) for layer, gain in self.gains.items()}
         mapper, share, weights = self.mapper.to(device), self.share.to(device), self.weights.to(device)
-        return CrossAttention(mapper, share, weights, self.weighted, gains)
+        return CrossAttention(mapper, share, weights, self.windows.to(device), gains)
 
     def strengthened(
         self,
@@ -183,7 +217,7 @@ class CrossAttention:
             for i, target in enumerate(targets):
                 positions[i, word] = own = list(_find(word, target))
                 new = [token for token in own if not self.mapper[i, :, token].any()]
-                share[self.weighted.start : self.weighted.stop, i, new] = 1
+                share[:, i, new] = self.windows[:, i, new].to(share.dtype)
 
         gains = {}
         for layer, heads in head_slices(model.text_sites).items():
@@ -195,10 +229,8 @@ class CrossAttention:
     @cached_property
     def _active(self) -> set[int]:
         """The steps that change anything."""
-        active = set(self.share.flatten(1).any(dim=1).nonzero().flatten().tolist())
-        if (self.weights != 1).any():
-            active.update(self.weighted)
-        return active
+        changed = (self.share != 0) | (self.windows & (self.weights != 1))
+        return set(changed.flatten(1).any(dim=1).nonzero().flatten().tolist())
 
     def touches(self, layer: AttentionSite, step: int) -> bool:
         return layer.reads_text and step in self._active
@@ -214,8 +246,8 @@ class CrossAttention:
 
         share = self.share[step].to(source.dtype)[:, None, None]
         changed = share * copied + (1 - share) * own
-        if step in self.weighted:
-            changed = changed * self.weights.to(source.dtype)[:, None, None]
+        weights = torch.where(self.windows[step], self.weights, 1.0).to(source.dtype)
+        changed = changed * weights[:, None, None]
         return torch.cat([source, changed], dim=1).flatten(0, 1)
 
 
@@ -238,24 +270,49 @@ class SelfAttention:
         return probabilities[:: self.rows].repeat_interleave(self.rows, dim=0)
 
 
+class EditedMaps:
+    """Keep the attention of some layers as the edits before it left them.
+
+    Args:
+        layers: which layers.
+    """
+
+    def __init__(self, layers: Sequence[AttentionSite]) -> None:
+        self.layers = frozenset(layers)
+        self.seen: dict[AttentionSite, Tensor] = {}
+
+    def touches(self, layer: AttentionSite, step: int) -> bool:
+        return layer in self.layers
+
+    def __call__(self, layer: AttentionSite, probabilities: Tensor, step: int) -> Tensor:
+        self.seen[layer] = probabilities
+        return probabilities
+
+    def take(self, maps: AttentionMaps) -> AttentionMaps:
+        """The maps of one step, which are then forgotten, in place of those that were recorded before the edits."""
+        seen, self.seen = self.seen, {}
+        return replace(maps, layers={layer: seen[layer] for layer in maps.layers})
+
+
 class LocalBlend:
     """Keep the source's latents in the targets, except where some words are.
 
     Args:
         places: the words' token positions in the source and in each target.
-        passes: denoiser passes of the schedule.
+        steps: of the schedule.
+        edited: whose maps to read, those after the edits, as in the authors' code; None reads those before them.
     """
 
     THRESHOLD, START = 0.3, 0.2  # as published: share of the largest value; share of the steps
 
-    def __init__(self, places: Sequence[tuple[int, ...]], passes: int) -> None:
-        self.places, self.start = places, int(self.START * passes)
+    def __init__(self, places: Sequence[tuple[int, ...]], steps: int, edited: EditedMaps | None = None) -> None:
+        self.places, self.start, self.edited = places, int(self.START * steps), edited
         self.mean = RunningMean()
 
     def __call__(self, step: Step) -> Tensor:
         """The latents of a step, blended."""
         assert step.maps is not None
-        self.mean.add(step.maps)
+        self.mean.add(step.maps if self.edited is None else self.edited.take(step.maps))
         if step.index < self.start:
             return step.latents
 
@@ -290,32 +347,39 @@ class _Windows:
     words: Mapping[str, range]
 
     @classmethod
-    def of(cls, windows: Window | Mapping[str, Window], passes: int) -> _Windows:
-        """Turn shares of the schedule into steps, of one more than there are, as published.
+    def of(cls, windows: Mapping[str, Window], steps: int, passes: int) -> _Windows:
+        """Turn shares of the schedule into steps.
+
+        As published, of one more than there are, and whatever passes a scheduler adds (PNDM adds one): a share of 0.8
+        ends before pass int(0.8 * 51) of 50 steps.
+
+        Args:
+            windows: by word, with "*" for all others.
 
         Raises:
             SettingsError: a window does not lie between 0 and 1.
         """
         words = {}
-        for word, window in by_word(windows).items():
+        for word, window in windows.items():
             name = "cross_steps" if word == "*" else f"cross_steps of '{word}'"
-            words[word] = steps_of(window, name, passes + 1)
-        others = words.pop("*", steps_of(0.8, "cross_steps", passes + 1))
+            words[word] = steps_of(window, name, steps + 1)
+        others = words.pop("*")
         return cls(passes, others, words)
 
-    def share(self, target: Prompt) -> Tensor:
-        """The share of the source's maps, 0 or 1, [steps, tokens]."""
-        share = torch.zeros(self.passes, len(target.ids))
-        share[self.others.start : self.others.stop] = 1
+    def holds(self, target: Prompt) -> Tensor:
+        """In which steps each token's window is, bool [steps, tokens]."""
+        holds = torch.zeros(self.passes, len(target.ids), dtype=torch.bool)
+        holds[self.others.start : self.others.stop] = True
         for word, steps in self.words.items():
             own = list(_find(word, target))
-            share[:, own] = 0
-            share[steps.start : steps.stop, own] = 1
-        return share
+            holds[:, own] = False
+            holds[steps.start : steps.stop, own] = True
+        return holds
 
 
 def cross_attention(
     prompts: Sequence[Prompt],
+    steps: int,
     passes: int,
     mode: Mode,
     windows: Window | Mapping[str, Window],
@@ -326,7 +390,8 @@ def cross_attention(
 
     Args:
         prompts: the source, then the targets.
-        passes: denoiser passes of the schedule.
+        steps: of the schedule.
+        passes: its denoiser passes.
         mode, windows, reweight, published: as in `limelight.edit`, where `windows` is called `cross_steps`.
 
     Raises:
@@ -336,23 +401,29 @@ def cross_attention(
     if mode not in get_args(Mode):
         raise SettingsError(f"mode='{mode}' must be 'auto', 'replace' or 'refine'.")
     source, *targets = prompts
-    chosen = _Windows.of(windows, passes)
+    chosen = _Windows.of(by_word(windows, published), steps, passes)
     for word in (*chosen.words, *reweight):
         if word != "*":
             _check_in_some(word, targets)
 
-    mappers, shares, weights = [], [], []
+    mappers, taken, weights = [], [], []
     for target in targets:
-        share = chosen.share(target)
         if mode == "replace" or (mode == "auto" and len(source.words) == len(target.words)):
             mapper = replacement(source, target, published=published)
+            own = target.end if not published else 0
         else:
             mapper = refinement(source, target)
-            share *= mapper.any(dim=0)  # a new word has no map to take over
+            own = len(target.ids)
+
+        takes = torch.ones(len(target.ids), dtype=torch.bool)
+        takes[:own] = mapper[:, :own].any(dim=0)  # a new word, or new punctuation, has no map to take over
         mappers.append(mapper)
-        shares.append(share)
+        taken.append(takes)
         weights.append(_weights(target, reweight))
-    return CrossAttention(torch.stack(mappers), torch.stack(shares, 1), torch.stack(weights), chosen.others)
+
+    holds = torch.stack([chosen.holds(target) for target in targets], dim=1)
+    share = (holds & torch.stack(taken)).float()
+    return CrossAttention(torch.stack(mappers), share, torch.stack(weights), holds)
 
 
 def _weights(target: Prompt, reweight: Mapping[str, float]) -> Tensor:
@@ -363,13 +434,18 @@ def _weights(target: Prompt, reweight: Mapping[str, float]) -> Tensor:
     return weights
 
 
-def by_word(windows: Window | Mapping[str, Window]) -> Mapping[str, Window]:
-    """Windows by word; a single one is that of "*", which stands for all words."""
-    return windows if isinstance(windows, Mapping) else {"*": windows}
+def by_word(windows: Window | Mapping[str, Window], published: bool = False) -> Mapping[str, Window]:
+    """Windows by word, with "*" for all that have none of their own.
+
+    Without "*" that is 0.8, as if no windows had been given; as published, it is all steps.
+    """
+    if not isinstance(windows, Mapping):
+        return {"*": windows}
+    return {"*": 1.0 if published else CROSS_STEPS, **windows}
 
 
-def steps_of(window: Window, name: str, passes: int) -> range:
-    """Turn a window, in shares of the schedule, into steps.
+def steps_of(window: Window, name: str, steps: int) -> range:
+    """Turn a window, in shares of so many steps, into steps.
 
     Args:
         name: of the setting, for the error.
@@ -377,10 +453,14 @@ def steps_of(window: Window, name: str, passes: int) -> range:
     Raises:
         SettingsError: the window does not lie between 0 and 1.
     """
-    start, stop = (0.0, window) if isinstance(window, float | int) else window
-    if not 0 <= start <= stop <= 1:
+    try:
+        start, stop = (0.0, window) if isinstance(window, float | int) else window
+        fits = 0 <= start <= stop <= 1
+    except (TypeError, ValueError):  # not two numbers
+        fits = False
+    if not fits:
         raise SettingsError(f"{name}={window} must lie between 0 and 1, for example 0.8 or (0.2, 0.8).")
-    return range(int(start * passes), int(stop * passes))
+    return range(int(start * steps), int(stop * steps))
 
 
 def places_of(prompts: Sequence[Prompt], local: str | Sequence[str] | None) -> tuple[tuple[int, ...], ...]:

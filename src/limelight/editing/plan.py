@@ -66,7 +66,7 @@ class EditSettings:
         """The settings of the attention edits as plain values, to be stored with a result."""
         cross_steps = self.cross_steps
         if not isinstance(cross_steps, float | int):
-            cross_steps = dict(by_word(cross_steps))
+            cross_steps = dict(by_word(cross_steps, self.published))
 
         return {
             "mode": self.mode,
@@ -127,11 +127,11 @@ class EditPlan:
 
         passes = model.passes(settings.steps)
         cross = cross_attention(
-            prompts, passes, settings.mode, settings.cross_steps, settings.reweight, settings.published
+            prompts, settings.steps, passes, settings.mode, settings.cross_steps, settings.reweight, settings.published
         )
         if settings.strengthen:
             cross = cross.strengthened(model, prompts[1:], settings.strengthen, settings.head_vectors)
-        window = steps_of(settings.self_window, "self_steps", passes)
+        window = steps_of(settings.self_window, "self_steps", settings.steps)
         edits = (cross.to(model.device), SelfAttention(len(prompts), model.guided_scale, window))
         return cls(model, settings, tuple(texts), prompts, seeds, edits, places, passes)
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..attention.edits import Edit
 from ..attention.maps import AttentionMaps, none
 from ..attention.recording import RunningMean
 from ..errors import SettingsError
@@ -26,11 +27,12 @@ from ..generation.batches import PassResult, in_passes
 from ..generation.loop import Step, denoise
 from ..generation.plan import checked, negatives, warn_of_unknown
 from ..generation.result import Result
+from ..guidance.base import layers_to_read
 from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
 from ..utils.files import png, slug, write
 from ..utils.images import grid
-from .attention_edits import LocalBlend, Mode, Window
+from .attention_edits import CROSS_STEPS, EditedMaps, LocalBlend, Mode, Window
 from .image_inversion import Inversion
 from .plan import EditPlan, EditSettings
 
@@ -109,7 +111,7 @@ def edit(
     image: Image.Image | Inversion | None = None,
     null_text: bool = False,
     mode: Mode = "auto",
-    cross_steps: Window | Mapping[str, Window] = 0.8,
+    cross_steps: Window | Mapping[str, Window] = CROSS_STEPS,
     self_steps: Window | None = None,
     strengthen: Mapping[str, str] | None = None,
     head_vectors: Relevance | str | Path | None = None,
@@ -138,19 +140,22 @@ def edit(
         mode: "replace" swaps words one for one, "refine" keeps what both prompts share; "auto" replaces where the
             prompts have equally many words.
         cross_steps: share of the steps, 0..1, in which the words have the source's maps; or from which share to which.
-            By word, with "*" for all others: ``{"*": 0.8, "red": (0.0, 0.4)}``.
+            By word, with "*" for all others: ``{"*": 0.8, "red": (0.0, 0.4)}``. Without "*" the others have 0.8. As
+            published, a share is of one step more than there are: 0.8 of 50 steps ends before pass int(0.8 * 51).
         self_steps: the same for the self-attention, in the layers from `Model.guided_scale` inwards, as published
-            (16 x 16 and smaller at 512 pixels); longer keeps more of the shape. By default 0.4, with `strengthen` 0.9.
+            (16 x 16 and smaller at 512 pixels), and of the steps as they are: 0.4 of 50 ends before pass 20. Longer
+            keeps more of the shape. By default 0.4, with `strengthen` 0.9.
         strengthen: concepts of the target's words, ``{"red": "Color"}``: such a word keeps its own maps, every head
-            times its relevance to the concept, for as long as `cross_steps` lasts (P2P-HRV of Jungwon Park et al.,
-            "Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in Text-to-Image Generative
-            Models", 2024, https://arxiv.org/abs/2412.02237).
+            times its relevance to the concept, for as long as its window of `cross_steps` lasts (P2P-HRV of Jungwon
+            Park et al., "Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in Text-to-Image
+            Generative Models", 2024, https://arxiv.org/abs/2412.02237).
         head_vectors: the vectors for that, or their file; None takes those that are shipped for the model.
         local: words; the image changes only where they are.
-        reweight: how much more (above 1) or less (below 1) words of the target should show, for as long as
-            `cross_steps` lasts.
-        published: place the tokens after a replaced word as the authors' code does, which shifts them where the words
-            differ in their number of tokens.
+        reweight: how much more (above 1) or less (below 1) words of the target should show, for as long as their
+            windows of `cross_steps` last.
+        published: do as the authors' code does. The tokens after a replaced word are shifted where the words differ in
+            their number of tokens; `local` looks for its words in the maps after the edits, not before them; and words
+            without a window in `cross_steps` have the source's maps in all steps.
         steps, guidance_scale, negative, height, width, batch, on_step: as in `limelight.generate`; `batch` counts
             sources and targets, which have one negative prompt.
         record: keep the mean attention maps of the run, see `Result.maps`.
@@ -225,16 +230,21 @@ def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | Non
         noise = plan.inversion.noise.to(noise).expand_as(noise)
         conditioning = plan.inversion.conditioning(encoded, plan.passes)
 
+    edits: tuple[Edit, ...] = plan.edits
     blend = None
     if plan.places:
-        blend = LocalBlend(plan.places, plan.passes)
+        edited = None
+        if settings.published:
+            edited = EditedMaps(layers_to_read(model, (noise.shape[-2], noise.shape[-1])))
+            edits = (*edits, edited)
+        blend = LocalBlend(plan.places, settings.steps, edited)
     loop = denoise(
         model,
         conditioning,
         noise,
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
-        edits=plan.edits,
+        edits=edits,
         record=settings.record or blend is not None,
         generators=generators,
     )

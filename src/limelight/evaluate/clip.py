@@ -82,16 +82,17 @@ class Captioner:
 
     @torch.inference_mode()
     def captions(self, images: Sequence[Image.Image], paper: bool = False) -> list[str]:
-        """One caption an image; for `paper`, as the authors' script had them made: three beams, 10 to 30 tokens, and
-        begun with "a picture of", which is cut off again."""
+        """One caption an image; for `paper`, as the authors' script had them made: three beams, 10 to 30 tokens with
+        the begin token, and begun with "a picture of", which is cut off again."""
         options: dict[str, Any] = {"num_beams": 1}
         inputs = self.processor(images=list(images), return_tensors="pt")
         if paper:
             begun = self.processor.tokenizer([_BEGINNING] * len(images), return_tensors="pt")
             inputs |= {name: begun[name] for name in ("input_ids", "attention_mask")}
             options = {"num_beams": 3, "min_length": 10}
-        most = min(30 if paper else 20, self.model.config.text_config.max_position_embeddings - 1)
-        ids = self.model.generate(**inputs.to(self.model.device), max_length=most + 1, do_sample=False, **options)
+        # LAVIS' limit of 30 counts the begin token and the beginning; ours of 20 counts what follows the begin token.
+        most = min(30 if paper else 21, self.model.config.text_config.max_position_embeddings)
+        ids = self.model.generate(**inputs.to(self.model.device), max_length=most, do_sample=False, **options)
         found = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
         return [text.removeprefix(_BEGINNING).strip() for text in found] if paper else found
 

@@ -23,6 +23,10 @@ from ..models.sites import AttentionSite, head_slices
 from ..prompts.prompt import Prompt
 from .relevance import Relevance, relevance_for
 
+SIGMA = 0.5 / 2**0.5
+"""The released code blurs with exp(-(d / 0.5)^2 / 2), a standard deviation of 0.5. That of Attend-and-Excite, and with
+it `limelight.guidance.terms.blur`, has sigma * sqrt(2)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadWeightedAttendAndExcite(AttendAndExcite):
@@ -92,6 +96,7 @@ def excite_by_heads(
     side: int = 8,
     temperature: float = 100.0,
     smooth: bool = True,
+    sigma: float = SIGMA,
     own_tokens: bool | None = None,
 ) -> Score:
     """As `excite`, but each subject has a map of its own: all heads of all layers, weighted by their relevance to its
@@ -110,6 +115,7 @@ def excite_by_heads(
         concepts: the concept of each subject, by a word of it; or one concept for all.
         side: every map is resized to so many pixels along its shorter side, see `resizing`.
         temperature, smooth, own_tokens: see `excite`.
+        sigma: width of the blur, see `limelight.guidance.terms.blur`.
 
     Raises:
         SettingsError: a subject has no concept, the vectors lack it, or they do not fit the maps.
@@ -134,7 +140,7 @@ def excite_by_heads(
 
     # Of each subject's own maps its own column.
     of_subjects = sharp[..., : absent.shape[1]].diagonal(dim1=1, dim2=3).movedim(-1, 1).unflatten(2, (height, width))
-    return weakest_score(blur(of_subjects) if smooth else of_subjects, absent)
+    return weakest_score(blur(of_subjects, sigma) if smooth else of_subjects, absent)
 
 
 def _weighted(maps: AttentionMaps, weights: Tensor, size: tuple[int, int]) -> Tensor:
