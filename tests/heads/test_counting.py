@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import limelight
-from limelight.errors import SettingsError
+from limelight.errors import FileError, ModelError, SettingsError
 from limelight.heads import counting as counting_module
 from limelight.heads.counting import Counter, Counting, compute, merge
 from limelight.heads.relevance import Relevance
@@ -254,3 +254,27 @@ def test_examples():
     found = doctest.testmod(counting_module)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_two_parts_do_not_write_one_file_at_once(tiny_module, tmp_path):
+    """Each reads the file before the other has written it, and the second would overwrite the first's counts."""
+    out, tries = tmp_path / "new" / "x.safetensors", []
+
+    def second(*_):
+        with pytest.raises(FileError, match=r"x\.safetensors' is being written by another program"):
+            compute(tiny_module, COUNTING, out, part=(2, 2))
+        tries.append(1)
+
+    compute(tiny_module, COUNTING, out, part=(1, 2), every=0, on_job=second)
+    assert tries == [1]
+    assert Relevance.load(out).counted.tolist() == [True, True, False]
+    with pytest.raises(SettingsError, match="holds prompts of another part"):  # the lock is free again
+        compute(tiny_module, COUNTING, out, part=(2, 2))
+
+
+def test_attention_that_is_not_a_number_counts_for_nothing(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    with torch.no_grad():
+        pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight[0] = float("nan")
+    with pytest.raises(ModelError, match=r"as float64 gives attention that is not a number \(NaN\)"):
+        compute(limelight.load(pipeline), COUNTING)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import doctest
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import limelight
 from limelight.errors import FileError, SettingsError
 from limelight.heads import guidance as guidance_module
 from limelight.heads import relevance as relevance_module
-from limelight.heads.relevance import Relevance, vectors_of
+from limelight.heads.relevance import Relevance, layers_of, vectors_of
 
 # The authors' vectors: numbers of the specification.
 TOP = {
@@ -167,3 +170,59 @@ def test_examples(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def _changed(**changes):
+    """A sound file's contents with changes: metadata and tensors."""
+    about = {"version": 1, "concepts": ["A", "B"], "layers": [["mid", 2]]}
+    tensors = {"vectors": torch.ones(2, 2), "counts": torch.ones(3, 2, 2), "counted": torch.ones(3)}
+    for name, value in changes.items():
+        (about if name in about else tensors)[name] = value
+    return about, {name: value for name, value in tensors.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vectors": torch.tensor([[1, float("nan")], [1, 1]])}, "its vectors are negative, infinite or not a number"),
+        ({"vectors": torch.tensor([[1, float("inf")], [1, 1]])}, "its vectors are negative, infinite or not a number"),
+        ({"vectors": torch.tensor([[3.0, -1.0], [1, 1]])}, "its vectors are negative"),
+        ({"counts": -torch.ones(3, 2, 2)}, "its counts are negative"),
+        ({"concepts": ["A", "B", "C"]}, r"its vectors have the shape \[2, 2\], not \[3, 2\]"),
+        ({"concepts": ["A"]}, r"not \[1, 2\]"),
+        ({"concepts": ["A", "a "]}, "a concept has no name, or the name of another"),
+        ({"layers": [["mid", 10**12]]}, r"not \[2, 1000000000000\]"),
+        ({"layers": [["mid", 3], ["up", -1]]}, "a layer has no heads"),
+        ({"counts": torch.ones(2, 2)}, r"its counts have the shape \[2, 2\], not \[any, 2, 2\]"),
+        ({"vectors": None}, "is not a file of head relevance vectors"),
+        ({"layers": 5}, "is not a file of head relevance vectors"),
+        ({"version": "new"}, "is not a file of head relevance vectors"),
+    ],
+)
+def test_files_that_cannot_be_right_are_refused(tmp_path, changes, message):
+    about, tensors = _changed(**changes)
+    save_file(tensors, tmp_path / "x.safetensors", {"limelight.heads": json.dumps(about)})
+    with pytest.raises(FileError, match=message):
+        Relevance.load(tmp_path / "x.safetensors")
+
+
+def test_the_sound_file_is_read(tmp_path):
+    about, tensors = _changed()
+    save_file(tensors, tmp_path / "x.safetensors", {"limelight.heads": json.dumps(about)})
+    assert Relevance.load(tmp_path / "x.safetensors").fault is None
+
+
+def test_vectors_in_memory_are_checked_before_use(tiny):
+    heads = layers_of(tiny)
+    vectors = torch.full((1, sum(count for _, count in heads)), float("nan"))
+    with pytest.raises(SettingsError, match="vectors are negative, infinite or not a number"):
+        limelight.edit(
+            tiny, "a car", "a red car", strengthen={"red": "A"}, head_vectors=Relevance(("A",), heads, vectors)
+        )
+
+
+def test_imported_vectors_are_checked(tmp_path):
+    np.save(tmp_path / "v.npy", np.array([[1.0, np.nan]], dtype=np.float32))
+    np.save(tmp_path / "h.npy", np.array(["mid, layer: 0, head: 0", "mid, layer: 0, head: 1"]))
+    with pytest.raises(FileError, match=r"v\.npy' cannot be used: its vectors are negative, infinite or not a number"):
+        Relevance.read_npy(tmp_path / "v.npy", tmp_path / "h.npy", {"A": ["a"]})

@@ -14,6 +14,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.probe import Probe
-from ..errors import SettingsError, UnknownWords
+from ..errors import ModelError, SettingsError, UnknownWords
 from ..generation.loop import denoise
 from ..generation.provenance import provenance
 from ..models.base import Model
@@ -32,6 +33,7 @@ from ..models.loading import load
 from ..models.sites import AttentionSite, head_slices
 from ..models.unet import projections, text_keys, text_states
 from ..prompts.prompt import Prompt
+from ..utils.files import lock_file
 from ..utils.parallel import device_of, one_thread, open_executor
 from .relevance import Relevance, layers_of, vectors_of
 from .vocabulary import Concepts
@@ -239,6 +241,13 @@ class Counter:
             ):
                 probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
                 watch.step = step.index + 1
+
+        # Only here does the host wait for the device.
+        if bool(watch.broken):
+            raise ModelError(
+                f"'{model.name}' as {str(model.dtype).removeprefix('torch.')} gives attention that is not a number "
+                "(NaN), which can choose no concept; load the model as float32."
+            )
         return watch
 
     @property
@@ -286,6 +295,7 @@ class _Watch:
         step: the step that is being counted.
         steps: int64 [steps, heads, concepts].
         images: int64 [images, heads, concepts].
+        broken: whether any attention was not a number.
     """
 
     def __init__(self, counter: Counter, words: Tensor) -> None:
@@ -302,6 +312,7 @@ class _Watch:
 
         self.steps = torch.zeros(words.shape[0], *counter.shape, dtype=torch.int64, device=device)
         self.images = torch.zeros(words.shape[2], *counter.shape, dtype=torch.int64, device=device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=device)
 
     @torch.no_grad()
     def __call__(self, layer: AttentionSite, queries: Tensor, scale: float) -> None:
@@ -316,6 +327,7 @@ class _Watch:
         attention = logits.softmax(dim=-1).mean(dim=2)[..., 1:]
         mean = attention.unflatten(-1, (self.concepts, -1)).sum(dim=-1) / lengths[:, None]
 
+        self.broken |= ~mean.isfinite().all()
         chosen = F.one_hot(mean.argmax(dim=-1), self.concepts)  # [images, heads, concepts]
         heads = self.slices[layer]
         self.steps[self.step, heads] += chosen.sum(dim=0)
@@ -452,7 +464,8 @@ def compute(
         on_job: called after every pass with the prompts done and the prompts of this part.
 
     Raises:
-        FileError: the file cannot be read or written.
+        FileError: the file cannot be read or written, or another program writes it.
+        ModelError: the model gives values that are not numbers.
         SettingsError: the file holds other counts; or the workers have different models.
         ExecutorError: a pass failed again and again.
 
@@ -470,19 +483,23 @@ def compute(
     prompts = sum(map(len, jobs))
 
     start = partial(_start, model, device, counting)
-    with open_executor(start, engine=engine, workers=workers, address=address) as executor:
+    path = None if out is None else Path(out)
+    # Two parts that write one file at the same time would lose the counts of one.
+    with (
+        nullcontext() if path is None else lock_file(path),
+        open_executor(start, engine=engine, workers=workers, address=address) as executor,
+    ):
         (_, begun), *_ = executor.map(Counter.begin, [None])
         if begun.unknown:
             so = "counts of them mean nothing"
             warnings.warn(UnknownWords(begun.empty.facts["model"], begun.unknown, so), stacklevel=2)
 
-        tally = _Tally(begun.empty, None if out is None else Path(out), every)
+        tally = _Tally(begun.empty, path, every)
         for _, (counts, weights) in executor.map(Counter.count, tally.left(jobs, part)):
             tally.add(counts, weights)
             if on_job:
                 on_job(int(tally.counts.counted.sum()), prompts)
-
-    tally.save()
+        tally.save()
     return tally.relevance
 
 

@@ -117,6 +117,27 @@ class Relevance:
             found += [Head(len(found) + head, group, layer, head) for head in range(heads)]
         return tuple(found)
 
+    @cached_property
+    def fault(self) -> str | None:
+        """What is wrong with the numbers: shapes that do not fit, or relevance that is negative or not a number."""
+        names = {name.strip().casefold() for name in self.concepts}
+        if len(names) < len(self.concepts) or "" in names:
+            return "a concept has no name, or the name of another"
+        if any(count < 1 for _, count in self.layers):
+            return "a layer has no heads"
+
+        concepts, heads = len(self.concepts), sum(count for _, count in self.layers)
+        for name, shape in (
+            ("vectors", (concepts, heads)),
+            ("counts", (-1, heads, concepts)),
+            ("blocks", (-1, heads, concepts)),
+            ("counted", (-1,)),
+        ):
+            fault = _fault_of(name, getattr(self, name), shape)
+            if fault:
+                return fault
+        return None
+
     def find(self, head: int | str) -> int:
         """The index of a head by its index or its name.
 
@@ -314,8 +335,10 @@ class Relevance:
             with safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {})["limelight.heads"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            version, concepts, layers = about.pop("version"), about.pop("concepts"), about.pop("layers")
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            version, concepts = int(about.pop("version")), tuple(map(str, about.pop("concepts")))
+            layers = tuple((str(group), int(heads)) for group, heads in about.pop("layers"))
+            vectors = tensors["vectors"]
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise FileError(
                 f"'{source}' is not a file of head relevance vectors; give {', '.join(SHIPPED)} or a file that "
                 "limelight heads compute or import has written."
@@ -325,8 +348,10 @@ class Relevance:
 
         dtypes = {"counts": torch.int64, "blocks": torch.int64, "counted": torch.bool}
         optional = {name: tensors[name].to(dtype) for name, dtype in dtypes.items() if name in tensors}
-        pairs = tuple((group, int(heads)) for group, heads in layers)
-        return cls(tuple(concepts), pairs, tensors["vectors"], facts=about, **optional)
+        found = cls(concepts, layers, vectors, facts=about, **optional)
+        if found.fault:
+            raise FileError(f"'{source}' cannot be used: {found.fault}; compute or import it again.")
+        return found
 
     @classmethod
     def read_npy(
@@ -360,8 +385,24 @@ class Relevance:
         if list(map(str, found.heads)) != [str(name).strip() for name in names]:
             raise FileError(f"'{heads}' does not name the heads in execution order.")
 
+        if found.fault:
+            raise FileError(f"'{vectors}' cannot be used: {found.fault}.")
+
         about = {"words": {name: list(words) for name, words in concepts.items()}, **facts}
         return replace(found, counts=_recovered(rows, facts.get("choices")), facts=about)
+
+
+def _fault_of(name: str, value: Tensor | None, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with a tensor that must have a shape, where -1 is any length, and no negative numbers."""
+    if value is None:
+        return None
+    fits = len(shape) == value.ndim and all(a in (-1, b) for a, b in zip(shape, value.shape, strict=True))
+    if not fits:
+        wanted = ["any" if side < 0 else side for side in shape]
+        return f"its {name} have the shape {list(value.shape)}, not {wanted}".replace("'", "")
+    if not bool(((value >= 0) & (value < torch.inf)).all()):
+        return f"its {name} are negative, infinite or not a number in places"
+    return None
 
 
 def _layers_named(names: Iterable[Any], source: str | Path) -> tuple[tuple[str, int], ...]:
@@ -411,10 +452,12 @@ def relevance_for(model: Model, given: Relevance | str | Path | None = None) -> 
 
     Raises:
         FileError: the given file cannot be read.
-        SettingsError: none fit.
+        SettingsError: none fit, or those given are not sound.
     """
     if given is not None:
         relevance = given if isinstance(given, Relevance) else Relevance.load(given)
+        if relevance.fault:
+            raise SettingsError(f"The head relevance vectors cannot be used: {relevance.fault}.")
         relevance.of(model)
         return relevance
 

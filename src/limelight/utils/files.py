@@ -61,18 +61,39 @@ def lock_folder(
     Raises:
         FileError: another program holds the lock, or the folder cannot be written.
     """
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileError(busy.format(folder=folder)) from None
-    except OSError as error:
-        raise FileError(f"'{folder}' cannot be written: {error.strerror or error}.") from error
-
-    try:
+    with _held(folder / ".lock", folder, busy.format(folder=folder)):
         for part in folder.rglob(".*.part"):
             part.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Keep other programs from writing a file for the time of a `with`.
+
+    The lock is a hidden file beside it, which stays: removing it would let in a third program beside a second.
+
+    Raises:
+        FileError: another program holds the lock, or the folder cannot be written.
+    """
+    busy = f"'{path}' is being written by another program; wait for it to end, or choose another file."
+    with _held(path.with_name(f".{path.name}.lock"), path, busy):
+        yield
+
+
+@contextmanager
+def _held(where: Path, of: Path, busy: str) -> Iterator[None]:
+    """Hold a lock, whose folder is made if absent."""
+    lock = FileLock(where)
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileError(busy) from None
+    except OSError as error:
+        raise FileError(f"'{of}' cannot be written: {error.strerror or error}.") from error
+
+    try:
         yield
     finally:
         lock.release()
