@@ -6,8 +6,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 
-from limelight import PromptError
+from limelight import PromptError, SettingsError
 from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline as Ours
 
 CALL = {
@@ -58,6 +59,125 @@ def test_equal_to_the_deprecated_pipeline(pair, scheduler, changes):
     assert ours.get_indices("a red car") == theirs.get_indices("a red car")
 
 
+def images(pipeline, **changes):
+    call = {**CALL, "num_inference_steps": 3, **changes}
+    return pipeline(**call, generator=torch.Generator().manual_seed(4)).images
+
+
+@pytest.mark.filterwarnings("ignore:Token index")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"token_indices": [2, 2]},
+        {"token_indices": [2, 5, 2]},
+        {"token_indices": [0, 2]},  # the original reads its list of maps from the end
+        {"token_indices": [-3, 2]},
+        {"thresholds": {0: 1.5, 2: 1.0, 4: -1.0}},
+        {"thresholds": {0.0: 0.6, 2.0: 0.65}},
+        {"max_iter_to_alter": 2.5},
+    ],
+)
+def test_odd_arguments_mean_the_same(pair, changes):
+    ours, theirs = pair()
+    assert float((images(ours, **changes) - images(theirs, **changes)).abs().max()) < 1e-8
+
+
+def test_an_index_below_one_is_named(pair):
+    with pytest.warns(UserWarning, match="Token index 0 is not a token of the prompt.* is index 75"):
+        images(pair()[0], token_indices=[0], num_inference_steps=1)
+
+
+def test_one_number_is_a_square(pair):
+    ours, _ = pair()
+    assert torch.equal(images(ours, attn_res=8), images(ours, attn_res=(8, 8)))
+
+
+@pytest.mark.parametrize("kind", ["default", "sliced"])
+def test_other_attention_processors(pair, kind):
+    """They give way for the time of a call, and are back afterwards, also after an error."""
+    ours, theirs = pair()
+    expected = images(theirs)
+    if kind == "default":
+        ours.unet.set_default_attn_processor()
+        ours.unet.set_attn_processor(AttnProcessor())
+    else:
+        ours.enable_attention_slicing(1)
+    before = ours.unet.attn_processors
+    assert float((images(ours) - expected).abs().max()) < 1e-8
+    assert ours.unet.attn_processors == before
+
+    def fail(*_):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        images(ours, callback=fail)
+    assert ours.unet.attn_processors == before
+
+
+def test_the_scale_of_lora_weights(pair):
+    peft = pytest.importorskip("peft")
+    ours, theirs = pair()
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    for pipeline in (ours, theirs):
+        torch.manual_seed(3)
+        pipeline.unet.add_adapter(config)
+        pipeline.unet.to(torch.float64)
+    whole = images(ours, thresholds={})
+    for scale in (0.3, 0.0):
+        # Without refinement, in which the original forgets the scale.
+        options = {"cross_attention_kwargs": {"scale": scale}, "thresholds": {}}
+        scaled = images(ours, **options)
+        assert float((scaled - images(theirs, **options)).abs().max()) < 1e-8
+        assert not torch.allclose(scaled, whole, atol=1e-4)
+    assert torch.equal(images(ours, thresholds={}), whole)
+    with pytest.raises(SettingsError, match="cross_attention_kwargs has 'gligen', which cannot be passed on"):
+        images(ours, cross_attention_kwargs={"scale": 1.0, "gligen": {}})
+
+
+def test_components_are_those_of_the_deprecated_pipeline(pair, tmp_path):
+    ours, theirs = pair()
+    assert set(ours.components) == set(theirs.components)
+    assert dict(ours.config).keys() - {"_name_or_path"} == dict(theirs.config).keys() - {"_name_or_path"}
+    copied = type(theirs)(**ours.components, requires_safety_checker=False)
+    copied.set_progress_bar_config(disable=True)
+    expected = images(ours)
+    assert float((images(copied) - expected).abs().max()) < 1e-8
+    ours.save_pretrained(tmp_path)
+    loaded = Ours.from_pretrained(tmp_path, safety_checker=None, torch_dtype=torch.float64)
+    assert torch.allclose(images(loaded), expected)
+    ours.register_attention_control()
+    assert torch.equal(images(ours), expected)
+
+
+def test_embeddings_without_a_text_encoder(pair):
+    ours, theirs = pair()
+    embedded, _ = ours.encode_prompt(CALL["prompt"], "cpu", 1, False)
+    empty, _ = ours.encode_prompt("", "cpu", 1, False)
+    expected = images(theirs)
+    bare = Ours(**{**ours.components, "text_encoder": None, "tokenizer": None}, requires_safety_checker=False)
+    found = images(bare, prompt=None, prompt_embeds=embedded, negative_prompt_embeds=empty)
+    assert float((found - expected).abs().max()) < 1e-8
+    with pytest.raises(PromptError, match="has no text encoder to read the prompt; give prompt_embeds"):
+        images(bare)
+    with pytest.raises(PromptError, match="give negative_prompt_embeds, or guidance_scale=1"):
+        images(bare, prompt=None, prompt_embeds=embedded)
+    images(bare, prompt=None, prompt_embeds=embedded, guidance_scale=1, num_inference_steps=1)
+
+
+def test_embeddings_of_any_length(pair):
+    """Long prompts are encoded in pieces and joined."""
+    ours, theirs = pair()
+    embedded, _ = ours.encode_prompt(CALL["prompt"], "cpu", 1, False)
+    empty, _ = ours.encode_prompt("", "cpu", 1, False)
+    options = {
+        "prompt": None,
+        "prompt_embeds": torch.cat([embedded, embedded], dim=1),
+        "negative_prompt_embeds": torch.cat([empty, empty], dim=1),
+        "token_indices": [2, 82],
+    }
+    assert float((images(ours, **options) - images(theirs, **options)).abs().max()) < 1e-8
+
+
 def test_several_images_of_a_prompt(pair):
     """What the deprecated pipeline cannot do: a row for every image."""
     ours, _ = pair()
@@ -84,3 +204,5 @@ def test_bad_arguments(pair):
         ours("a cat", [])
     with pytest.raises(PromptError, match="either prompt or prompt_embeds"):
         ours(token_indices=[2])
+    with pytest.raises(SettingsError, match="callback_steps=0 must be a whole number"):
+        ours("a cat", [2], callback_steps=0)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -19,8 +24,16 @@ from ..generation.loop import Step, denoise
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..models.base import Conditioning
 from ..models.stable_diffusion import StableDiffusion
-from ..prompts.prompt import Prompt
+from ..prompts.prompt import Prompt, unread
 from ..prompts.subjects import Subject
+
+
+class _Lent(StableDiffusion):
+    """The pipeline as a model. It encodes its prompts itself, and needs nothing for that where embeddings are given."""
+
+    def _check_tokenizer(self) -> None:
+        if self.pipeline.text_encoder is not None and self.pipeline.tokenizer is not None:
+            super()._check_tokenizer()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +67,43 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
     Same arguments and, with DDIM and PNDM, the same images. Besides, `scale_model_input` is honoured (Euler, LMS),
     several images per prompt work, maps need not be square, `thresholds` may be empty, `max_iter_to_alter` may be None
     (guide to the end), and it is faster. New code uses `limelight.generate`, which takes words.
+
+    Attention is watched through torch's scaled_dot_product_attention: for the time of a call, other attention
+    processors (sliced, say) give way to `AttnProcessor2_0`.
     """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor"]  # noqa: RUF012 - as diffusers has it
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any,
+        feature_extractor: Any,
+        requires_safety_checker: bool = True,
+    ) -> None:
+        super().__init__(
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            safety_checker,
+            feature_extractor,
+            requires_safety_checker=requires_safety_checker,
+        )
+
+    def register_modules(self, **modules: Any) -> None:
+        """Register the components; the deprecated pipeline has no `image_encoder`."""
+        modules.pop("image_encoder", None)
+        super().register_modules(**modules)
+
+    def register_attention_control(self) -> None:
+        """Do nothing: attention is watched without processors of its own. For scripts that call it."""
 
     def get_indices(self, prompt: str) -> dict[int, str]:
         """Every token of a prompt by its index."""
@@ -84,22 +133,26 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         max_iter_to_alter: int | None = 25,
         thresholds: Mapping[float | int, float] | None = None,
         scale_factor: float = 20,
-        attn_res: tuple[int, int] | None = (16, 16),
+        attn_res: int | tuple[int, int] | None = (16, 16),
         clip_skip: int | None = None,
     ) -> Any:
         """Generate images; every entry of `token_indices` is a guided subject. See diffusers for the arguments.
+
+        Of `cross_attention_kwargs` the "scale" of LoRA weights counts, also in the passes of a refinement, where the
+        deprecated pipeline forgets it. As there, a token index below 1 counts from the end.
 
         Raises:
             PromptError: neither or both of `prompt` and `prompt_embeds` are given, or `token_indices` do not fit.
             SettingsError: an argument is out of range or not supported.
         """
-        if cross_attention_kwargs:
-            raise SettingsError(
-                "cross_attention_kwargs are not passed on; load LoRA weights into the pipeline instead."
-            )
-        texts = _texts(prompt, prompt_embeds)
-        indices = _indices(token_indices, len(texts))
-        request = self._request(texts, indices, num_images_per_prompt, (height, width), guidance_scale)
+        lora_scale = _lora_scale(cross_attention_kwargs)
+        if not isinstance(callback_steps, Integral) or callback_steps < 1:
+            raise SettingsError(f"callback_steps={callback_steps} must be a whole number, at least 1.")
+        self._check_given(prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
+        model = _Lent(self, "pipeline")
+        parsed = _parsed(model, prompt, prompt_embeds)
+        indices = _indices(token_indices, len(parsed))
+        request = _request(model, parsed, indices, num_images_per_prompt, (height, width), guidance_scale)
 
         if clip_skip:  # diffusers' own way does not work with current transformers
             conditioning = self._skip_layers(request, prompt, negative_prompt, clip_skip)
@@ -109,8 +162,8 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         if latents is None:
             latents = self._noise(request, generator)
         guidance = AttendAndExcite(
-            until=num_inference_steps + 1 if max_iter_to_alter is None else int(max_iter_to_alter),
-            thresholds={0: 0.05, 10: 0.5, 20: 0.8} if thresholds is None else dict(thresholds),
+            until=num_inference_steps + 1 if max_iter_to_alter is None else math.ceil(max_iter_to_alter),
+            thresholds={0: 0.05, 10: 0.5, 20: 0.8} if thresholds is None else _thresholds(thresholds),
             scale=scale_factor,
             resolution=attn_res if attn_res is None else _oriented(attn_res, request.size),
             own_tokens=False,
@@ -127,7 +180,8 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
             generators=_generators(generator, len(request.prompts)),
             eta=eta if "eta" in inspect.signature(self.scheduler.step).parameters else 0.0,
         )
-        final = self._run(request.model, loop, latents, num_inference_steps, callback, callback_steps)
+        with _watchable(self.unet), _lora_scaled(self.unet, lora_scale):
+            final = self._run(request.model, loop, latents, num_inference_steps, callback, callback_steps)
 
         images, flagged = self._decode(request.model, final, output_type)
         self.maybe_free_model_hooks()
@@ -135,26 +189,21 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
             return images, flagged
         return StableDiffusionPipelineOutput(images, flagged)
 
-    def _request(
-        self,
-        texts: list[str],
-        indices: list[Sequence[int]],
-        copies: int,
-        size: tuple[int | None, int | None],
-        guidance_scale: float,
-    ) -> _Request:
-        """Parse the prompts and check the indices, for `copies` images of each prompt side by side."""
-        model = StableDiffusion(self, "pipeline")
-        prompts: list[Prompt] = []
-        subjects: list[tuple[Subject, ...]] = []
-        for text, of_prompt in zip(texts, indices, strict=True):
-            parsed = model.prompt(text)
-            _check_range(of_prompt, len(parsed.ids) - 1)
-            prompts += [parsed] * copies
-            subjects += [tuple(Subject((int(index),)) for index in of_prompt)] * copies
-
-        sides = (size[0] or model.default_size[0], size[1] or model.default_size[1])
-        return _Request(model, tuple(prompts), tuple(subjects), sides, guidance_scale)
+    def _check_given(
+        self, prompt: Any, embeds: Tensor | None, negative_embeds: Tensor | None, guidance_scale: float
+    ) -> None:
+        """Refuse a call whose prompts the pipeline cannot encode."""
+        if (prompt is None) == (embeds is None):
+            raise PromptError("Give either prompt or prompt_embeds.")
+        if self.text_encoder is not None and self.tokenizer is not None:
+            return
+        if prompt is not None:
+            raise PromptError("The pipeline has no text encoder to read the prompt; give prompt_embeds.")
+        if negative_embeds is None and guidance_scale > 1:
+            raise PromptError(
+                "The pipeline has no text encoder for the empty negative prompt; give negative_prompt_embeds, or "
+                "guidance_scale=1."
+            )
 
     def _skip_layers(
         self, request: _Request, prompt: Any, negative_prompt: str | list[str] | None, clip_skip: int
@@ -230,13 +279,32 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         return self.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown), flagged
 
 
-def _texts(prompt: str | list[str] | None, embeds: Tensor | None) -> list[str]:
-    """The prompts; empty ones where there are only embeddings."""
-    if (prompt is None) == (embeds is None):
-        raise PromptError("Give either prompt or prompt_embeds.")
-    if isinstance(prompt, str):
-        return [prompt]
-    return prompt or [""] * len(embeds)  # type: ignore[arg-type]
+def _parsed(model: _Lent, prompt: str | list[str] | None, embeds: Tensor | None) -> list[Prompt]:
+    """The prompts; without words where there are only embeddings."""
+    if embeds is not None:
+        return [unread(embeds.shape[1])] * len(embeds)
+    texts = [prompt] if isinstance(prompt, str) else prompt or []
+    return [model.prompt(text) for text in texts]
+
+
+def _request(
+    model: _Lent,
+    parsed: Sequence[Prompt],
+    indices: list[Sequence[int]],
+    copies: int,
+    size: tuple[int | None, int | None],
+    guidance_scale: float,
+) -> _Request:
+    """Find the subjects, for `copies` images of each prompt side by side."""
+    prompts: list[Prompt] = []
+    subjects: list[tuple[Subject, ...]] = []
+    for prompt, of_prompt in zip(parsed, indices, strict=True):
+        found = _positions(of_prompt, len(prompt.ids) - 1)
+        prompts += [prompt] * copies
+        subjects += [tuple(Subject((position,)) for position in found)] * copies
+
+    sides = (size[0] or model.default_size[0], size[1] or model.default_size[1])
+    return _Request(model, tuple(prompts), tuple(subjects), sides, guidance_scale)
 
 
 def _indices(token_indices: Sequence[int] | Sequence[Sequence[int]], prompts: int) -> list[Sequence[int]]:
@@ -249,10 +317,73 @@ def _indices(token_indices: Sequence[int] | Sequence[Sequence[int]], prompts: in
     return listed
 
 
-def _check_range(indices: Sequence[int], last: int) -> None:
+def _positions(indices: Sequence[int], last: int) -> tuple[int, ...]:
+    """The token positions of the subjects, each once: the weakest counts, and twice the same is as weak as once.
+
+    Maps are those of the tokens 1 to `last` - 1, and indices into them are Python's.
+
+    Raises:
+        PromptError: an index is out of range.
+    """
+    found = []
     for index in indices:
-        if not 1 <= index < last:
+        position = int(index) if index >= 1 else int(index) + last - 1
+        if not 1 <= position < last:
             raise PromptError(f"Token index {index} is not between 1 and {last - 1}.")
+        if index < 1:
+            warnings.warn(
+                f"Token index {index} is not a token of the prompt; as in diffusers, it counts from the end and is "
+                f"index {position}.",
+                stacklevel=4,
+            )
+        found.append(position)
+    return tuple(dict.fromkeys(found))
+
+
+def _thresholds(given: Mapping[float | int, float]) -> dict[float | int, float]:
+    """Thresholds by step; 1 and more are never reached, and 0 and less always are."""
+    return {int(step) if float(step).is_integer() else step: min(max(value, 0.0), 1.0) for step, value in given.items()}
+
+
+def _lora_scale(kwargs: Mapping[str, Any] | None) -> float | None:
+    """The scale of LoRA weights; no other argument means anything here."""
+    others = [name for name in kwargs or () if name != "scale"]
+    if others:
+        raise SettingsError(
+            f"cross_attention_kwargs has {', '.join(map(repr, others))}, which cannot be passed on; 'scale' alone can."
+        )
+    return None if kwargs is None else kwargs.get("scale")
+
+
+@contextmanager
+def _lora_scaled(unet: Any, scale: float | None) -> Iterator[None]:
+    """Scale the UNet's LoRA weights for the time of a `with`."""
+    if scale is None or not USE_PEFT_BACKEND:
+        yield
+        return
+    scale_lora_layers(unet, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(unet, scale)
+
+
+@contextmanager
+def _watchable(unet: Any) -> Iterator[None]:
+    """Let the UNet attend by torch's scaled_dot_product_attention for the time of a `with`."""
+    before = unet.attn_processors
+    if all(type(processor).__name__.endswith("2_0") for processor in before.values()):
+        yield
+        return
+
+    wanted = {}
+    for name, processor in before.items():
+        wanted[name] = processor if type(processor).__name__.endswith("2_0") else AttnProcessor2_0()
+    try:
+        unet.set_attn_processor(wanted)
+        yield
+    finally:
+        unet.set_attn_processor(before)
 
 
 def _generators(generator: torch.Generator | list[torch.Generator] | None, images: int) -> list[torch.Generator]:
@@ -263,9 +394,9 @@ def _generators(generator: torch.Generator | list[torch.Generator] | None, image
     return [generator] * images
 
 
-def _oriented(attn_res: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def _oriented(attn_res: int | tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """Height and width: scripts that know diffusers' order give the longer side of a wide image first."""
-    short, long = sorted(attn_res)
+    short, long = (attn_res, attn_res) if isinstance(attn_res, int) else sorted(attn_res)
     if size[0] <= size[1]:
         return short, long
     return long, short

@@ -46,13 +46,18 @@ class UNet(Model):
         self.pixels_per_latent = pipeline.vae_scale_factor
         self._stowed: list[Any] = []
 
-        known, trained = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
-        if known < trained:
-            raise ModelError(f"The tokenizer of '{name}' knows {known} of {trained} tokens; its files are incomplete.")
+        self._check_tokenizer()
         if not self.text_sites:
             raise ModelError(f"The denoiser of '{name}' does not read a prompt: it has no cross-attention.")
 
         self.guided_scale = _guided_scale(self.sites, min(self._latent_size), self.guided_side)
+
+    def _check_tokenizer(self) -> None:
+        known, trained = len(self.pipeline.tokenizer), self.pipeline.text_encoder.config.vocab_size
+        if known < trained:
+            raise ModelError(
+                f"The tokenizer of '{self.name}' knows {known} of {trained} tokens; its files are incomplete."
+            )
 
     @property
     def device(self) -> torch.device:

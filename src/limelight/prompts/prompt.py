@@ -137,6 +137,11 @@ def _key(word: str) -> str:
     return unicodedata.normalize("NFC", word).lower()
 
 
+def unread(length: int) -> Prompt:
+    """A prompt of which only `length` encoded tokens are known, and neither its words nor where they end."""
+    return Prompt("", (0,) * length, ("",) * length, length - 1, ())
+
+
 def parse(text: str, tokenizer: Any, length: int) -> Prompt:
     """Tokenize a prompt with a fast transformers tokenizer, cut and padded to `length` tokens.
 
