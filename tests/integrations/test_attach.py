@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLImg2ImgPipeline,
     UNet2DConditionModel,
 )
@@ -173,7 +174,10 @@ def test_refusals(tiny_pipeline):
     heun.scheduler = HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
     with pytest.raises(SettingsError, match="Heun"), limelight.attach(heun):
         pass
-    with pytest.raises(ModelError, match="has no UNet"), limelight.attach(object()):
+    with pytest.raises(ModelError, match="'object' has no UNet"), limelight.attach(object()):
+        pass
+    edits = StableDiffusionInstructPix2PixPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.raises(ModelError, match="Pix2PixPipeline' has no method encode_prompt"), limelight.attach(edits):
         pass
 
 
@@ -246,6 +250,124 @@ def test_inference_mode_of_the_caller(tiny_pipeline):
         with torch.inference_mode():
             inside = pipeline(**CALL, generator=seeded()).images
     assert torch.allclose(inside, expected)
+
+
+SHORT = {**CALL, "num_inference_steps": 3}
+
+
+def test_one_list_of_subjects_for_several_prompts(tiny_pipeline):
+    pipeline, call = tiny_pipeline(), {**SHORT, "prompt": [PROMPT, PROMPT]}
+    for subjects in (["cat", "dog"], [2, 5]):
+        with limelight.attach(pipeline, subjects=[subjects, subjects], guidance=GUIDANCE):
+            expected = pipeline(**call, generator=[seeded(3), seeded(4)]).images
+        with limelight.attach(pipeline, subjects=subjects, guidance=GUIDANCE):
+            flat = pipeline(**call, generator=[seeded(3), seeded(4)]).images
+        assert torch.equal(flat, expected)
+    with (
+        limelight.attach(pipeline, subjects=[["cat"], ["dog"], ["cat"]], guidance=GUIDANCE),
+        pytest.raises(PromptError, match="2 prompts need 2 lists of subjects, not 3"),
+    ):
+        pipeline(**call)
+    with limelight.attach(pipeline, subjects=None), pytest.raises(PromptError, match="subjects is empty"):
+        pipeline(**SHORT)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
+def test_guidance_after_the_step(tiny_pipeline, scheduler):
+    pipeline = tiny_pipeline(scheduler)
+    options = {"resolution": 8, "thresholds": {}, "until": 1.0}
+    guidance = limelight.AttendAndExcite(when="after", **options)
+    expected = limelight.generate(limelight.load(pipeline), PROMPT, seeds=3, steps=3, guidance=guidance)
+    found = []
+    for chosen in (guidance, limelight.AttendAndExcite(**options)):
+        with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=chosen):
+            found.append(pipeline(**SHORT, generator=seeded()).images)
+    assert float((found[0] - expected.latents).abs().max()) < 1e-8
+    assert float((found[0] - found[1]).abs().max()) > 1e-3
+
+
+def test_embeddings_without_a_text_encoder(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    embedded, _ = pipeline.encode_prompt(PROMPT, "cpu", 1, False)
+    negative, _ = pipeline.encode_prompt("", "cpu", 1, False)
+    call = {**SHORT, "prompt": None, "prompt_embeds": embedded, "negative_prompt_embeds": negative}
+    with limelight.attach(pipeline, subjects=[2, 5], guidance=GUIDANCE):
+        expected = pipeline(**SHORT, generator=seeded()).images
+    pipeline.text_encoder = pipeline.tokenizer = None
+    with limelight.attach(pipeline, subjects=[2, 5], guidance=GUIDANCE) as attached:
+        found = pipeline(**call, generator=seeded()).images
+    assert torch.equal(found, expected)
+    assert attached.trace
+    with (
+        limelight.attach(pipeline, subjects=[2, 5], guidance=GUIDANCE),
+        pytest.raises(PromptError, match="has no tokenizer to read 'a cat and a dog'; give prompt_embeds"),
+    ):
+        pipeline(**SHORT)
+
+
+def test_the_refiner_of_xl(tiny_xl, image):
+    """It has the second tokenizer and text encoder alone."""
+    torch.manual_seed(2)
+    changes = {"cross_attention_dim": 32, "projection_class_embeddings_input_dim": 5 * 8 + 24}
+    unet = UNet2DConditionModel.from_config({**tiny_xl.unet.config, **changes}).double()
+    parts = {**tiny_xl.components, "unet": unet, "tokenizer": None, "text_encoder": None}
+    pipeline = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
+    pipeline.set_progress_bar_config(disable=True)
+    inputs = {**SHORT, "image": image.resize((64, 64)), "strength": 0.8}
+    plain = pipeline(**inputs, generator=seeded()).images
+    found = []
+    for subjects in (["cat", "dog"], [2, 5]):
+        with limelight.attach(pipeline, subjects=subjects) as attached:
+            found.append(pipeline(**inputs, generator=seeded()).images)
+        assert attached.trace
+    assert torch.equal(*found)
+    assert float((found[0] - plain).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("form", [pytest.param("wrapped", marks=pytest.mark.slow), "in place"])
+def test_a_compiled_unet(tiny_pipeline, form):
+    pipeline = tiny_pipeline()
+    with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as attached:
+        expected, trace = pipeline(**SHORT, generator=seeded()).images, attached.trace
+    plain = pipeline(**SHORT, generator=seeded()).images
+
+    if form == "wrapped":
+        pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+    else:
+        pipeline.unet.compile(backend="eager")
+    # Compiled before, when no hook was there yet.
+    assert torch.allclose(pipeline(**SHORT, generator=seeded()).images, plain)
+    with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as attached:
+        found = pipeline(**SHORT, generator=seeded()).images
+    assert torch.allclose(found, expected)
+    assert attached.trace[-1]["loss"] == pytest.approx(trace[-1]["loss"], abs=1e-7)
+    assert torch.allclose(pipeline(**SHORT, generator=seeded()).images, plain)
+    assert not pipeline.unet._forward_pre_hooks
+
+
+def test_weights_loaded_in_inference_mode(tiny_pipeline):
+    with torch.inference_mode():
+        pipeline = tiny_pipeline(dtype=torch.float32)
+        pipeline.unet = copy.deepcopy(pipeline.unet)
+    with pytest.raises(ModelError, match=r"loaded inside torch\.inference_mode"), limelight.attach(pipeline):
+        pass
+
+
+def test_layerwise_casting(tiny_pipeline):
+    """Weights that are kept in float16 and computed with in float32."""
+    pipeline = tiny_pipeline(dtype=torch.float32)
+    pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+    rounded = tiny_pipeline(dtype=torch.float32)
+    rounded.unet.load_state_dict({name: value.float() for name, value in pipeline.unet.state_dict().items()})
+    found = []
+    for each in (pipeline, rounded):
+        with limelight.attach(each, subjects=["cat", "dog"], guidance=WATCHING) as watched:
+            each(**SHORT, generator=seeded())
+        with limelight.attach(each, subjects=["cat", "dog"], guidance=limelight.AttendAndExcite(resolution=8, until=1)):
+            found.append(each(**{**SHORT, "num_inference_steps": 1}, generator=seeded()).images)
+        assert watched.trace
+    assert float((found[0] - found[1]).abs().max()) < 1e-4
+    assert pipeline.unet.conv_in.weight.dtype == torch.float16
 
 
 def test_examples():

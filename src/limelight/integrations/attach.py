@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from threading import RLock, get_ident
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..guidance.base import Guidance, Move, Steering, check_order
 from ..models.base import Conditioning
 from ..models.sites import AttentionSite
 from ..models.unet import UNet, stop_after
-from ..prompts.prompt import Prompt
+from ..prompts.prompt import Prompt, parse, unread
 from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
 from ..utils.torch import exclusive, remove_hook, undone
 
@@ -47,40 +47,63 @@ def attach(
 
     Args:
         pipeline: a live pipeline. Whatever is loaded into it (LoRA, IP-Adapter, textual inversion) stays in force.
-        subjects: the guided words, see `limelight.generate`; for a list of prompts one such list each. With
-            `prompt_embeds` instead of a prompt there are no words: give token indices.
+        subjects: the guided words, see `limelight.generate`; for a list of prompts one such list each, or one for all.
+            With `prompt_embeds` instead of a prompt there are no words: give token indices.
         guidance: by default `AttendAndExcite()`.
 
     Raises:
-        ModelError: the pipeline has no UNet, runs it in a way that cannot be steered (a feature cache, say), or was
-            called by another thread in the middle of a call.
+        ModelError: the pipeline has no UNet, runs it in a way that cannot be steered (a feature cache, say), was called
+            by another thread in the middle of a call, or its weights were loaded inside `torch.inference_mode`.
         SettingsError: its scheduler is of second order.
         PromptError: a subject is not in the prompt.
     """
     attached = Attached(pipeline, subjects, guidance or AttendAndExcite())
-    scheduler, unet = pipeline.scheduler, pipeline.unet
+    scheduler = pipeline.scheduler
     wrapped = [
         (pipeline, "encode_prompt", attached._encode_prompt),
         (scheduler, "set_timesteps", attached._set_timesteps),
         (scheduler, "scale_model_input", attached._scale),
         (scheduler, "step", attached._step),
     ]
+    with _before_each_pass(pipeline.unet, attached._before_denoiser), _put_around(wrapped):
+        yield attached
+
+
+@contextmanager
+def _put_around(wrapped: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Replace methods (owner, name, what stands around it) for the time of a `with`."""
     before = [vars(owner).get(name) for owner, name, _ in wrapped]
-    hook = attached._before_denoiser
 
     def put_back() -> None:
-        remove_hook(unet, hook)
         for (owner, name, _), own in zip(wrapped, before, strict=True):
             vars(owner).pop(name, None)
             if own is not None:
                 setattr(owner, name, own)
 
     with undone(put_back):
-        unet.register_forward_pre_hook(hook, with_kwargs=True)
         for owner, name, around in wrapped:
             # On this instance alone; without the attribute the class's own method is back.
             setattr(owner, name, _around(getattr(owner, name), around))
-        yield attached
+        yield
+
+
+@contextmanager
+def _before_each_pass(unet: Any, hook: Any) -> Iterator[None]:
+    """Call a forward pre-hook for the time of a `with`, also where ``unet.compile()`` has compiled the hooks away."""
+    compiled = unet._compiled_call_impl
+    if compiled is None:
+        with undone(partial(remove_hook, unet, hook)):
+            unet.register_forward_pre_hook(hook, with_kwargs=True)
+            yield
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = hook(unet, args, kwargs) or (args, kwargs)
+        return compiled(*args, **kwargs)
+
+    with undone(partial(setattr, unet, "_compiled_call_impl", compiled)):
+        unet._compiled_call_impl = call
+        yield
 
 
 def _around(original: Any, around: Any) -> Any:
@@ -112,6 +135,7 @@ class Attached:
         self._steering: Steering | None = None
         self._latents: Tensor | None = None
         self._moved: Tensor | None = None
+        self._after: Tensor | None = None
         self._images, self._index, self._busy, self._pending = 0, 0, False, False
 
     def _is_mine(self) -> bool:
@@ -143,9 +167,7 @@ class Attached:
         self._listed, self._named = not isinstance(prompt, str), prompt is not None
 
         if prompt is None:
-            # Embeddings alone do not show the words, nor where they end.
-            blank = replace(self.model.prompt(""), padded=False)
-            self._prompts = [blank] * (1 if embedded is None else len(embedded))
+            self._prompts = [] if embedded is None else [unread(embedded.shape[1])] * len(embedded)
         else:
             texts = prompt if self._listed else [prompt]
             self._prompts = [self.model.read(text) for text in texts]
@@ -168,7 +190,10 @@ class Attached:
         if self._moved is not None:
             sample, self._moved = self._moved.to(sample.dtype), None
         self._index, self._pending = self._index + 1, False
-        return original(output, timestep, sample, *args, **kwargs)
+        result = original(output, timestep, sample, *args, **kwargs)
+        if self._after is not None:
+            result, self._after = _moved_by(result, self._after), None
+        return result
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -176,7 +201,9 @@ class Attached:
         # Without kwargs: the hook was taken off while another thread was about to call it.
         if kwargs is None or not self._is_mine() or self._busy:
             return None
-        inputs = inspect.signature(type(unet).forward).bind(unet, *args, **kwargs).arguments
+        # Of a compiled UNet's own signature nothing can be read.
+        signature = inspect.signature(type(self.model.denoiser).forward)
+        inputs = signature.bind(unet, *args, **kwargs).arguments
         inputs.pop("self")
         inputs.update(inputs.pop("kwargs", {}))
         sample = inputs["sample"]
@@ -185,7 +212,7 @@ class Attached:
         self.model.take(inputs, branches, latents.shape[1])
         self._busy = True
         try:
-            with exclusive(unet):
+            with exclusive(self.model.denoiser):
                 scaled = self._move(latents, inputs["timestep"], inputs["encoder_hidden_states"].shape[1], branches)
         finally:
             self._busy = False
@@ -229,7 +256,7 @@ class Attached:
         if move is None:
             return None
 
-        self._moved = move.latents
+        self._moved, self._after = move.latents, move.after
         self._moves.append((self._index, float(timestep), move.forget()))
         return self.model.scheduler.scale_model_input(torch.cat([move.latents] * branches), timestep)
 
@@ -249,11 +276,11 @@ class Attached:
 
     def _resolved(self, tokens: int) -> list[tuple[Subject, ...]]:
         """The subjects of each prompt."""
-        # One list of subjects for one prompt, a list of lists for a list of prompts.
-        listed = len(self._prompts) > 1 or (self._listed and _nested(self.subjects))
+        # One list of subjects for all prompts, a list of lists for a list of prompts.
+        listed = (len(self._prompts) > 1 or self._listed) and _nested(self.subjects)
         asked = per_prompt(self.subjects, len(self._prompts), listed)
         if not self._named:
-            return [_indices(subjects, tokens) for subjects in asked]
+            return [_indices(subjects or (), tokens) for subjects in asked]
         return [resolve(prompt, subjects)[1] for prompt, subjects in zip(self._prompts, asked, strict=True)]
 
     def _schedule(self, timestep: Tensor) -> tuple[int, Tensor]:
@@ -283,18 +310,36 @@ class _Foreign(UNet):
 
     def __init__(self, pipeline: Any) -> None:
         name = type(pipeline).__name__
-        needed = ("unet", "tokenizer", "text_encoder", "scheduler", "encode_prompt")
-        if not all(hasattr(pipeline, part) for part in needed):
-            raise ModelError(
-                f"'{name}' has no UNet with a text encoder; attach() steers pipelines of Stable Diffusion."
-            )
+        for part, what in _NEEDED.items():
+            if getattr(pipeline, part, None) is None:
+                raise ModelError(f"'{name}' has no {what}; attach() steers pipelines of Stable Diffusion.")
+        self._tokenizer, self._encoder = _first_text(pipeline)
         super().__init__(pipeline, name)
+        self.denoiser = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # what torch.compile has wrapped
+        if any(parameter.is_inference() for parameter in self.denoiser.parameters()):
+            raise ModelError(
+                f"The weights of '{name}' were loaded inside torch.inference_mode, and no gradient passes through "
+                "such; load the pipeline outside of it."
+            )
         self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
         check_order(self.scheduler)
 
+    def _check_tokenizer(self) -> None:
+        """Nothing: the pipeline encodes its prompts itself, or is given embeddings."""
+
+    @property
+    def _length(self) -> int:
+        length: int = self._tokenizer.model_max_length
+        return length if self._encoder is None else min(length, self._encoder.config.max_position_embeddings)
+
+    def prompt(self, text: str) -> Prompt:
+        if self._tokenizer is None:
+            raise PromptError(f"'{self.name}' has no tokenizer to read '{text}'; give prompt_embeds.")
+        return parse(text, self._tokenizer, self._length)
+
     def read(self, text: str) -> Prompt:
         """Parse a prompt and check that the pipeline reads the same tokens."""
-        prompt, tokenizer = self.prompt(text), self.pipeline.tokenizer
+        prompt, tokenizer = self.prompt(text), self._tokenizer
         convert = getattr(self.pipeline, "maybe_convert_prompt", None)
         if any(word.learned for word in prompt.words):
             ids = tokenizer(convert(text, tokenizer) if convert else text, verbose=False)["input_ids"]
@@ -328,9 +373,46 @@ class _Foreign(UNet):
         inputs = {name: _pick(value, self._batch, rows) for name, value in self._inputs.items()}
         scaled = self.scheduler.scale_model_input(latents, timestep).to(self._inputs["sample"].dtype)
         inputs["sample"] = torch.cat([scaled, self._tail[rows]], dim=1)
-        with stop_after(self.denoiser, until):
+        with stop_after(self.denoiser, until), _kept_weights(self.denoiser):
             return self.denoiser(**inputs)[0]
         return None
+
+
+_NEEDED = {
+    "unet": "UNet",
+    "scheduler": "scheduler",
+    "encode_prompt": "method encode_prompt, through which attach() sees the prompts",
+}
+
+
+def _first_text(pipeline: Any) -> tuple[Any, Any]:
+    """The tokenizer that names the words, and its text encoder; each None where the pipeline has none.
+
+    All tokenizers read the same words at the same positions. The refiner of Stable Diffusion XL has the second alone.
+    """
+    for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        found = getattr(pipeline, tokenizer, None)
+        if found is not None:
+            return found, getattr(pipeline, encoder, None)
+    return None, None
+
+
+@contextmanager
+def _kept_weights(denoiser: Any) -> Iterator[None]:
+    """Keep the weights of this pass for its backward pass, where layerwise casting changes them after every layer."""
+    if not any(hasattr(module, "_diffusers_hook") for module in denoiser.modules()):
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
+        yield
+
+
+def _moved_by(result: Any, after: Tensor) -> Any:
+    """The result of a scheduler's step with its latents moved."""
+    if isinstance(result, tuple):
+        return (result[0] + after.to(result[0].dtype), *result[1:])
+    result.prev_sample = result.prev_sample + after.to(result.prev_sample.dtype)
+    return result
 
 
 def _pick(value: Any, batch: int, rows: Tensor) -> Any:
