@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,17 @@ SCHEDULERS = {
     "ddim": lambda: DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
     "pndm": lambda: PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
 }
+
+
+def unhashed(path: Path) -> str:
+    """The name of a saved file without the hash of its content."""
+    return re.sub(r"-[0-9a-f]{8}(?=\.\w+$)", "", path.name)
+
+
+def saved(folder: Path, name: str) -> Path:
+    """The one file in a folder of this `unhashed` name."""
+    (found,) = [path for path in folder.iterdir() if unhashed(path) == name]
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from limelight.cli import app as cli
 from limelight.cli import generate, terminal
+from tests.conftest import saved, unhashed
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def test_compare(limelight, tmp_path):
         *("generate", "a cat and a dog", "--compare", "--seeds", "0-1,5", "--steps", "2", "--out", str(tmp_path / "o"))
     )
     assert code == 0
-    assert "6 images and a-cat-and-a-dog-grid.png" in out
+    assert "6 images and a-cat-and-a-dog-grid-" in out
     assert "subjects: cat, dog" in err
-    names = sorted(path.name for path in (tmp_path / "o").glob("*.png"))
+    names = sorted(map(unhashed, (tmp_path / "o").glob("*.png")))
     rows = [f"a-cat-and-a-dog-{kind}-{seed}.png" for kind in ("guided", "plain") for seed in (0, 1, 5)]
     assert names == sorted([*rows, "a-cat-and-a-dog-grid.png"])
-    with Image.open(tmp_path / "o" / "a-cat-and-a-dog-grid.png") as sheet:
+    with Image.open(saved(tmp_path / "o", "a-cat-and-a-dog-grid.png")) as sheet:
         assert sheet.size == (3 * 132 + 4, 2 * (132 + 18) + 4)
-    with Image.open(tmp_path / "o" / "a-cat-and-a-dog-plain-5.png") as image:
+    with Image.open(saved(tmp_path / "o", "a-cat-and-a-dog-plain-5.png")) as image:
         settings = json.loads(image.text["limelight"])
     assert (settings["seed"], settings["guidance"], settings["model"]) == (5, None, "pocket")
 
@@ -50,7 +51,18 @@ def test_plain_needs_no_subjects(limelight, tmp_path):
         "generate", "sunset at dawn over there", "--guidance", "none", "--steps", "1", "--out", str(tmp_path)
     )
     assert code == 0
-    assert (tmp_path / "sunset-at-dawn-over-there-plain-0.png").exists()
+    assert saved(tmp_path, "sunset-at-dawn-over-there-plain-0.png")
+
+
+def test_a_second_call_with_other_settings_keeps_the_first(limelight, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for scale in ("7.5", "3", "7.5"):
+        code, _, _ = limelight(
+            *("generate", "\U0001f431", "--subjects", "", "--no-guidance", "--steps", "1", "--guidance-scale", scale),
+            "--out=~/kept",
+        )
+        assert code == 0
+    assert len(list((tmp_path / "kept").glob("*.png"))) == 2 + 2
 
 
 def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
@@ -58,7 +70,7 @@ def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
         "generate", "a cat", "--seeds", "0-9", "--guidance", "none", "--steps", "1", "--out", str(tmp_path)
     )
     assert code == 0
-    with Image.open(tmp_path / "a-cat-grid.png") as sheet:
+    with Image.open(saved(tmp_path, "a-cat-grid.png")) as sheet:
         assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
 
 
@@ -85,7 +97,7 @@ def test_verbose(limelight, tmp_path):
     # Two of four steps are guided, each with a line for both images.
     assert [row[0].strip() for row in rows] == ["1/4", "", "2/4", "", "3/4", "4/4"]
     assert all(0 <= float(row[3]) <= 1 for row in rows[:4])
-    with Image.open(tmp_path / "a-cat-and-a-dog-guided-1.png") as image:
+    with Image.open(saved(tmp_path, "a-cat-and-a-dog-guided-1.png")) as image:
         assert json.loads(image.text["limelight"])["scheduler"] == "EulerDiscreteScheduler"
 
 
@@ -97,7 +109,7 @@ def test_subjects_are_asked_for(limelight, tmp_path, monkeypatch):
     monkeypatch.setattr(generate.typer, "prompt", lambda _: "[2, dog]")
     code, out, _ = limelight(*arguments)
     assert (code, "dog</w>" in out) == (0, True)
-    with Image.open(tmp_path / "a-cat-and-a-dog-guided-0.png") as image:
+    with Image.open(saved(tmp_path, "a-cat-and-a-dog-guided-0.png")) as image:
         assert json.loads(image.text["limelight"])["subjects"] == [2, "dog"]
 
 
@@ -130,8 +142,8 @@ def test_explain(limelight, tmp_path):
     assert code == 0
     names = [f"a-cat-and-a-dog-{name}" for name in ("words-0.png", "compare-0.png", "trace-0.png", "steps-0.png")]
     names += ["a-cat-and-a-dog-animation-0.webp", "a-cat-and-a-dog-explain.html"]
-    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(names)
-    assert all(name in out for name in names)
+    assert sorted(map(unhashed, (tmp_path / "o").iterdir())) == sorted(names)
+    assert all(path.name in out for path in (tmp_path / "o").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -236,12 +248,12 @@ def test_edit(limelight, tmp_path):
         *("--strengthen", "blue=Color"),
     )
     assert code == 0
-    assert "6 images and a-red-car-to-a-blue-car.png" in out
+    assert "6 images and a-red-car-to-a-blue-car-" in out
     assert len(list(first.glob("*.png"))) == 7
-    with Image.open(first / "a-blue-car-1.png") as image:
+    with Image.open(saved(first, "a-blue-car-1.png")) as image:
         settings = json.loads(image.text["limelight"])
     assert (settings["source"], settings["cross_steps"]) == ("a red car", {"*": 0.5, "car": 1.0})
-    given = str(first / "a-red-car-0.png")
+    given = str(saved(first, "a-red-car-0.png"))
     code, _, _ = limelight(
         "edit", "a red car", "a blue car", "--image", given, "--steps", "2", "--out", str(second), "--null-text"
     )

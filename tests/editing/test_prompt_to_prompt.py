@@ -12,6 +12,7 @@ from PIL import Image
 import limelight
 from limelight.editing import prompt_to_prompt
 from limelight.utils.images import grid
+from tests.conftest import saved, unhashed
 
 
 def test_source_is_the_plain_image_and_equal_prompts_give_it_again(tiny):
@@ -56,7 +57,7 @@ def test_the_grid_has_a_row_for_each_prompt(tiny, tmp_path):
     assert result.grid().tobytes() == wanted.tobytes()
 
     path = result.save_grid(tmp_path / "new")
-    assert path == tmp_path / "new" / "a-red-car-to-a-blue-car.png"
+    assert path == saved(tmp_path / "new", "a-red-car-to-a-blue-car.png")
     with Image.open(path) as image:
         assert image.tobytes() == wanted.tobytes()
         settings = json.loads(image.text["limelight"])
@@ -65,9 +66,20 @@ def test_the_grid_has_a_row_for_each_prompt(tiny, tmp_path):
 
 def test_files_of_the_source_come_first(tiny, tmp_path):
     result = limelight.edit(tiny, "a red car", ["a blue car", "a car"], seeds=[3, 4], steps=1)
-    names = [path.name for path in result.save(tmp_path)]
+    names = [unhashed(path) for path in result.save(tmp_path)]
     wanted = ["a-red-car-3", "a-red-car-4", "a-blue-car-3", "a-blue-car-4", "a-car-3", "a-car-4"]
     assert names == [f"{name}.png" for name in wanted]
+
+
+def test_edits_that_differ_at_the_end_of_a_long_prompt(tiny, tmp_path):
+    start = "a red car in front of a very old house with many small windows and a door of blue "
+    result = limelight.edit(tiny, start + "wood", [start + "iron", start + "stone"], seeds=[3, 4], steps=1)
+    paths = result.save(tmp_path)
+    assert len(set(paths)) == len(list(tmp_path.glob("*.png"))) == 6
+    grids = {result.save_grid(tmp_path)}
+    for target in ("iron", "glass"):
+        grids.add(limelight.edit(tiny, start + "wood", start + target, seeds=3, steps=1).save_grid(tmp_path))
+    assert len(grids) == 3
 
 
 def test_xl(tiny_xl):

@@ -10,6 +10,7 @@ from limelight.errors import FileError
 from limelight.evaluate.weakening import Curves, Experiment, counts_of_heads, ordered, weakened
 from limelight.heads.relevance import Relevance
 from tests.cli.test_cli import limelight  # noqa: F401 - a fixture
+from tests.conftest import saved, unhashed
 
 # Number of prompts and a prompt of each experiment, from the paper's released lists.
 PAPER = {
@@ -115,11 +116,14 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
     assert "2 of 2 prompts" in text
     code, text, _ = limelight("heads", "show", str(out), "--concepts", "animals", "--out", str(tmp_path / "p"))
     assert code == 0, text
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
+    assert sorted(map(unhashed, (tmp_path / "p").iterdir())) == [
         "v-concepts.png",
         "v-heatmaps.png",
         "v-steps.png",
     ]
+    code, text, _ = limelight("heads", "show", str(out), "--concepts", "color", "--out", str(tmp_path / "p"))
+    assert code == 0, text
+    assert len(list((tmp_path / "p").iterdir())) == 4, "other heat maps beside the first ones"
     code, text, _ = limelight("heads", "show", "sdxl", "--concepts", "Color")
     assert "up\u00a014/6\u00a066.15" in text
     code, text, _ = limelight(
@@ -128,9 +132,9 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
     )
     assert code == 0, text
     assert "area between LeRHF and MoRHF" in text
-    with Image.open(tmp_path / "w" / "a-cat.png") as strip:
+    with Image.open(saved(tmp_path / "w", "a-cat.png")) as strip:
         assert strip.size == (3 * 132 + 4, 3 * (132 + 18) + 4)
-    assert (tmp_path / "w" / "curves.png").exists()
+    assert saved(tmp_path / "w", "curves.png")
 
 
 def test_bad_input_on_the_command_line(limelight, tmp_path):  # noqa: F811

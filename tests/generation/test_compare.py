@@ -10,6 +10,7 @@ from PIL import Image
 
 import limelight
 from limelight import SettingsError
+from tests.conftest import unhashed
 
 PROMPT = "a cat and a dog"
 
@@ -27,7 +28,7 @@ def test_both_runs_have_the_same_seeds_and_options(tiny, tmp_path):
 
     paths = comparison.save(tmp_path)
     stem = "a-cat-and-a-dog"
-    assert [path.name for path in paths] == [
+    assert [unhashed(path) for path in paths] == [
         *(f"{stem}-{run}-{seed}.png" for run in ("plain", "guided") for seed in (3, 8)),
         f"{stem}-grid.png",
     ]
@@ -50,3 +51,12 @@ def test_the_grid_of_a_result_breaks_into_rows(tiny):
     assert result.grid(2).size == (2 * (width + 4) + 4, 2 * (height + 4) + 4)
     with pytest.raises(SettingsError, match="columns=0 must be at least 1"):
         result.grid(0)
+
+
+def test_comparisons_of_one_prompt_are_all_kept(tiny, tmp_path):
+    paths = set()
+    for scale in (10.0, 20.0):
+        guidance = limelight.AttendAndExcite(resolution=8, scale=scale)
+        paths |= set(limelight.compare(tiny, PROMPT, guidance=guidance, steps=2).save(tmp_path))
+    # One plain image, which is the same in both, two guided ones and two grids.
+    assert len(paths) == len(list(tmp_path.glob("*.png"))) == 5

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 import limelight
 from limelight import FileError
-from limelight.utils.files import slug, write
+from limelight.utils.files import own_slug, slug, write
 from limelight.utils.images import grid
+from tests.conftest import unhashed
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def result(tiny):
 
 def test_save(result, tmp_path):
     pictures = result.save(tmp_path / "new" / "folder")
-    assert [path.name for path in pictures] == ["a-cat-and-a-dog-3.png", "a-cat-and-a-dog-8.png"]
-    written = sorted(path.name for path in pictures[0].parent.iterdir())
+    assert [unhashed(path) for path in pictures] == ["a-cat-and-a-dog-3.png", "a-cat-and-a-dog-8.png"]
+    written = sorted(map(unhashed, pictures[0].parent.iterdir()))
     assert written == [f"a-cat-and-a-dog-{seed}.{kind}" for seed in (3, 8) for kind in ("json", "png", "safetensors")]
     with Image.open(pictures[1]) as image:
         assert image.tobytes() == result.images[1].tobytes()
@@ -103,3 +104,89 @@ def test_grid():
     labelled = grid([[red, blue], [blue]], ["one", "two"], gap=2)
     assert labelled.getpixel((2, 20)) == (255, 0, 0)
     assert labelled.crop((0, 0, 22, 20)).getextrema()[0][0] < 128, "ink above the first row"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_no_result_takes_the_place_of_another(tiny, tmp_path):
+    long = "a cat and a dog " * 4
+    prompts = [
+        long + "in rain",
+        long + "in snow",
+        "\U0001f431",
+        "\U0001f436",
+        "a cat, a dog",
+        "a cat. a dog!",
+        "a (cat:1.5)",
+    ]
+    options = {"subjects": [()] * len(prompts), "steps": 1}
+    results = limelight.generate(tiny, prompts, seeds=[0, 0, 1], **options)
+    results += limelight.generate(tiny, prompts, guidance_scale=2.0, **options)
+    paths = [path for result in results for path in result.save(tmp_path)]
+    # A seed that is given twice is one image.
+    assert len(set(paths)) == len(prompts) * (2 + 1)
+    assert len(contents(tmp_path)) == 3 * len(set(paths))
+    for result, path in zip(results[: len(prompts)], paths[::3], strict=False):
+        with Image.open(path) as image:
+            assert json.loads(image.text["limelight"])["prompt"] == result.settings["prompt"]
+            assert image.tobytes() == result.images[0].tobytes()
+
+
+def test_the_same_inputs_have_the_same_name(tiny, tmp_path):
+    def names(folder, **options):
+        return [path.name for path in limelight.generate(tiny, "a cat", subjects=[], steps=1, **options).save(folder)]
+
+    first = names(tmp_path / "one")
+    other = names(tmp_path / "two", negative="a dog")
+    assert names(tmp_path / "two") == first
+    assert other != first
+    before = contents(tmp_path / "two")
+    # Without its maps the same image is another result: its file of tensors would lose them.
+    (without,) = names(tmp_path / "two", record=False)
+    assert without not in (*first, *other)
+    assert before.items() <= contents(tmp_path / "two").items()
+
+
+def test_results_of_other_latents_have_other_names(tiny, tmp_path):
+    """The settings say "given" of both."""
+    noise = torch.randn(2, 1, 4, 16, 16, dtype=torch.float64)
+    for latents in noise:
+        limelight.generate(tiny, "a cat", subjects=[], steps=1, latents=latents).save(tmp_path)
+    before = contents(tmp_path)
+    assert len(before) == 2 * 3
+    for latents in noise:
+        limelight.generate(tiny, "a cat", subjects=[], steps=1, latents=latents).save(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_the_home_folder(result, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert [path.parent for path in result.save("~/kept")] == [tmp_path / "kept"] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    with pytest.raises(FileError, match="'~nobody-here/x' cannot be found"):
+        result.save("~nobody-here/x")
+
+
+def test_slugs_of_their_own():
+    assert own_slug("a white dog") == "a-white-dog"
+    texts = [
+        "a-white dog",
+        "a white, dog",
+        "A white dog",
+        "\U0001f431",
+        "\U0001f436",
+        "untitled",
+        "x" * 90,
+        "x" * 91,
+        "",
+    ]
+    assert len({own_slug(text) for text in texts} | {"a-white-dog"}) == len(texts) + 1
+    assert all(len(own_slug(text).encode()) < 90 for text in texts)
+
+
+def test_names_that_the_system_cannot_have(result, tmp_path):
+    with pytest.raises(FileError, match="cannot be written"):
+        result.save(tmp_path / "a\0b")

@@ -17,6 +17,7 @@ from limelight.heads import gains as gains_module
 from limelight.heads.gains import HeadGain, adjust, strengthen, weaken
 from limelight.heads.relevance import Relevance
 from tests.cli.test_cli import limelight  # noqa: F401 - a fixture
+from tests.conftest import saved
 
 TEXT = "a rose-colored cat"
 
@@ -159,12 +160,11 @@ def test_generate_with_edits(limelight, tmp_path):  # noqa: F811
         *("--guidance", "none", "--compare", "--steps", "2", "--out", str(tmp_path)),
     )
     assert code == 0, out
-    with Image.open(tmp_path / "an-orange-cat-edited-0.png") as image:
+    edited = saved(tmp_path, "an-orange-cat-edited-0.png")
+    with Image.open(edited) as image:
         edits = json.loads(image.text["limelight"])["edits"]
     assert [edit["name"] for edit in edits] == ["strengthen", "adjust"]
-    assert (tmp_path / "an-orange-cat-plain-0.png").read_bytes() != (
-        tmp_path / "an-orange-cat-edited-0.png"
-    ).read_bytes()
+    assert saved(tmp_path, "an-orange-cat-plain-0.png").read_bytes() != edited.read_bytes()
 
 
 def test_bad_edits_on_the_command_line(limelight, tmp_path):  # noqa: F811

@@ -23,6 +23,7 @@ from limelight.errors import FileError, LimelightError
 from limelight.prompts.prompt import parse
 from limelight.prompts.subjects import nouns
 from limelight.textual_inversion.binding import ExtendedEmbedding, bound
+from tests.conftest import saved
 
 SENTENCE = "a photo of <my-cat> and a dog"
 
@@ -566,7 +567,7 @@ def test_commands(command, pocket, tmp_path, monkeypatch):
     assert code == 0
     assert "learned word: <my-cat>\nlearned word: <old>" in shown
     assert "never seen" not in shown
-    with Image.open(out / "a-my-cat-and-old-plain-0.png") as image:
+    with Image.open(saved(out, "a-my-cat-and-old-plain-0.png")) as image:
         settings = json.loads(image.text["limelight"])
     assert (list(settings["learned"]), settings["subjects"]) == (["<my-cat>", "<old>"], ["<my-cat>", "<old>"])
     code, _, complaint = command("tokens", "a <my-cat> <my-cat>_1", "--word", new)

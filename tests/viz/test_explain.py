@@ -16,7 +16,7 @@ from PIL import Image
 import limelight
 from limelight import MissingDependency, PromptError, SettingsError
 from limelight.viz.explain import explain
-from tests.conftest import BROWSER
+from tests.conftest import BROWSER, unhashed
 
 
 class Page(HTMLParser):
@@ -70,11 +70,19 @@ def test_runs(explanation, pocket):
     assert len(explanation.runs["plain"].trace) == 2
 
 
+def test_explanations_of_one_prompt_are_all_kept(pocket, tmp_path):
+    counts = []
+    for words in (["cat"], ["dog"], ["cat"]):
+        explain(pocket, "a cat and a dog", words=words, steps=2).save(tmp_path, html=True)
+        counts.append(len(list(tmp_path.iterdir())))
+    assert counts == [2, 4, 4]
+
+
 def test_files(explanation, tmp_path):
     written = explanation.save(tmp_path / "new", html=True)
     kinds = ("words-{}.png", "compare-{}.png", "trace-{}.png", "steps-{}.png", "animation-{}.webp")
     names = [f"a-cat-and-a-dog-{kind.format(seed)}" for seed in (0, 7) for kind in kinds]
-    assert [path.name for path in written] == [*names, "a-cat-and-a-dog-explain.html"]
+    assert [unhashed(path) for path in written] == [*names, "a-cat-and-a-dog-explain.html"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in written)
     with Image.open(written[0]) as image:
         assert '"seed": 0' in image.text["limelight"]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from ..utils.files import user_path
 from .options import (
     Device,
     GuidanceScale,
@@ -33,7 +34,13 @@ def edit_command(
         list[str], typer.Argument(help="What it should show instead, e.g. 'a blue car'.", show_default=False)
     ],
     image: Annotated[
-        Path | None, typer.Option(help="Image file to edit; by default generate the source.", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="PATH",
+            help="Image file to edit; by default generate the source.",
+            show_default=False,
+        ),
     ] = None,
     null_text: Annotated[
         bool, typer.Option("--null-text", help="Reconstruct that image more exactly; takes ten times as long.")

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..evaluate.suites import load as load_suite
+from ..utils.files import user_path
 from .options import (
     Device,
     Engine,
@@ -36,7 +37,12 @@ app = typer.Typer(help="Compare methods on many prompts: run, score, report.", n
 
 @app.command("run")
 def run_command(
-    out: Annotated[Path, typer.Option(help="Folder of the run; a second call generates only what is missing.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=user_path, metavar="PATH", help="Folder of the run; a second call generates only what is missing."
+        ),
+    ],
     suite: Suite = "attend-excite",
     methods: Annotated[
         str,
@@ -100,7 +106,9 @@ def run_command(
 
 @app.command("score")
 def score_command(
-    folder: Annotated[Path, typer.Argument(help="A run, or a folder of <prompt>/<seed>.png.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(parser=user_path, help="A run, or a folder of <prompt>/<seed>.png.", show_default=False)
+    ],
     clip: Annotated[
         str | None, typer.Option(help="CLIP: 'pocket', a folder, a hub id, or 'none'.", show_default=False)
     ] = None,
@@ -113,7 +121,10 @@ def score_command(
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Handle texts as Attend-and-Excite's script did.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the scores; by default the run's.", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=user_path, metavar="PATH", help="Folder for the scores; by default the run's.", show_default=False
+        ),
     ] = None,
     device: Device = None,
     engine: Engine = "local",
@@ -149,9 +160,15 @@ def score_command(
 
 @app.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(help="Scored folders.", show_default=False)],
+    folders: Annotated[list[Path], typer.Argument(parser=user_path, help="Scored folders.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the report; by default the first of them.", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="PATH",
+            help="Folder for the report; by default the first of them.",
+            show_default=False,
+        ),
     ] = None,
     reference: Annotated[
         str | None,

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..guidance.names import RECOMMENDED
-from ..utils.files import png, slug, write
+from ..utils.files import slug
 from .options import (
     Device,
     GuidanceName,
@@ -187,7 +187,4 @@ def _generate(compared: bool, out: Path, *args: Any, **options: Any) -> list[Pat
 def _save(result: Result, name: str, out: Path) -> list[Path]:
     """Save a run, and a grid of its images."""
     stem = slug(result.settings["prompt"], 70)
-    paths = result.save(out, f"{stem} {name}")
-    path = out / f"{stem}-grid.png"
-    write(path, png({**result.settings, "seeds": list(result.seeds), "rows": [name]}, result.grid()))
-    return [*paths, path]
+    return [*result.save(out, f"{stem} {name}"), result.save_grid(out, f"{stem} grid", name)]

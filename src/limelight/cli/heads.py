@@ -12,7 +12,7 @@ from rich.table import Table
 from ..evaluate.suites import attend_excite
 from ..heads.vocabulary import SHIPPED as CONCEPTS
 from ..heads.vocabulary import Concepts
-from ..utils.files import png, slug, write
+from ..utils.files import png, slug, user_path, write_new
 from .options import (
     Device,
     Engine,
@@ -35,12 +35,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Which attention heads a concept needs: compute, show, weaken.", no_args_is_help=True)
 Steps = Annotated[int, typer.Option(help="Number of denoising steps.", min=1)]
-File = Annotated[Path, typer.Option(help="File to write.")]
+File = Annotated[Path, typer.Option(parser=user_path, metavar="PATH", help="File to write.")]
 
 
 @app.command()
 def compute(
-    out: Annotated[Path, typer.Option(help="File to write; a second call continues a stopped run.")],
+    out: Annotated[
+        Path,
+        typer.Option(parser=user_path, metavar="PATH", help="File to write; a second call continues a stopped run."),
+    ],
     model: ModelName = "pocket",
     concepts: Annotated[
         str | None,
@@ -52,7 +55,10 @@ def compute(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Text file, one prompt a line; by default the Attend-and-Excite benchmark's.", show_default=False
+            parser=user_path,
+            metavar="PATH",
+            help="Text file, one prompt a line; by default the Attend-and-Excite benchmark's.",
+            show_default=False,
         ),
     ] = None,
     limit: Annotated[
@@ -95,7 +101,7 @@ def compute(
 
 @app.command()
 def merge(
-    parts: Annotated[list[Path], typer.Argument(help="The files of all parts.", show_default=False)],
+    parts: Annotated[list[Path], typer.Argument(parser=user_path, help="The files of all parts.", show_default=False)],
     out: File,
 ) -> None:
     """Add the counts of several parts of one run."""
@@ -109,8 +115,8 @@ def merge(
 
 @app.command("import")
 def import_command(
-    vectors: Annotated[Path, typer.Argument(help="category_vectors_....npy", show_default=False)],
-    heads: Annotated[Path, typer.Argument(help="head_index_....npy", show_default=False)],
+    vectors: Annotated[Path, typer.Argument(parser=user_path, help="category_vectors_....npy", show_default=False)],
+    heads: Annotated[Path, typer.Argument(parser=user_path, help="head_index_....npy", show_default=False)],
     out: File,
     concepts: Annotated[str, typer.Option(help="Concepts of the rows, in their order.")] = "paper",
     model: Annotated[str, typer.Option(help="Model that the vectors are of.")] = "CompVis/stable-diffusion-v1-4",
@@ -138,7 +144,13 @@ def show(
     ] = None,
     top: Annotated[int, typer.Option(help="How many heads to list.", min=1)] = 5,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for plots: heat maps, similarities, steps.", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="PATH",
+            help="Folder for plots: heat maps, similarities, steps.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """List the most relevant heads of concepts; with --out, plot heat maps."""
@@ -160,6 +172,8 @@ def weaken(
     out: Annotated[
         Path | None,
         typer.Option(
+            parser=user_path,
+            metavar="PATH",
             help="Folder; a second call continues a stopped run. By default out/weakening/EXPERIMENT.",
             show_default=False,
         ),
@@ -218,7 +232,7 @@ def weaken(
 
     _print_weakening(found)
     save_weakening(found, out, experiment)
-    console.print(f"curves.png, strips and scores.jsonl in {escape(str(out))}")
+    console.print(f"curves, strips and scores.jsonl in {escape(str(out))}")
 
 
 def _print_counted(relevance: Relevance, out: Path) -> None:
@@ -252,9 +266,10 @@ def _save_plots(relevance: Relevance, names: tuple[str, ...], source: str, out: 
 
     stem = source if source in SHIPPED else Path(source).stem
     plotted = figures(relevance, names)
+    paths = []
     for name, image in plotted.items():
-        write(out / f"{slug(stem)}-{name}.png", png({"source": source}, image))
-    console.print(f"{', '.join(plotted)} in {escape(str(out))}")
+        paths.append(write_new(out, f"{slug(stem, 60)}-{name}", "png", png({"source": source}, image)))
+    console.print(f"{', '.join(path.name for path in paths)} in {escape(str(out))}", soft_wrap=True)
 
 
 def _print_weakening(found: Curves) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import SettingsError
-from ..utils.files import slug
+from ..utils.files import slug, user_path
 from .options import Device, read_lines
 from .terminal import bar, console, log
 
@@ -26,7 +26,10 @@ DTYPES = ("float32", "bfloat16")
 
 
 def learn_command(
-    images: Annotated[Path, typer.Argument(help="A folder of images of one thing, or one image.", show_default=False)],
+    images: Annotated[
+        Path,
+        typer.Argument(parser=user_path, help="A folder of images of one thing, or one image.", show_default=False),
+    ],
     token: Annotated[str | None, typer.Option(help="Name of the word, e.g. '<my-cat>'.", show_default=False)] = None,
     init: Annotated[
         str | None,
@@ -45,7 +48,12 @@ def learn_command(
     style: Annotated[bool, typer.Option("--style", help="Learn a style instead of a thing.")] = False,
     templates: Annotated[
         Path | None,
-        typer.Option(help="Text file of sentences to learn in, with {} for the word.", show_default=False),
+        typer.Option(
+            parser=user_path,
+            metavar="PATH",
+            help="Text file of sentences to learn in, with {} for the word.",
+            show_default=False,
+        ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images.", show_default="the model's own")] = None,
     fit: Annotated[
@@ -88,7 +96,10 @@ def learn_command(
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="Recompute activations: less memory, more time.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the word.", show_default="learned/WORD")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="PATH", help="Folder for the word.", show_default="learned/WORD"),
+    ] = None,
 ) -> None:
     """Learn a word from a few images of a thing."""
     if token is None and not (resume and out):

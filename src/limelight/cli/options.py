@@ -14,6 +14,7 @@ from ..errors import FileError, SettingsError
 from ..evaluate.suites import SUITES
 from ..guidance.names import NAMES
 from ..models.schedulers import SCHEDULERS
+from ..utils.files import user_path
 
 if TYPE_CHECKING:
     from ..guidance.base import Guidance
@@ -40,7 +41,7 @@ GuidanceScale = Annotated[float, typer.Option(help="Strength of classifier-free 
 Negative = Annotated[str, typer.Option(help="Negative prompt: what to avoid.")]
 Height = Annotated[int | None, typer.Option(help="Height in pixels; by default the model's own.", show_default=False)]
 Width = Annotated[int | None, typer.Option(help="Width in pixels; by default the model's own.", show_default=False)]
-Out = Annotated[Path, typer.Option(help="Folder for the images.")]
+Out = Annotated[Path, typer.Option(parser=user_path, metavar="PATH", help="Folder for the images.")]
 WordFiles = Annotated[
     list[str] | None,
     typer.Option("--word", help="File or folder of a learned word; '<cat>=FILE' names it; repeat.", show_default=False),

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SettingsError
+from ..utils.files import user_path
 from .options import ModelName
 from .terminal import console, log, open_model
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..textual_inversion.word import LearnedWord
 
 app = typer.Typer(help="Show and convert learned words (textual inversion).", no_args_is_help=True)
-File = Annotated[Path, typer.Argument(help="A file or folder of learned words.", show_default=False)]
+File = Annotated[Path, typer.Argument(parser=user_path, help="A file or folder of learned words.", show_default=False)]
 
 
 @app.command()
@@ -65,7 +66,10 @@ def _nearest(word: LearnedWord, model: Model | None, count: int) -> list[str]:
 @app.command()
 def convert(
     file: File,
-    out: Annotated[Path, typer.Argument(help="A .safetensors or .pt file, or a folder, to write.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(parser=user_path, help="A .safetensors or .pt file, or a folder, to write.", show_default=False),
+    ],
     token: Annotated[
         str | None,
         typer.Option(help="New name of the word; of a file with several, the word to take.", show_default=False),

@@ -30,7 +30,7 @@ from ..generation.result import Result
 from ..guidance.base import layers_to_read
 from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
-from ..utils.files import png, slug, write
+from ..utils.files import png, slug, user_path, write_new
 from ..utils.images import grid
 from .attention_edits import CROSS_STEPS, EditedMaps, LocalBlend, Mode, Window
 from .image_inversion import Inversion
@@ -82,16 +82,14 @@ class EditResult:
             folder: made if absent.
 
         Returns:
-            Its path, whose name holds the words of the source and of the first target.
+            Its path, whose name holds the words of the source and of the first target, and a short hash.
 
         Raises:
             FileError: the folder cannot be written.
         """
         source, target, *_ = self._prompts
-        path = Path(folder) / f"{slug(f'{source} to {target}', 70)}.png"
         settings = {**self.target.settings, "seeds": list(self.source.seeds), "rows": self._prompts}
-        write(path, png(settings, self.grid()))
-        return path
+        return write_new(user_path(folder), slug(f"{source} to {target}", 70), "png", png(settings, self.grid()))
 
     @property
     def _results(self) -> tuple[Result, ...]:

@@ -28,7 +28,7 @@ from ..generation.result import Result
 from ..heads.gains import weaken
 from ..heads.relevance import Relevance
 from ..models.base import Model
-from ..utils.files import DATA, png, slug, write
+from ..utils.files import DATA, own_slug, png, write
 from ..utils.images import grid
 from ..utils.jsonl import Log
 from ..utils.statistics import bootstrap_interval
@@ -137,7 +137,7 @@ def weakened(
         model: see `limelight.load`.
         relevance: vectors that fit it.
         experiment: its prompts.
-        folder: keeps `scores.jsonl`, a line per image, and with `pictures` the images of the first seed.
+        folder: keeps `scores.jsonl`, a line per image, and with `pictures` the images of the first seed that ran there.
         seeds: of every prompt.
         counts: numbers of weakened heads; 0 and all are added. By default `counts_of_heads`.
         orders: some of "MoRHF", "LeRHF", "random".
@@ -173,8 +173,9 @@ def weakened(
                 rows = _scored(clip, result, {**facts, **settings})
                 log.add(rows)
                 known |= {(order, number, prompt, row["seed"]): row["score"] for row in rows}
-                if pictures:
-                    write(picture_path(Path(folder), prompt, order, number), png({}, result.images[0]))
+                path = picture_path(Path(folder), prompt, order, number)
+                if pictures and not path.exists():
+                    write(path, png({}, result.images[0]))
             if on_job:
                 on_job(done + 1, len(jobs))
     return _curves(experiment, known, numbers, orders, seeds, len(relevance.heads))
@@ -258,7 +259,7 @@ def _curves(
 
 def picture_path(folder: Path, prompt: str, order: str, number: int) -> Path:
     """Where `weakened` keeps an image."""
-    return folder / slug(prompt) / f"{order}-{number:04d}.png"
+    return folder / own_slug(prompt) / f"{order}-{number:04d}.png"
 
 
 def strip(folder: str | os.PathLike[str], curves: Curves, prompt: str) -> Image.Image:

@@ -14,7 +14,7 @@ from ..attention.edits import BindableEdit, Edit
 from ..errors import SettingsError
 from ..guidance.base import Guidance
 from ..models.base import Model
-from ..utils.files import png, slug, write
+from ..utils.files import png, slug, user_path, write_new
 from ..utils.images import grid
 from .generate import generate
 from .result import Result
@@ -47,8 +47,9 @@ class Comparison:
             folder: made if absent.
 
         Returns:
-            The paths of the images, run by run; each name holds the words of the prompt, the run and the seed. The last
-            path is the grid, whose PNG holds the settings of the last run, the seeds and the names of the rows.
+            The paths of the images, run by run; each name holds the words of the prompt, the run, the seed and a short
+            hash, see `Result.save`. The last path is the grid, whose PNG holds the settings of the last run, the seeds
+            and the names of the rows.
 
         Raises:
             FileError: the folder cannot be written.
@@ -58,9 +59,8 @@ class Comparison:
             paths += result.save(folder, f"{slug(self.prompt, 70)} {name}")
 
         last = list(self.runs.values())[-1]
-        sheet = Path(folder) / f"{slug(self.prompt, 70)}-grid.png"
-        write(sheet, png({**last.settings, "seeds": list(last.seeds), "rows": list(self.runs)}, self.grid()))
-        return [*paths, sheet]
+        content = png({**last.settings, "seeds": list(last.seeds), "rows": list(self.runs)}, self.grid())
+        return [*paths, write_new(user_path(folder), f"{slug(self.prompt, 70)}-grid", "png", content)]
 
 
 def compare(

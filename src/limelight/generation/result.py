@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..attention.maps import AttentionMaps
 from ..attention.recording import StepMaps
 from ..errors import SettingsError
-from ..utils.files import png, slug, write
+from ..utils.files import digest, json_text, png, slug, user_path, write, write_new
 from ..utils.images import grid
 
 
@@ -57,8 +57,12 @@ class Result:
     def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
         """Write for each seed a PNG, its latents and maps (safetensors), and its settings and trace (JSON).
 
+        The names of the three end with the seed and a short hash of the settings, so that the same inputs have the same
+        names. Files that are there are never replaced: another result of the same settings (of other given latents,
+        say) has a hash of its content, and a result that is there, but for rounding, is not written again.
+
         Args:
-            folder: made if absent.
+            folder: made if absent; "~" is the home folder.
             name: start of the file names; by default the prompt's words. It is reduced to letters, digits and hyphens.
 
         Returns:
@@ -67,17 +71,61 @@ class Result:
         Raises:
             FileError: the folder cannot be written.
         """
-        folder, stem = Path(folder), slug(name or self.settings["prompt"])
+        folder, stem = user_path(folder), slug(name or self.settings["prompt"])
         paths = []
-        for i, (image, seed) in enumerate(zip(self.images, self.seeds, strict=True)):
-            settings = {**self.settings, "seed": seed}
-            trace = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in self.trace]
-            tensors = {"latents": self.latents[i]}
-            tensors |= {f"maps.{layer.name}": p[i] for layer, p in self.maps.layers.items()}
+        for index, seed in enumerate(self.seeds):
+            settings, tensors = {**self.settings, "seed": seed}, self._tensors(index)
+            files = self._files(index, settings, tensors)
+            path = folder / f"{stem}-{seed}-{digest(json_text([settings, sorted(tensors)]).encode())}.png"
+            if not _may_write(path, tensors["latents"]):
+                path = folder / f"{stem}-{seed}-{digest(*files.values())}.png"
 
-            path = folder / f"{stem}-{seed}.png"
-            write(path, png(settings, image))
-            write(path.with_suffix(".safetensors"), save({k: v.contiguous().cpu() for k, v in tensors.items()}))
-            write(path.with_suffix(".json"), json.dumps({"settings": settings, "trace": trace}, indent=1).encode())
+            for kind, content in files.items():
+                if not path.with_suffix(kind).exists():
+                    write(path.with_suffix(kind), content)
             paths.append(path)
         return paths
+
+    def _tensors(self, index: int) -> dict[str, Tensor]:
+        """The latents and maps of one image."""
+        tensors = {"latents": self.latents[index]}
+        tensors |= {f"maps.{layer.name}": p[index] for layer, p in self.maps.layers.items()}
+        return {name: value.contiguous().cpu() for name, value in tensors.items()}
+
+    def _files(self, index: int, settings: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, bytes]:
+        """The files of one image by their suffix, the image last: where it is, the others are, too."""
+        trace = []
+        for row in self.trace:
+            trace.append({k: v[index] if isinstance(v, list) else v for k, v in row.items()})
+        return {
+            ".safetensors": save(tensors),
+            ".json": json_text({"settings": settings, "trace": trace}, indent=1).encode(),
+            ".png": png(settings, self.images[index]),
+        }
+
+    def save_grid(self, folder: str | os.PathLike[str], name: str, row: str) -> Path:
+        """Write the grid as a PNG, with the settings, the seeds and the name of the row inside.
+
+        Args:
+            folder: made if absent.
+            name: start of the file name, which ends with a short hash of what is in the file.
+            row: what the images are, for example "guided".
+
+        Raises:
+            FileError: the folder cannot be written.
+        """
+        settings = {**self.settings, "seeds": list(self.seeds), "rows": [row]}
+        return write_new(user_path(folder), slug(name), "png", png(settings, self.grid()))
+
+
+def _may_write(path: Path, latents: Tensor) -> bool:
+    """Whether no other result has the name of an image: its latents there are these, but for rounding."""
+    tensors = path.with_suffix(".safetensors")
+    if not tensors.exists():
+        return not path.exists()
+    try:
+        there = load(tensors.read_bytes())["latents"]
+    except (OSError, SafetensorError, KeyError):
+        return False
+    # A pass of more images rounds differently.
+    return there.shape == latents.shape and bool((there.double() - latents.double()).square().mean().sqrt() < 1e-3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import io
 import json
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,16 +18,43 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image, PngImagePlugin
 
-from ..errors import FileError
+from ..errors import FileError, ModelError
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no word for NaN and infinity.
+
+    Raises:
+        ModelError: it holds a number that is not finite.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError as error:
+        raise ModelError(
+            "A number that is to be stored is not finite (NaN or infinity). A computation has overflowed: load the "
+            "model with dtype=torch.float32."
+        ) from error
 
 
 def png(settings: dict[str, Any], image: Image.Image) -> bytes:
     """A PNG with its settings inside."""
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt("limelight", json.dumps(settings, ensure_ascii=False))
+    chunks.add_itxt("limelight", json_text(settings))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as users write it, where "~" is their home folder.
+
+    Raises:
+        FileError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileError(f"'{path}' cannot be found: {error}") from error
 
 
 def write(path: Path, content: bytes) -> None:
@@ -42,10 +71,34 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name without its bytes
         part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
+    except (OSError, ValueError) as error:  # a ValueError of a name that the system cannot have
+        with suppress(OSError, ValueError):
             part.unlink()
-        raise FileError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+        raise FileError(f"'{path}' cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def digest(*contents: bytes) -> str:
+    """Eight hexadecimal digits that tell files of one name from others with another content."""
+    found = hashlib.sha256()
+    for content in contents:
+        found.update(hashlib.sha256(content).digest())
+    return found.hexdigest()[:8]
+
+
+def write_new(folder: Path, stem: str, kind: str, content: bytes) -> Path:
+    """Write a file whose name tells its content from any other: nothing else is overwritten.
+
+    Args:
+        folder: made if absent.
+        stem: start of the name, see `slug`; the `digest` follows it, so that the same content has the same name.
+        kind: the suffix without its dot.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    path = folder / f"{stem}-{digest(content)}.{kind}"
+    write(path, content)
+    return path
 
 
 @contextmanager
@@ -100,9 +153,22 @@ def _held(where: Path, of: Path, busy: str) -> Iterator[None]:
 
 
 def slug(text: str, length: int = 80) -> str:
-    """Text as a harmless file name of at most `length` bytes: lower-case letters and digits, joined by hyphens."""
+    """Text as a harmless file name of at most `length` bytes: lower-case letters and digits, joined by hyphens.
+
+    Different texts may have the same: see `write_new` and `own_slug`.
+    """
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
-    return "-".join(words).encode()[:length].decode(errors="ignore").strip("-") or "untitled"
+    encoding = sys.getfilesystemencoding()  # its letters alone can be part of a name
+    name = "-".join(words).encode(encoding, errors="ignore")[:length].decode(encoding, errors="ignore")
+    return name.strip("-") or "untitled"
+
+
+def own_slug(text: str, length: int = 80) -> str:
+    """A `slug` that no other text has: where it does not tell the whole text, digits of the text's hash follow."""
+    short = slug(text, length)
+    if short.replace("-", " ") == text:
+        return short
+    return f"{short}-{digest(text.encode(errors='surrogatepass'))}"
 
 
 DATA = importlib.resources.files("limelight") / "data"

@@ -19,7 +19,7 @@ from ..generation.result import Result
 from ..guidance.base import Guidance
 from ..models.base import Model
 from ..prompts.prompt import Prompt
-from ..utils.files import png, slug, write
+from ..utils.files import png, slug, user_path, write_new
 from .sheets import animation, every_word, progress, strip
 from .sheets import compare as compare_runs
 from .trace import trace
@@ -100,21 +100,21 @@ class Explanation:
     def save(self, folder: str | Path, *, html: bool = False) -> list[Path]:
         """Write the figures, named after the prompt and the seed, and the page if it is wanted.
 
+        Names end with a short hash of what is in the file: another explanation never takes its place.
+
         Returns:
             What was written, the page last.
 
         Raises:
             FileError: the folder cannot be written.
         """
-        folder, stem = Path(folder), slug(self.last.settings["prompt"], 60)
+        folder, stem = user_path(folder), slug(self.last.settings["prompt"], 60)
         written = []
         for seed, figures in zip(self.last.seeds, self.figures, strict=True):
             for figure in figures:
-                written.append(folder / f"{stem}-{figure.name}-{seed}.{figure.kind}")
-                write(written[-1], figure.content)
+                written.append(write_new(folder, f"{stem}-{figure.name}-{seed}", figure.kind, figure.content))
         if html:
-            written.append(folder / f"{stem}-explain.html")
-            write(written[-1], self.html().encode())
+            written.append(write_new(folder, f"{stem}-explain", "html", self.html().encode()))
         return written
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..evaluate.weakening import Curves, strip
 from ..heads.relevance import Relevance
-from ..utils.files import png, slug, write
+from ..utils.files import png, slug, write_new
 from .curves import curves
 from .theme import new_figure, rendered
 
@@ -33,6 +33,8 @@ def figures(relevance: Relevance, concepts: Sequence[str] = ()) -> dict[str, Ima
 def save_weakening(found: Curves, folder: Path, experiment: str, strips: int = 4) -> None:
     """Write the curves of an ordered weakening and strips of its first prompts into the folder of its images.
 
+    Names end with a short hash of what is in the file: other seeds or numbers of heads never take its place.
+
     Args:
         found: the curves; `weakened` kept the images of their first seed.
         folder: where it kept them.
@@ -43,8 +45,8 @@ def save_weakening(found: Curves, folder: Path, experiment: str, strips: int = 4
         FileError: a file cannot be written.
     """
     for prompt, _ in found.experiment.prompts[:strips]:
-        write(folder / f"{slug(prompt)}.png", png({"prompt": prompt}, strip(folder, found, prompt)))
-    write(folder / "curves.png", png({"experiment": experiment}, curves(found)))
+        write_new(folder, slug(prompt), "png", png({"prompt": prompt}, strip(folder, found, prompt)))
+    write_new(folder, "curves", "png", png({"experiment": experiment}, curves(found)))
 
 
 def heatmaps(relevance: Relevance, concepts: Sequence[str] = (), *, columns: int = 7) -> Image.Image:
