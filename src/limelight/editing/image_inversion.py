@@ -15,6 +15,7 @@ from ..errors import SettingsError
 from ..generation.loop import denoise
 from ..generation.plan import negatives
 from ..models.base import Conditioning, Model
+from ..utils.images import ImageSource, open_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Inversion:
 @torch.no_grad()
 def invert_image(
     model: Model,
-    image: Image.Image,
+    image: ImageSource,
     prompt: str,
     *,
     steps: int = 50,
@@ -94,7 +95,8 @@ def invert_image(
 
     Args:
         model: with a DDIM scheduler.
-        image: cut to the shape of `size` around its middle, turned as its EXIF data say.
+        image: a file, a PIL image, an array or a tensor, see `limelight.utils.images.open_image`; it is cut to the
+            shape of `size` around its middle.
         prompt: what it shows.
         steps, guidance_scale, negative: of the run that is to give the image back.
         null_text: learn the unconditional branch, which needs a `guidance_scale` above 1.
@@ -103,7 +105,8 @@ def invert_image(
         on_step: called with 0, 1, ... after every step backwards, and again after every step that `null_text` learns.
 
     Raises:
-        SettingsError: the scheduler is not DDIM, or `null_text` has no branch to learn.
+        SettingsError: the scheduler is not DDIM, `null_text` has no branch to learn, or the image is none.
+        FileError: the image cannot be read.
 
     Examples:
         >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
@@ -128,8 +131,7 @@ def invert_image(
     model = model.for_one_run()
     # Not `fit_image`, whose bicubic filter gives other pixels.
     size = size or model.default_size
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    latents = model.latents([ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.LANCZOS)])
+    latents = model.latents([ImageOps.fit(open_image(image), (size[1], size[0]), Image.Resampling.LANCZOS)])
     encoded = model.encode([model.prompt(prompt)], negatives(negative, 1) if guidance_scale > 1 else None, size)
 
     path = _backwards(model, latents, encoded.only_conditional(), steps, on_step)

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..attention.edits import Edit
 from ..errors import SettingsError
 from ..generation.provenance import provenance
 from ..heads.relevance import Relevance
 from ..models.base import Model
 from ..prompts.prompt import Prompt
+from ..utils.images import ImageSource
 from .attention_edits import Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
 from .image_inversion import Inversion, invert_image
 
@@ -135,14 +134,16 @@ class EditPlan:
         edits = (cross.to(model.device), SelfAttention(len(prompts), model.guided_scale, window))
         return cls(model, settings, tuple(texts), prompts, seeds, edits, places, passes)
 
-    def starting_from(self, image: Image.Image | Inversion) -> EditPlan:
+    def starting_from(self, image: ImageSource | Inversion) -> EditPlan:
         """The same edit of a real image, which is inverted first where that is not done yet; it has a single seed.
 
         Raises:
-            SettingsError: the scheduler is not DDIM, or the inversion is of another prompt, size or schedule.
+            SettingsError: the scheduler is not DDIM, the image is none, or the inversion is of another prompt, size or
+                schedule.
+            FileError: the image cannot be read.
         """
         settings, source = self.settings, self.texts[0]
-        if isinstance(image, Image.Image):
+        if not isinstance(image, Inversion):
             image = invert_image(
                 self.model,
                 image,

@@ -31,7 +31,7 @@ from ..guidance.base import layers_to_read
 from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
 from ..utils.files import png, slug, user_path, write_new
-from ..utils.images import grid
+from ..utils.images import ImageSource, grid
 from .attention_edits import CROSS_STEPS, EditedMaps, LocalBlend, Mode, Window
 from .image_inversion import Inversion
 from .plan import EditPlan, EditSettings
@@ -106,7 +106,7 @@ def edit(
     target: str | Sequence[str],
     *,
     seeds: int | Sequence[int] = 0,
-    image: Image.Image | Inversion | None = None,
+    image: ImageSource | Inversion | None = None,
     null_text: bool = False,
     mode: Mode = "auto",
     cross_steps: Window | Mapping[str, Window] = CROSS_STEPS,
@@ -132,8 +132,8 @@ def edit(
         source: what the image shows.
         target: what it should show instead. Several targets are generated beside each other.
         seeds: one or several, not negative; an image depends on its seed alone.
-        image: a real image to edit, which `source` describes. It is inverted first, see `limelight.invert_image`, and
-            uses the first seed alone.
+        image: a real image to edit, which `source` describes: a file, a PIL image, an array or a tensor. It is inverted
+            first, see `limelight.invert_image`, and uses the first seed alone.
         null_text: invert the image more exactly, which takes minutes on a GPU for Stable Diffusion.
         mode: "replace" swaps words one for one, "refine" keeps what both prompts share; "auto" replaces where the
             prompts have equally many words.
@@ -162,6 +162,7 @@ def edit(
         PromptError: a word is in none of the prompts, or "replace" got prompts of different numbers of words.
         SettingsError: a setting is out of range, `image` meets a scheduler other than DDIM, or its inversion is of
             another prompt, size or schedule.
+        FileError: `image` cannot be read.
 
     Warns:
         UnknownWords: as `limelight.generate`.

@@ -43,12 +43,12 @@ def read_mask(image: Path) -> Tensor | None:
     """
     try:
         if mask_path(image).is_file():
-            with Image.open(mask_path(image)) as mask:
+            with Image.open(mask_path(image), formats=["PNG"]) as mask:
                 return torch.from_numpy(np.array(mask.convert("1")))
-        with Image.open(image) as file:
+        with Image.open(image, formats=["PNG"]) as file:
             rows = json.loads(file.info["limelight"])["edited"]
         found = torch.tensor([[int(cell) for cell in row] for row in rows]).bool()
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError):
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, Image.DecompressionBombError):
         return None
     return found if found.dim() == 2 and found.numel() else None
 

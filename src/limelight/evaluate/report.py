@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ..errors import FileError, MissingDependency, SettingsError
+from ..errors import FileError, LimelightError, MissingDependency, SettingsError
 from ..utils.files import write
+from ..utils.images import open_image
 from ..utils.statistics import Difference, best_of, compare
 from .metrics import METRICS
 from .scoring import Row
@@ -384,9 +383,8 @@ def _thumbnail(path: Path, side: int = 128) -> str:
     """A small image as a data URI; empty where it cannot be read any more."""
     buffer = io.BytesIO()
     try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+        small = open_image(path)
+    except LimelightError:
         return ""
     small.thumbnail((side, side))
     small.save(buffer, "JPEG", quality=88)

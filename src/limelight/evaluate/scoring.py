@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ..errors import FileError, MissingDependency, ModelError, SettingsError
+from ..errors import FileError, LimelightError, MissingDependency, ModelError, SettingsError
 from ..models.loading import POCKET
 from ..utils.files import write
+from ..utils.images import open_image
 from ..utils.jsonl import Log, Say
 from ..utils.parallel import device_of, open_executor
 from .clip import Captioner, Clip
@@ -83,11 +82,11 @@ class Scorer:
         images, places = [], []
         for i, content in enumerate(batch.files):
             try:
-                images.append(_opened_image(content))
+                images.append(open_image(content))
                 places.append(i)
                 rows.append({})
-            except (OSError, SyntaxError, ValueError) as error:
-                rows.append({"error": str(error) or type(error).__name__})
+            except LimelightError as error:
+                rows.append({"error": str(error)})
         if not images:
             return rows
 
@@ -374,13 +373,9 @@ def _before(path: Path | None) -> Before | None:
     if path is None:
         return None
     try:
-        return Before(_opened_image(_read(path)), read_mask(path))
-    except (OSError, SyntaxError, ValueError):
+        return Before(open_image(_read(path)), read_mask(path))
+    except LimelightError:
         return None
-
-
-def _opened_image(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content)).convert("RGB")
 
 
 def _opened(kind: str, name: str, make: Callable[[], Any]) -> Any:

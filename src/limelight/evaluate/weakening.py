@@ -29,7 +29,7 @@ from ..heads.gains import weaken
 from ..heads.relevance import Relevance
 from ..models.base import Model
 from ..utils.files import DATA, own_slug, png, write
-from ..utils.images import grid
+from ..utils.images import grid, open_image
 from ..utils.jsonl import Log
 from ..utils.statistics import bootstrap_interval
 from .clip import Clip
@@ -268,7 +268,7 @@ def strip(folder: str | os.PathLike[str], curves: Curves, prompt: str) -> Image.
     for order in curves.scores:
         names = [order if 0 < n < curves.heads else "all" for n in curves.counts]
         paths = [picture_path(Path(folder), prompt, o, n) for o, n in zip(names, curves.counts, strict=True)]
-        rows.append([Image.open(path).convert("RGB") for path in paths])
+        rows.append([open_image(path) for path in paths])
     labels = [f"{order}: {', '.join(map(str, curves.counts))} heads weakened" for order in curves.scores]
     return grid(rows, labels)
 

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from ..errors import FileError, SettingsError
 from ..models.base import Model
-from ..utils.files import DATA
-from ..utils.images import Fit, fit_image, open_image
+from ..utils.files import DATA, user_path
+from ..utils.images import SUFFIXES, Fit, ImageSource, fit_image, open_image
 
-Source = str | Path | Image.Image | Sequence[str | Path | Image.Image]
-"""A folder, an image or its file, or several of the latter."""
+Source = ImageSource | Sequence[ImageSource]
+"""A folder, an image or its file, see `ImageSource`, or several of the latter."""
 _SENTENCES: WeakKeyDictionary[Model, dict[tuple[str, frozenset[str]], tuple[str, ...]]] = WeakKeyDictionary()
 """For each model, the sentences of each list that it knows all words of: they are parsed once."""
-SUFFIXES = frozenset(".bmp .gif .jfif .jpeg .jpg .png .tif .tiff .webp".split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +82,10 @@ def read_images(source: Source) -> list[Image.Image]:
         FileError: a folder has none, or one cannot be read.
         SettingsError: the list is empty.
     """
-    if isinstance(source, Image.Image):
-        return [source]
     if isinstance(source, str | Path):
-        return [open_image(path) for path in _files(Path(source).expanduser())]
+        return [open_image(path) for path in _files(user_path(source))]
+    if not isinstance(source, list | tuple):
+        return [open_image(source)]
     if not source:
         raise SettingsError("The list of images is empty.")
     return [image for part in source for image in read_images(part)]

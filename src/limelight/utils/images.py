@@ -2,47 +2,209 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
+import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from ..errors import FileError
+from ..errors import FileError, LimelightError, MissingDependency, SettingsError
+from .files import user_path
 
 Fit = Literal["crop", "stretch"]
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any] | Any
+"""A file, the content of one, a PIL image, an array [height, width, channels] or a tensor [channels, height, width]."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+"""What is read; each further decoder is one more that a file of others could attack. HEIF needs pillow-heif."""
+SUFFIXES = frozenset(".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .png .tif .tiff .webp".split())
+MOST_PIXELS = 178_956_970
+"""Of one image: what Pillow takes for an attack, too."""
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image into memory.
+def open_image(source: ImageSource) -> Image.Image:
+    """Read an image as 8-bit RGB: upright as its EXIF data say, white where it is transparent, black to white in full.
+
+    16-bit values are scaled to 8 bits. Floats must lie between 0 and 1. Of an animation it is the first frame.
+
+    Args:
+        source: see `ImageSource`. Arrays and tensors may be grey, RGB or RGBA, with a first axis of one image.
 
     Raises:
         FileError: the file cannot be read or is not an image.
+        MissingDependency: it is a HEIC file, and pillow-heif is not installed.
+        SettingsError: what is in memory is not an image.
     """
+    if isinstance(source, str | os.PathLike):
+        return _read_file(user_path(source))
+    if isinstance(source, bytes):
+        return _decoded(io.BytesIO(source), "The image")
+    if not isinstance(source, Image.Image):
+        return _plain(_from_array(source))
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is not an image"
-        raise FileError(f"'{path}' cannot be read: {reason}.") from None
+        source.load()  # of a file that the caller has opened
+    except (OSError, ValueError, SyntaxError) as error:
+        raise SettingsError(f"The image cannot be read: {error}.") from error
+    return _plain(source)
+
+
+def _read_file(path: Any) -> Image.Image:
+    try:
+        # Only then opened: a fifo would be waited for without end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            kind = "a folder" if os.path.isdir(path) else "a pipe, a device or a socket"
+            raise FileError(f"'{path}' cannot be read: it is {kind}, not an image file.")
+        with open(path, "rb") as file:
+            return _decoded(file, f"'{path}'")
+    except (OSError, ValueError) as error:
+        if isinstance(error, LimelightError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"'{path}' cannot be read: {reason}.") from error
+
+
+def _decoded(file: Any, name: str) -> Image.Image:
+    """The image of an open file; whatever is wrong with it becomes one sentence."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is new in Pillow
+    if _is_heif(file):
+        _register_heif(name)
+        formats = ["HEIF"]
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of Pillow are for programmers
+            with Image.open(file, formats=formats) as image:
+                _check_size(*image.size)
+                image.load()
+                return _plain(image)
+    except UnidentifiedImageError as error:
+        raise FileError(f"{name} cannot be read: it is not an image ({', '.join(FORMATS)}).") from error
+    except Image.DecompressionBombError as error:
+        raise FileError(f"{name} cannot be read: its pixels are more than {MOST_PIXELS}; scale it down.") from error
+    except MemoryError as error:
+        raise FileError(f"{name} cannot be read: it does not fit into memory; scale it down first.") from error
+    except SettingsError as error:
+        raise FileError(f"{name} cannot be read: {error}") from error
+    except Exception as error:  # decoders raise whatever they like
+        raise FileError(f"{name} cannot be read: it is damaged ({error}).") from error
+
+
+def _is_heif(file: Any) -> bool:
+    head = file.read(12)
+    file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def _register_heif(name: str) -> None:
+    try:
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise MissingDependency(
+            f"{name} is a HEIC image, which needs pillow-heif. Install it: pip install pillow-heif; or save the image "
+            "as JPEG or PNG."
+        ) from error
+    pillow_heif.register_heif_opener()
+
+
+def _check_size(width: int, height: int) -> None:
+    if not width or not height:
+        raise SettingsError(f"An image of {width} x {height} pixels is empty.")
+    if width * height > MOST_PIXELS:
+        raise SettingsError(f"{width} x {height} pixels are more than {MOST_PIXELS}; scale the image down.")
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode as an upright RGB image on white."""
+    _check_size(*image.size)
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _from_levels(image)
+
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except ValueError as error:
+        raise SettingsError(f"An image of mode '{image.mode}' cannot be shown as RGB; convert it first.") from error
+
+
+def _from_levels(image: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits, white where it has its transparent value."""
+    values, clear = np.asarray(image), image.info.get("transparency")
+    if image.mode == "I":
+        # Pillow keeps 16 bits in it, but also whatever else was converted to it.
+        if values.min() < 0 or not (255 < values.max() <= 65535 or values.max() == 0):
+            raise SettingsError(
+                f"32-bit whole numbers from {values.min()} to {values.max()} have no known white; give 8 or 16 bits."
+            )
+        values = values.astype(np.uint16)
+
+    grey = _to_bytes(values)
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey)
+
+
+def _from_array(source: Any) -> Image.Image:
+    """An array [height, width, channels] or a tensor [channels, height, width] as a PIL image."""
+    tensor = hasattr(source, "detach")
+    if not tensor and not hasattr(source, "__array__"):
+        raise SettingsError(
+            f"{type(source).__name__} is not an image; give a path, a PIL image, an array [height, width, channels] or "
+            "a tensor [channels, height, width]."
+        )
+    if tensor:
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source
+
+    shape, values = tuple(source.shape), np.asarray(source)
+    if values.ndim == 4 and len(values) == 1:
+        values = values[0]
+    if values.ndim == 3:
+        channels_first = [0, -1] if tensor else [-1, 0]
+        axis = next((axis for axis in channels_first if values.shape[axis] in (1, 3, 4)), None)
+        values = values if axis is None else np.moveaxis(values, axis, -1)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3, 4)) or not values.size:
+        raise SettingsError(
+            f"{list(shape)} is not the shape of one image: an array is [height, width, channels], a tensor [channels, "
+            "height, width], with 1, 3 or 4 channels."
+        )
+
+    pixels = _to_bytes(values)
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def _to_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Values as 8 bits: of 16 bits, or floats from 0 to 1."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return np.round(values / 257).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise SettingsError(f"{values.dtype} values have no known white; give uint8, uint16, or floats from 0 to 1.")
+
+    low, high = values.min(), values.max()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # filters overshoot a little
+        raise SettingsError(f"Floats from {low:.4g} to {high:.4g} have no known white; scale them to 0 to 1.")
+    return np.round(values.astype(np.float64).clip(0, 1) * 255).astype(np.uint8)
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
-    """Turn an image upright (as its EXIF data say), into RGB, white where it is transparent, and to one size.
+    """Bring an image, read as by `open_image`, to one size.
 
     Args:
         size: height and width in pixels.
         fit: "crop" cuts it to the shape of `size` around its middle, "stretch" distorts it, as the authors of textual
             inversion do.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-
-    wanted = (size[1], size[0])
+    image, wanted = open_image(image), (size[1], size[0])
     if fit == "stretch":
         return image.resize(wanted, Image.Resampling.BICUBIC)
     return ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
