@@ -12,10 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import SettingsError
+from ..generation.batches import check_latents
 from ..generation.loop import denoise
 from ..generation.plan import negatives
 from ..models.base import Conditioning, Model
 from ..utils.images import ImageSource, open_image
+from ..utils.numbers import check_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +118,7 @@ def invert_image(
         (2, (128, 128))
         >>> result = limelight.edit(model, "a red car", "a blue car", image=inversion, steps=2)
     """
+    check_finite(steps=steps, guidance_scale=guidance_scale, iterations=iterations, size=size)
     if not isinstance(model.scheduler, DDIMScheduler):
         raise SettingsError(
             f"An image can be inverted with DDIM, not with {type(model.scheduler).__name__}; load the model with "
@@ -144,6 +147,7 @@ def invert_image(
     conditioning = inversion.conditioning(encoded, steps)
     for step in denoise(model, conditioning, inversion.noise, steps=steps, guidance_scale=guidance_scale):
         final = step.latents
+    check_latents(model, final, guidance_scale)
     return replace(inversion, error=(final - latents).float().square().mean().sqrt().item())
 
 

@@ -14,6 +14,7 @@ from ..heads.relevance import Relevance
 from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..utils.images import ImageSource
+from ..utils.numbers import check_finite
 from .attention_edits import Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
 from .image_inversion import Inversion, invert_image
 
@@ -41,6 +42,17 @@ class EditSettings:
     height: int
     width: int
     record: bool
+
+    def __post_init__(self) -> None:
+        check_finite(
+            cross_steps=self.cross_steps,
+            self_steps=self.self_steps,
+            reweight=self.reweight,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=self.height,
+            width=self.width,
+        )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from ..attention.edits import Edit
 from ..attention.maps import AttentionMaps, none
 from ..attention.recording import RunningMean
 from ..errors import SettingsError
-from ..generation.batches import PassResult, in_passes
+from ..generation.batches import PassResult, decoded, in_passes
 from ..generation.loop import Step, denoise
 from ..generation.plan import checked, negatives, warn_of_unknown
 from ..generation.result import Result
@@ -250,7 +250,7 @@ def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | Non
     final, maps = _run(loop, blend, settings.record, on_step)
     if maps is None:
         maps = none(final, encoded.prompts)
-    return PassResult(model.decode(final), final, maps, [])
+    return PassResult(decoded(model, final, settings.guidance_scale, edits=plan.edits), final, maps, [])
 
 
 def _run(

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import FileError, LimelightError, MissingDependency, ModelError, SettingsError
 from ..models.loading import POCKET
-from ..utils.files import write
+from ..utils.files import json_text, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say
 from ..utils.parallel import device_of, open_executor
@@ -167,7 +167,7 @@ def score(
         raise FileError(f"None of the images in '{folder}' can be read.")
     summary = {"backbones": asdict(work.names), "methods": aggregate(whole)}
     _write_parquet(out / "scores.parquet", whole)
-    write(out / "scores.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
+    write(out / "scores.json", json_text(summary, indent=1).encode() + b"\n")
     return summary
 
 

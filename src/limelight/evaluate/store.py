@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, SettingsError
-from ..utils.files import lock_folder, slug, write
+from ..utils.files import json_text, lock_folder, slug, write
 from ..utils.jsonl import Log, Say
 from .preservation import mask_path
 from .suites import Case, Wanted
@@ -98,7 +98,7 @@ class Run:
                 )
         self.facts["methods"] |= methods
         self.facts["cases"] |= as_text
-        write(self.folder / "run.json", json.dumps(self.facts, indent=1, ensure_ascii=False).encode() + b"\n")
+        write(self.folder / "run.json", json_text(self.facts, indent=1).encode() + b"\n")
 
     def add(self, of: Key, png: bytes, mask: bytes | None, calls: float, seconds: float) -> None:
         """Write an image, then its row.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..attention.maps import AttentionMaps, join
-from ..errors import SettingsError
-from ..guidance.base import Move
+from ..errors import LimelightError, ModelError, SettingsError
+from ..guidance.base import Guidance, Move
 from ..models.base import Model
 from ..utils.torch import exclusive, undone
 
@@ -66,6 +67,59 @@ def _joined(moves: list[Move]) -> Move:
         {name: torch.cat([move.parts[name] for move in moves]) for name in moves[0].parts},
         torch.cat([move.refinements for move in moves]),
     )
+
+
+def decoded(
+    model: Model,
+    latents: Tensor,
+    guidance_scale: float,
+    guidance: Guidance | None = None,
+    edits: Sequence[Any] = (),
+) -> list[Image.Image]:
+    """Decode finished latents, see `check_latents`."""
+    check_latents(model, latents, guidance_scale, guidance, edits)
+    return model.decode(latents)
+
+
+def check_latents(
+    model: Model,
+    latents: Tensor,
+    guidance_scale: float,
+    guidance: Guidance | None = None,
+    edits: Sequence[Any] = (),
+) -> None:
+    """Refuse finished latents that are not finite, of which images would be black.
+
+    Args:
+        guidance_scale, guidance, edits: of the run, to name the cause.
+
+    Raises:
+        SettingsError, ModelError: some are not, by the settings or by the model itself.
+    """
+    if not bool(latents.isfinite().all()):
+        raise _overflow(model, guidance_scale, guidance, edits)
+
+
+def _overflow(model: Model, guidance_scale: float, guidance: Guidance | None, edits: Sequence[Any]) -> LimelightError:
+    """Why latents are not finite, most likely."""
+    what = "The latents are not finite (NaN or infinity), so that the image would be black"
+    for name, weight in model.denoiser.named_parameters():
+        if weight.device.type != "meta" and not bool(weight.isfinite().all()):
+            return ModelError(f"{what}: the weight '{name}' of '{model.name}' is not. Take another copy of the model.")
+
+    half, suspects = model.dtype == torch.float16, []
+    if abs(guidance_scale) > 100:
+        suspects.append(f"guidance_scale={guidance_scale}")
+    if guidance is not None and (guidance.scale > 1000 or not half):
+        suspects.append(f"scale={guidance.scale} of the guidance")
+    if edits and not half:
+        suspects.append("the factors of the attention edits")
+    if suspects:
+        return SettingsError(f"{what}. Lower {' or '.join(suspects)}.")
+
+    if half:
+        return ModelError(f"{what}: '{model.name}' overflows in float16. Load it with dtype=torch.float32.")
+    return ModelError(f"{what}: '{model.name}' computes them in {model.dtype}; its weights or scheduler do not fit.")
 
 
 # Where the error has no class of its own: CPU, MPS, cuBLAS.

@@ -15,8 +15,9 @@ from ..attention.recording import RunningMean, StepMaps, spilled
 from ..guidance.base import Guidance
 from ..models.base import Conditioning, Model
 from ..prompts.subjects import SubjectChoice, per_prompt
+from ..utils.numbers import check_finite
 from .audition import Audition, cast
-from .batches import PassResult, in_passes, limited
+from .batches import PassResult, decoded, in_passes, limited
 from .loop import Record, Step, denoise
 from .plan import GenerationPlan, GenerationSettings, checked, negatives, warn_of_unknown
 from .provenance import provenance
@@ -102,7 +103,9 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
 
     Raises:
         PromptError: a subject is not in the prompt.
-        SettingsError: a setting is out of range, or a single image or the recorded steps do not fit into memory.
+        SettingsError: a setting is out of range, a single image or the recorded steps do not fit into memory, or
+            settings drive the latents to infinity.
+        ModelError: the model overflows, in float16 for example, so that the image would be black.
 
     Warns:
         UnknownWords: the prompt has words that the model has never seen, where its folder lists those it knows.
@@ -131,6 +134,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     def one_pass(rows: range, lean: bool) -> PassResult:
         return run_pass(plan, rows, lean, on_step)
 
+    check_finite(memory=memory)
     with limited(model.device, memory):
         # A plain run is as lean as it can be.
         parts = in_passes(model, one_pass, len(plan.images), batch, settings.size, lean=guidance is None)
@@ -179,7 +183,8 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
             on_step(step)
 
     mean, single = recorder.result(final, encoded)
-    return PassResult(model.decode(final), final, mean, moves, single)
+    images = decoded(model, final, settings.guidance_scale, guidance, settings.edits)
+    return PassResult(images, final, mean, moves, single)
 
 
 def package(plan: GenerationPlan, done: PassResult) -> list[Result]:

@@ -16,6 +16,7 @@ from ..attention.probe import Probe
 from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
+from ..utils.numbers import check_finite
 from ..utils.torch import exclusive
 
 Record = bool | Literal["mean", "steps", "all"]
@@ -82,6 +83,7 @@ def denoise(
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
     """
+    check_finite(steps=steps, guidance_scale=guidance_scale, eta=eta)
     model = model.for_one_run()
     timesteps = model.timesteps(steps)
     encoded = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)

@@ -20,6 +20,7 @@ from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, SubjectName, resolve
+from ..utils.numbers import check_finite
 from .loop import Record, layers_to_guide, layers_to_record
 
 
@@ -45,6 +46,17 @@ class GenerationSettings:
     record: Record
     edits: tuple[Edit | BindableEdit, ...]
     audition: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_finite(
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=self.height,
+            width=self.width,
+            latents=self.latents,
+            clip_skip=self.clip_skip,
+            eta=self.eta,
+        )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ class Result:
         """The files of one image by their suffix, the image last: where it is, the others are, too."""
         trace = []
         for row in self.trace:
-            trace.append({k: v[index] if isinstance(v, list) else v for k, v in row.items()})
+            trace.append({k: _known(v[index]) if isinstance(v, list) else v for k, v in row.items()})
         return {
             ".safetensors": save(tensors),
             ".json": json_text({"settings": settings, "trace": trace}, indent=1).encode(),
@@ -116,6 +117,15 @@ class Result:
         """
         settings = {**self.settings, "seeds": list(self.seeds), "rows": [row]}
         return write_new(user_path(folder), slug(name), "png", png(settings, self.grid()))
+
+
+def _known(value: Any) -> Any:
+    """A value of the trace for JSON, where what is not defined (NaN) is null."""
+    if isinstance(value, list):
+        return [_known(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _may_write(path: Path, latents: Tensor) -> bool:

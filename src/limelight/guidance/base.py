@@ -19,6 +19,7 @@ from ..errors import SettingsError
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..prompts.subjects import Subject
+from ..utils.numbers import check_finite
 from ..utils.torch import frozen, recomputing
 
 Subjects = Sequence[Sequence[Subject]]
@@ -152,6 +153,10 @@ class Guidance:
         _check_schedule((self.until, *self.thresholds))
         _check_thresholds(self.thresholds)
         self._check_rule()
+        check_finite(**{name: value for name, value in vars(self).items() if name != "objective"})
+        objective = getattr(self, "objective", None)  # a subclass may make its own later
+        if isinstance(objective, partial):
+            check_finite(**objective.keywords)
 
     def _check_rule(self) -> None:
         """Refuse unknown ways to move, and targets out of range."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention.maps import AttentionMaps
 from ..errors import SettingsError
+from ..utils.numbers import check_finite
 from .base import Kind, Objective, Score, Subjects, describe_objective, reads, remembers
 
 
@@ -60,10 +61,11 @@ def weighted(*terms: tuple[float, Objective], unit: bool = False) -> Objective:
             the same for losses of different scale.
 
     Raises:
-        SettingsError: there are no terms.
+        SettingsError: there are no terms, or a weight is not finite.
     """
     if not terms:
         raise SettingsError("weighted needs at least one term, for example weighted((1, excite), (0.5, bind)).")
+    check_finite(weights=[weight for weight, _ in terms])
     return Weighted(terms, unit)
 
 

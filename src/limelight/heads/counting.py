@@ -34,6 +34,7 @@ from ..models.sites import AttentionSite, head_slices
 from ..models.unet import projections, text_keys, text_states
 from ..prompts.prompt import Prompt
 from ..utils.files import lock_file
+from ..utils.numbers import check_finite
 from ..utils.parallel import device_of, one_thread, open_executor
 from .relevance import Relevance, layers_of, vectors_of
 from .vocabulary import Concepts
@@ -80,6 +81,7 @@ class Counting:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise SettingsError("There are no prompts to count; give at least one.")
+        check_finite(seed=self.seed, steps=self.steps, guidance_scale=self.guidance_scale, batch=self.batch)
         for name in ("steps", "batch", "blocks"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -23,6 +23,7 @@ from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import SubjectName
+from ..utils.numbers import check_finite
 from .relevance import Relevance, layers_of, relevance_for
 
 Window = tuple[float | int, float | int]
@@ -148,6 +149,7 @@ def adjust(
         >>> result.settings["edits"][0]["desired"]
         'Color'
     """
+    check_finite(clamp=clamp)
     if clamp is not None and not clamp > 0:
         raise SettingsError(f"clamp={clamp} must be positive.")
 
@@ -184,6 +186,7 @@ def weaken(
         >>> result.settings["edits"][0]["factor"]
         0.0
     """
+    check_finite(factor=factor)
 
     def gains(model: Model) -> Tensor:
         named = Relevance((), layers_of(model), torch.empty(0))

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import FileError, SettingsError
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
-from ..utils.files import write
+from ..utils.files import json_text, write
 
 VERSION = 1
 SHIPPED = ("sd-1.4", "sdxl", "pocket")
@@ -317,7 +317,7 @@ class Relevance:
             tensors["counted"] = self.counted.to(torch.uint8)
 
         about = {"version": VERSION, "concepts": self.concepts, "layers": self.layers, **self.facts}
-        content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"limelight.heads": json.dumps(about)})
+        content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"limelight.heads": json_text(about)})
         write(Path(path), content)
         return Path(path)
 

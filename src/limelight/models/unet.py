@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ModelError, SettingsError
+from ..errors import LimelightError, ModelError, SettingsError
 from ..prompts.prompt import Prompt, parse
 from ..utils.torch import exclusive, remove_hook, undone
 from .base import Conditioning, Model
@@ -239,6 +239,8 @@ class UNet(Model):
         with exclusive(self.denoiser), _cast(vae, dtype):
             pixels = vae.decode(latents, return_dict=False)[0]
             self.pipeline.maybe_free_model_hooks()  # with CPU offload, the autoencoder leaves the device again
+        if not bool(pixels.isfinite().all()):
+            raise _black(self.name, dtype)
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     def describe(self) -> dict[str, str]:
@@ -255,6 +257,14 @@ class UNet(Model):
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+
+def _black(name: str, dtype: torch.dtype) -> LimelightError:
+    """Why an autoencoder gives values that are not finite."""
+    what = f"The autoencoder of '{name}' overflows in {str(dtype).removeprefix('torch.')}, and the image would be black"
+    if dtype.itemsize < 4:
+        return ModelError(f"{what}. Load the model with dtype=torch.float32.")
+    return SettingsError(f"{what}: the latents are too large. Lower guidance_scale, or the scale of the guidance.")
 
 
 @contextmanager

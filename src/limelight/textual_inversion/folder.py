@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ from ..errors import FileError, SettingsError
 from ..generation.generate import generate
 from ..models import loading
 from ..models.base import Model
-from ..utils.files import lock_folder, png, write
+from ..utils.files import json_text, lock_folder, png, write
 from ..utils.images import grid
 from .card import card, curve
 from .config import TrainingConfig
@@ -315,7 +314,7 @@ class _Training:
         write(self.folder / LOSSES, losses(self.rows))
         report.word.save(self.folder)
         facts = {**report.word.about, "token": report.word.token, "report": report.facts()}
-        write(self.folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        write(self.folder / FACTS, json_text(facts, indent=1).encode())
         (self.folder / "concept.json").unlink(missing_ok=True)  # the name that earlier versions gave that file
 
         curves = curve(report.rows)

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import FileError, SettingsError
+from ..utils.files import json_text
 from ..utils.files import write as write_file
 
 Found = tuple[str, tuple[Tensor, ...], dict[str, Any]]
@@ -71,7 +72,7 @@ def write_word_file(
         metadata = {
             "format": "pt",  # which tensors these are: a convention of the format
             "token": token,
-            "about": json.dumps(dict(about)),
+            "about": json_text(dict(about)),
             "limelight": importlib.metadata.version("limelight"),
         }
         tensors = {name: v.contiguous() for name, v in zip(names, vectors, strict=True)}

@@ -18,7 +18,7 @@ from ..errors import FileError, LimelightError, SettingsError
 from ..generation.provenance import fingerprint, provenance
 from ..models.base import Model
 from ..models.learned import readers_of
-from ..utils.files import write
+from ..utils.files import json_text, write
 from .config import TrainingConfig, generator
 from .dataset import TrainingImages
 from .word import LearnedWord
@@ -108,7 +108,7 @@ class TrainState:
         tensors |= {f"begun.{i}": v for i, v in enumerate(self.begun)}
         tensors |= {f"moment{k}.{i}": m[k - 1] for i, m in enumerate(self.moments) for k in (1, 2)}
         facts = {"config": asdict(self.config), "about": dict(self.about)}
-        write(path.with_suffix(".json"), json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        write(path.with_suffix(".json"), json_text(facts, indent=1).encode())
         content = save({name: t.clone() for name, t in tensors.items()}, {"step": str(self.step)})
         write(path.with_suffix(".safetensors"), content)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError
-from .files import write
+from .files import json_text, write
 
 Say = Callable[[str], None]
 
@@ -59,7 +59,7 @@ class Log:
             FileError: the disk is full, say.
         """
         added = [dict(row) for row in rows]
-        content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in added)
+        content = b"".join(json_text(row).encode() + b"\n" for row in added)
         before = os.fstat(self._file).st_size
 
         try:
@@ -76,7 +76,7 @@ class Log:
 
     def keep(self, rows: list[dict[str, Any]]) -> None:
         """Keep these rows alone."""
-        write(self.path, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        write(self.path, b"".join(json_text(row).encode() + b"\n" for row in rows))
         self.rows = list(rows)
         os.close(self._file)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)

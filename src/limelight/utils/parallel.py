@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from ..errors import LimelightError, MissingDependency, SettingsError
+from .numbers import check_finite
 from .progress import quiet
 
 ENGINES = ("local", "ray")
@@ -76,6 +77,7 @@ def open_executor(
         SettingsError: the engine is unknown, or the cluster cannot be reached.
         MissingDependency: Ray is not installed.
     """
+    check_finite(gpus_per_worker=gpus_per_worker)
     if engine not in ENGINES:
         raise SettingsError(f"Unknown engine '{engine}'. Choose one of: {', '.join(ENGINES)}.")
     if workers is not None and workers < 1:
