@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class LimelightError(Exception):
@@ -46,5 +47,10 @@ class UnknownWords(UserWarning):
     def __init__(
         self, model: str, words: Iterable[str], so: str = "what it generates for that means nothing", cure: str = ""
     ) -> None:
+        words = tuple(words)
+        self._given = model, words, so, cure
         listed = ", ".join(f"'{word}'" for word in words)
         super().__init__("; ".join(filter(None, (f"The model '{model}' has never seen {listed}", so, cure))) + ".")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given

@@ -318,3 +318,64 @@ def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path, arguments, code
     assert said in done.stdout + done.stderr
     assert done.stderr.endswith(f"{code} []\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def process(*arguments, **options):
+    environment = {**os.environ, **options.pop("environment", {})}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output="stdout" not in options, env=environment, timeout=300, **options
+    )
+
+
+def test_a_terminal_without_letters(tmp_path):
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    out = os.fsencode(tmp_path) + "/caf\u00e9".encode()
+    options = ("--no-guidance", "--steps", "1", "--device", "cpu", "--out", out)
+    done = process("-m", "limelight", "generate", "a cat \u732b".encode(), *options, environment=plain)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    (path,) = (tmp_path / "caf\u00e9").glob("a-cat-plain-0-*.png")
+    with Image.open(path) as image:
+        assert json.loads(image.text["limelight"])["prompt"] == "a cat \u732b"
+
+
+@pytest.mark.parametrize("text", [b"a \xff cat"])
+def test_arguments_that_are_not_text(text):
+    done = process("-m", "limelight", "tokens", text)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == (
+        "error: The argument 'a \\udcff cat' is not UTF-8. Write it, or name the file, in UTF-8.\n"
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_below_the_output():
+    with open("/dev/full", "wb") as full:
+        done = process("-m", "limelight", "--help", stdout=full, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr.decode()) == (
+            2,
+            "error: The output cannot be written: No space left on device.\n",
+        )
+        done = process("-m", "limelight", "generate", "a cat", "--seeds", "x", stdout=full, stderr=full)
+        assert done.returncode == 2
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "MODULE":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from limelight.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["limelight.cli.app", "typer", "torch", "diffusers"])
+def test_an_interrupt_at_the_start(module, tmp_path):
+    done = process(
+        "-c", INTERRUPTED.replace("MODULE", module), "generate", "a cat", "--steps", "1", "--out", str(tmp_path / "o")
+    )
+    assert done.returncode in (1, 130, -2)
+    assert b"Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import limelight
-from limelight import FileError
+from limelight import FileError, SettingsError, UnknownWords
+from limelight.heads.gains import adjust, strengthen, weaken
 from limelight.utils.files import own_slug, slug, write
 from limelight.utils.images import grid
 from tests.conftest import unhashed
@@ -190,3 +192,40 @@ def test_slugs_of_their_own():
 def test_names_that_the_system_cannot_have(result, tmp_path):
     with pytest.raises(FileError, match="cannot be written"):
         result.save(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("record", [True, "steps"])
+def test_a_pickled_result_takes_its_own_size(tiny, record):
+    prompts, options = ["a cat"] * 8, {"subjects": [()] * 8, "steps": 2, "record": record}
+    results = limelight.generate(tiny, prompts, **options)
+    one = limelight.generate(tiny, prompts[:1], **{**options, "subjects": [()]})[0]
+    content = pickle.dumps(results[5])
+    assert len(content) < 1.1 * len(pickle.dumps(one))
+    back = pickle.loads(content)
+    assert torch.equal(back.latents, results[5].latents)
+    assert torch.equal(back.maps["cat"], results[5].maps["cat"])
+    if record == "steps":
+        assert all(torch.equal(b["cat"], r["cat"]) for b, r in zip(back.steps, results[5].steps, strict=True))
+    # In memory, too, one result does not hold the others.
+    assert results[5].latents.untyped_storage().nbytes() == results[5].latents.nbytes
+
+
+def test_a_pickled_edit_takes_its_own_size(tiny):
+    result = limelight.edit(tiny, "a cat", ["a dog", "a car"], seeds=[0, 1], steps=1)
+    whole, one = len(pickle.dumps(result)), len(pickle.dumps(result.target))
+    assert one < 0.4 * whole
+    assert torch.equal(pickle.loads(pickle.dumps(result.target)).latents, result.target.latents)
+
+
+def test_edits_guidance_and_warnings_pickle(tiny):
+    for edit in (strengthen("cat", "Animals"), adjust("cat", "Animals", "Color"), weaken([0], 0.5)):
+        assert pickle.loads(pickle.dumps(edit)).about == edit.about
+    gains = pickle.loads(pickle.dumps(weaken([1], 0.5))).gains(tiny)
+    assert gains[:3].tolist() == [1.0, 0.5, 1.0]
+    guidance = limelight.AttendAndExcite(scale=3.0)
+    assert pickle.loads(pickle.dumps(guidance)) == guidance
+    warning = UnknownWords("pocket", (word for word in ("a", "b")), cure="do that")
+    assert str(pickle.loads(pickle.dumps(warning))) == str(warning)
+    for error in (SettingsError("x"), limelight.PromptError("x"), limelight.ProbeError("x"), FileError("x")):
+        back = pickle.loads(pickle.dumps(error))
+        assert (type(back), str(back)) == (type(error), "x")

@@ -212,8 +212,8 @@ def test_pictures_are_read_upright_and_other_files_are_not(folder, tmp_path):
     with pytest.raises(FileError, match=r"broken.png' cannot be read"):
         read_images(tmp_path / "broken.png")
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "a.heic").touch()
-    with pytest.raises(FileError, match=r"has no images.*It has: 1 \.heic"):
+    (tmp_path / "none" / "a.raw").touch()
+    with pytest.raises(FileError, match=r"has no images.*It has: 1 \.raw"):
         read_images(tmp_path / "none")
 
 

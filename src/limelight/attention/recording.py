@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -58,6 +58,12 @@ class StepMaps(Sequence[AttentionMaps]):
 
     def __init__(self, parts: Sequence[Sequence[AttentionMaps]] = (), rows: slice = slice(None)) -> None:
         self.parts, self.rows = parts, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Results of one call share their parts; pickled, each takes its own rows alone.
+        steps = [self[i] for i in range(len(self))]
+        own = [replace(maps, layers={layer: p.clone() for layer, p in maps.layers.items()}) for maps in steps]
+        return {"parts": [own] if own else [], "rows": slice(None)}
 
     def __len__(self) -> int:
         return len(self.parts[0]) if self.parts else 0

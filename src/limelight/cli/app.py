@@ -14,7 +14,7 @@ from .generate import generate_command
 from .heads import app as heads_app
 from .info import info
 from .learn import learn_command
-from .terminal import reported
+from .terminal import read_arguments, reported
 from .tokens import tokens
 from .word import app as word_app
 
@@ -40,8 +40,9 @@ app.add_typer(evaluate_app, name="evaluate")
 
 
 def main() -> None:
-    """Run the command line; a `LimelightError` ends it with one sentence and exit code 2."""
+    """Run the command line; a `LimelightError`, or output that cannot be written, ends it with a sentence and code 2."""
     with reported():
+        read_arguments()
         app()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import LimelightError, UnknownWords
+from ..errors import LimelightError, SettingsError, UnknownWords
 from ..utils.progress import Show, quiet
 from .options import read_words
 
@@ -30,17 +32,58 @@ log = Console(highlight=False, stderr=True)
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print a `LimelightError` as one sentence and exit with code 2; show limelight's own warnings alone."""
+    """Print a `LimelightError` as one sentence and exit with code 2; show limelight's own warnings alone.
+
+    Letters that the terminal does not have are printed as escapes. Output that cannot be written is such an error, too.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the libraries are for programmers
         warnings.simplefilter("once", UnknownWords)
         warnings.showwarning = lambda message, *_: say(message, "warning")
 
         try:
-            yield
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
         except LimelightError as error:
-            say(error, "error")
-            sys.exit(2)
+            _end(error)
+        except OSError as error:
+            what = f"'{error.filename}' cannot be used" if error.filename else "The output cannot be written"
+            _end(f"{what}: {error.strerror or error}.")
+
+
+def _end(reason: object) -> NoReturn:
+    """Exit with code 2 after one sentence, if stderr takes it."""
+    try:
+        say(reason, "error")
+        sys.stdout.flush()
+    except OSError:
+        pass
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # what is left would be written at the very end again, and fail with a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(2)
+
+
+def read_arguments() -> None:
+    """Take the arguments as UTF-8, also where the locale has another encoding.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    for i, text in enumerate(sys.argv):
+        try:
+            if not text.isascii():
+                sys.argv[i] = os.fsencode(text).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"The argument {text!a} is not UTF-8. Write it, or name the file, in UTF-8.") from error
+        except UnicodeEncodeError:
+            pass  # it is no argument of the system's
 
 
 def say(text: object, kind: str = "note") -> None:

@@ -281,6 +281,6 @@ def _package(plan: EditPlan, done: PassResult) -> EditResult:
     facts, results = plan.facts(), []
     for i, text in enumerate(plan.texts):
         own, settings = slice(i, None, len(plan.texts)), {"prompt": text, "subjects": [], **facts}
-        results.append(Result(done.images[own], done.latents[own], done.maps.images(own), (), settings, plan.seeds, ()))
+        results.append(Result(*done.part(own), (), settings, plan.seeds, ()))
 
     return EditResult(results[0], tuple(results[1:]))

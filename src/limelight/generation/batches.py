@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -54,6 +54,17 @@ class PassResult:
         latents, maps = torch.cat([part.latents for part in parts]), join([part.maps for part in parts])
         images = list(chain.from_iterable(part.images for part in parts))
         return cls(images, latents, maps, moves, list(chain.from_iterable(part.steps for part in parts)))
+
+    def part(self, rows: slice) -> tuple[list[Any], Tensor, AttentionMaps]:
+        """Images, latents and maps of some rows, in memory of their own: kept or pickled, they hold no other row."""
+        maps = self.maps.images(rows)
+        own = {layer: _own(p) for layer, p in maps.layers.items()}
+        return self.images[rows], _own(self.latents[rows]), replace(maps, layers=own)
+
+
+def _own(rows: Tensor) -> Tensor:
+    """A slice without the rest of its storage."""
+    return rows if rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
 
 
 def _joined(moves: list[Move]) -> Move:

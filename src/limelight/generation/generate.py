@@ -197,9 +197,7 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
         trace = [{"step": i, "timestep": t, **move.facts(own, len(names))} for i, t, move in done.moves]
         results.append(
             Result(
-                done.images[own],
-                done.latents[own],
-                done.maps.images(own),
+                *done.part(own),
                 tuple(trace),
                 {"prompt": text, "subjects": list(names), **plan.settings.facts(which), **made_by},
                 plan.seeds_of(which),

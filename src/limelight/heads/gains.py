@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,12 @@ def strengthen(
         >>> result.settings["edits"][0]["concept"]
         'Animals'
     """
+    about = {"name": "strengthen", "word": word, "concept": concept, "window": window}
+    return HeadGain(partial(_relevance, concept, head_vectors), word, window, about)
 
-    def gains(model: Model) -> Tensor:
-        return relevance_for(model, head_vectors)[concept]
 
-    return HeadGain(gains, word, window, {"name": "strengthen", "word": word, "concept": concept, "window": window})
+def _relevance(concept: str, head_vectors: Relevance | str | Path | None, model: Model) -> Tensor:
+    return relevance_for(model, head_vectors)[concept]
 
 
 def adjust(
@@ -152,16 +154,19 @@ def adjust(
     check_finite(clamp=clamp)
     if clamp is not None and not clamp > 0:
         raise SettingsError(f"clamp={clamp} must be positive.")
-
-    def gains(model: Model) -> Tensor:
-        relevance = relevance_for(model, head_vectors)
-        wanted, unwanted = relevance[desired], relevance[undesired]
-        if clamp is not None:
-            wanted, unwanted = wanted.clamp(max=clamp), unwanted.clamp(max=clamp)
-        return 2 * wanted - unwanted
-
     about = {"name": "adjust", "word": word, "desired": desired, "undesired": undesired, "clamp": clamp}
+    gains = partial(_adjustment, desired, undesired, clamp, head_vectors)
     return HeadGain(gains, word, window, {**about, "window": window})
+
+
+def _adjustment(
+    desired: str, undesired: str, clamp: float | None, head_vectors: Relevance | str | Path | None, model: Model
+) -> Tensor:
+    relevance = relevance_for(model, head_vectors)
+    wanted, unwanted = relevance[desired], relevance[undesired]
+    if clamp is not None:
+        wanted, unwanted = wanted.clamp(max=clamp), unwanted.clamp(max=clamp)
+    return 2 * wanted - unwanted
 
 
 def weaken(
@@ -187,12 +192,12 @@ def weaken(
         0.0
     """
     check_finite(factor=factor)
-
-    def gains(model: Model) -> Tensor:
-        named = Relevance((), layers_of(model), torch.empty(0))
-        found = torch.ones(len(named.heads))
-        found[[named.find(head) for head in heads]] = factor
-        return found
-
     about = {"name": "weaken", "heads": list(heads), "factor": factor, "word": word, "window": window}
-    return HeadGain(gains, word, window, about)
+    return HeadGain(partial(_weakened, tuple(heads), factor), word, window, about)
+
+
+def _weakened(heads: Sequence[int | str], factor: float, model: Model) -> Tensor:
+    named = Relevance((), layers_of(model), torch.empty(0))
+    found = torch.ones(len(named.heads))
+    found[[named.find(head) for head in heads]] = factor
+    return found

@@ -51,8 +51,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         FileError: there is no such user.
     """
+    text = os.fspath(path)
     try:
-        return Path(path).expanduser()
+        os.fsencode(text)
+    except UnicodeEncodeError:  # the locale has no letters for it, but the disk has
+        text = os.fsdecode(text.encode(errors="surrogatepass"))
+    try:
+        return Path(text).expanduser()
     except RuntimeError as error:
         raise FileError(f"'{path}' cannot be found: {error}") from error
 
