@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from limelight import PromptError
@@ -47,6 +49,86 @@ def test_hyphens_accents_and_odd_spaces(read):
     assert prompt.find("rose-colored")[-1] + 1 == prompt.find("caf\u00e9")[0]
     decomposed = read("a cafe\u0301")
     assert decomposed.find("caf\u00e9") == decomposed.find("cafe\u0301") != ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "\u090f\u0915 \u0939\u093f\u0928\u094d\u0926\u0940 \u092c\u093f\u0932\u094d\u0932\u0940",
+            3,
+        ),  # Hindi: vowel signs, viramas
+        ("\u0642\u0650\u0637\u0651\u0629 \u0648\u064e\u0643\u064e\u0644\u0652\u0628", 2),  # Arabic with vowels
+        ('\u05db\u05bc\u05b6\u05dc\u05b6\u05d1 \u05e6\u05d4"\u05dc', 2),  # Hebrew with points, and an abbreviation
+        ("\u0baa\u0bc2\u0ba9\u0bc8 \u0bae\u0bb0\u0bae\u0bcd", 2),  # Tamil
+        ("\u0e41\u0e21\u0e27\u0e14\u0e33\u0e41\u0e25\u0e30\u0e2b\u0e21\u0e35", 1),  # Thai writes no spaces
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", 1),  # Persian: a joiner inside a word
+        ("AT&T, R&B's and C++ or C#", 6),
+        ("cat&dog", 2),
+        ("1.5 liters, l\u00b7lustre", 3),
+        ("ele\u00adphant ti\u200bger rose\u2011colored", 3),
+        ("\u4e00\u53ea3\u732b", 3),  # Han, a digit, Han
+        ("\U0001f431\U0001f436 \u2764\ufe0f \U0001f44d\U0001f3fd \U0001f1eb\U0001f1f7 \u00a9", 5),  # skin tone, flag
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467", 1),  # a family
+    ],
+)
+def test_words_of_any_script_are_whole(read, text, words):
+    prompt = read(text)
+    assert len(prompt.words) == words
+    for word in prompt.words:
+        following = text[word.span[1] : word.span[1] + 1]
+        assert not unicodedata.category(following or "x").startswith("M"), "a mark is torn off"
+        assert word.positions == prompt.find(word.text) != ()
+
+
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        ("a portrait of Mr O\u2019Neill", "O'Neill"),
+        ("a portrait of Mr O'Neill", "o\u2019neill"),
+        ("an ele\u00adphant", "elephant"),
+        ("an ele\u200bphant", "elephant"),
+        ("a dress, rose\u2011colored", "rose-colored"),
+        ("a \u2764", "\u2764\ufe0f"),
+        ("a \u05e6\u05d4\u05f4\u05dc", '\u05e6\u05d4"\u05dc'),
+    ],
+)
+def test_other_spellings_of_a_word(read, text, subject):
+    prompt = read(text)
+    assert prompt.find(subject) == prompt.words[-1].positions != ()
+
+
+def test_no_spaces_are_needed_in_chinese_and_japanese(read):
+    text = "\u4e00\u53ea\u9ed1\u732b\u548c\u4e00\u53ea\u72d7\u3001\u718a\u732b"  # one black cat and one dog, panda
+    prompt = read(text)
+
+    def of(start, stop):
+        return tuple(i for i in range(1, prompt.end) if prompt.spans[i][0] < stop and prompt.spans[i][1] > start)
+
+    assert len(prompt.words) == 2
+    assert prompt.find("\u732b") == of(3, 4) != ()
+    assert prompt.find("\u9ed1\u732b") == of(2, 4)
+    assert prompt.find("\u732b#2") == of(10, 11)
+    assert prompt.find("\u718a\u732b") == prompt.words[1].positions
+    with pytest.raises(PromptError, match="'\u732b' is in the prompt 2 times"):
+        prompt.find("\u732b#3")
+    with pytest.raises(PromptError, match="'\u9e1f' is not in the prompt"):
+        prompt.find("\u9e1f")
+    # A whole word comes before the same letters inside another.
+    apart = read("\u718a\u732b \u732b")
+    assert apart.find("\u732b") == apart.words[1].positions
+    # No character is torn: \u304b (ka) is not in \u304c (ga), however it is written.
+    assert read("\u304c\u304f").find("\u304b\u3099") == read("\u304b\u3099\u304f").find("\u304c") != ()
+    with pytest.raises(PromptError, match="is not in the prompt"):
+        read("\u304b\u3099\u304f").find("\u304b")
+    # With Latin letters in one phrase.
+    mixed = read("red\u732b and \u72d7")
+    assert mixed.find("red \u732b") == mixed.words[0].positions + mixed.words[1].positions
+
+
+def test_half_a_character_is_refused(read):
+    with pytest.raises(PromptError, match=r"'a \\ud83d cat' is not valid text: its character 3 is half of a pair"):
+        read("a \ud83d cat")
 
 
 def test_length_and_end(read):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from ..errors import PromptError
+from .words import graphemes, key, spaceless, word_spans
 
-# A word: a placeholder such as <my-cat>, or letters (with accents) and digits with inner apostrophes and hyphens.
-_LETTERS = r"(?:[^\W_][\u0300-\u036f]*)+"
-_WORD = re.compile(rf"<[^<>\s]+>|{_LETTERS}(?:['\u2019-]{_LETTERS})*")
+# Each word is at least one token: the words after so many times the model's length cannot be among those it reads.
+_MARGIN = 8
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,15 @@ class Word:
     @property
     def key(self) -> str:
         """What makes two spellings the same word."""
-        return _key(self.text)
+        return key(self.text)
+
+
+class _Unit(NamedTuple):
+    """The least that a subject can name: a word, or a character of a script without spaces."""
+
+    key: str
+    span: tuple[int, int]
+    word: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Prompt:
         words: the words in order.
         padded: whether what follows the end token are tokens of another kind (Stable Diffusion 2.x, BERT) and not more
             end tokens (Stable Diffusion 1.x, XL), which carry meaning of their own.
-        whole: how many tokens it would have if the model read all of it.
+        whole: how many tokens it would have if the model read all of it; of a prompt of very many words, at least.
+        spans: for each position before `end`, the first character of its token and the one after its last.
     """
 
     text: str
@@ -60,6 +69,21 @@ class Prompt:
     words: tuple[Word, ...]
     padded: bool = False
     whole: int = 0
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What the model does not read because the prompt is too long: words, or the text that holds none."""
+        words = tuple(word.text for word in self.words if not word.positions)
+        if words or self.whole <= len(self.ids):
+            return words
+        return (self.text[self.spans[-1][1] :].strip(),)
+
+    @property
+    def size(self) -> str:
+        """`whole` as a number in a sentence."""
+        counted = len(self.words) <= _MARGIN * len(self.ids)
+        return str(self.whole) if counted else f"more than {self.whole}"
 
     def find(self, subject: str | int | Sequence[int]) -> tuple[int, ...]:
         """Token positions of a subject, in order.
@@ -73,33 +97,73 @@ class Prompt:
         """
         if not isinstance(subject, str):
             return self._checked(subject)
+        return tuple(sorted({position for word in self.find_words(subject) for position in word.positions}))
 
+    def find_words(self, subject: str) -> tuple[Word, ...]:
+        """The words of a subject that is a word, a phrase, or a later occurrence of either, see `find`.
+
+        In Chinese, Japanese, Thai and other scripts without spaces, a part of a run of letters is a word of its own
+        where no run is equal to it.
+
+        Raises:
+            PromptError: it is not in the prompt, or lies beyond what the model reads.
+        """
         name, occurrence = _numbered(subject)
         found = self._occurrence(subject, name, occurrence)
         if not all(word.positions for word in found):
             read = ", ".join(word.text for word in self.words if word.positions)
             raise PromptError(
                 f"'{subject}' lies beyond the {len(self.ids)} tokens that this model reads; shorten the prompt, which "
-                f"has {self.whole}. It reads these words: {read}."
+                f"has {self.size}. It reads these words: {read}."
             )
-        return tuple(sorted({position for word in found for position in word.positions}))
+        return found
 
     def _occurrence(self, subject: str, name: str, occurrence: int) -> tuple[Word, ...]:
         """The words of one occurrence, counted from 1, of a word or phrase."""
-        wanted = [_key(match.group()) for match in _WORD.finditer(name)]
-        if not wanted or occurrence < 1:
+        spans = word_spans(name, self._names)
+        if not spans or occurrence < 1:
             raise PromptError(f"'{subject}' is not a word; {self._choices()}")
 
-        keys = [word.key for word in self.words]
-        starts = [i for i in range(len(keys)) if keys[i : i + len(wanted)] == wanted]
-        if not starts:
+        found = self._whole_words([key(name[slice(*span)]) for span in spans])
+        if not found and any(spaceless(name[slice(*span)]) for span in spans):
+            found = self._parts_of_words([unit.key for unit in _units(name, spans)])
+        if not found:
             raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}")
-        if occurrence > len(starts):
-            times = "once" if len(starts) == 1 else f"{len(starts)} times"
+        if occurrence > len(found):
+            times = "once" if len(found) == 1 else f"{len(found)} times"
             raise PromptError(f"'{subject}' asks for occurrence {occurrence}, but '{name}' is in the prompt {times}.")
+        return found[occurrence - 1]
 
-        start = starts[occurrence - 1]
-        return self.words[start : start + len(wanted)]
+    def _whole_words(self, wanted: list[str]) -> list[tuple[Word, ...]]:
+        """Every place where words with these keys follow each other."""
+        keys, length = self._keys, len(wanted)
+        return [self.words[i : i + length] for i in _places(keys, wanted)]
+
+    def _parts_of_words(self, wanted: list[str]) -> list[tuple[Word, ...]]:
+        """Every place where units with these keys follow each other."""
+        units = _units(self.text, [word.span for word in self.words])
+        found = []
+        for i in _places([unit.key for unit in units], wanted):
+            parts = []
+            for which, own in groupby(units[i : i + len(wanted)], lambda unit: unit.word):
+                covered = [unit.span for unit in own]
+                parts.append(self._part(self.words[which], covered[0][0], covered[-1][1]))
+            found.append(tuple(parts))
+        return found
+
+    def _part(self, word: Word, start: int, stop: int) -> Word:
+        """The part of a word between two characters of the prompt."""
+        positions = tuple(i for i in word.positions if self.spans[i][0] < stop and self.spans[i][1] > start)
+        return Word(self.text[start:stop], (start, stop), positions, word.learned)
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return [word.key for word in self.words]
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """The learned words, whose names may have any form."""
+        return frozenset(word.text for word in self.words if word.learned)
 
     def _checked(self, subject: int | Sequence[int]) -> tuple[int, ...]:
         """Token indices, without repetitions and in order."""
@@ -125,16 +189,28 @@ class Prompt:
         return f"its words are: {', '.join(word.text for word in self.words)}."
 
 
+def _units(text: str, spans: Sequence[tuple[int, int]]) -> list[_Unit]:
+    """The words at some spans, those of scripts without spaces character by character."""
+    units = []
+    for which, (start, stop) in enumerate(spans):
+        word = text[start:stop]
+        inner = graphemes(word) if spaceless(word) else [(0, len(word))]
+        units += [_Unit(key(word[a:b]), (start + a, start + b), which) for a, b in inner]
+    return units
+
+
+def _places(keys: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Where a sequence lies in another."""
+    length = len(wanted)
+    return [i for i, first in enumerate(keys) if first == wanted[0] and list(keys[i : i + length]) == list(wanted)]
+
+
 def _numbered(subject: str) -> tuple[str, int]:
     """A name and which of its occurrences is meant: "dog#2" is the second dog."""
     name, mark, count = subject.rpartition("#")
     if mark and count.isdecimal():
         return name, int(count)
     return subject, 1
-
-
-def _key(word: str) -> str:
-    return unicodedata.normalize("NFC", word).lower()
 
 
 def unread(length: int) -> Prompt:
@@ -145,12 +221,15 @@ def unread(length: int) -> Prompt:
 def parse(text: str, tokenizer: Any, length: int) -> Prompt:
     """Tokenize a prompt with a fast transformers tokenizer, cut and padded to `length` tokens.
 
-    A learned word that the tokenizer knows is as many tokens as it has vectors.
+    A learned word that the tokenizer knows is as many tokens as it has vectors. The time is linear in the length of the
+    text.
 
     Raises:
-        PromptError: it names single vectors of a learned word.
+        PromptError: it names single vectors of a learned word, or is not valid text.
     """
-    tokens = _tokens(text, tokenizer)
+    spans = word_spans(text)
+    most = _MARGIN * length
+    tokens = _tokens(text[: spans[most][0]] if len(spans) > most else text, tokenizer)
     ids = [token.id for token in tokens]
     if len(ids) > length:
         ids = ids[: length - 1] + ids[-1:]
@@ -158,8 +237,16 @@ def parse(text: str, tokenizer: Any, length: int) -> Prompt:
     end = len(ids) - 1
     padded = tokenizer.pad_token_id != ids[end]
     ids += [tokenizer.pad_token_id] * (length - len(ids))
-    names = tuple(tokenizer.convert_ids_to_tokens(ids))
-    return Prompt(text, tuple(ids), names, end, _words(text, tokens, end), padded, len(tokens))
+    return Prompt(
+        text,
+        tuple(ids),
+        tuple(tokenizer.convert_ids_to_tokens(ids)),
+        end,
+        _words(text, _with_learned(text, spans, tokens), tokens, end),
+        padded,
+        len(tokens),
+        tuple(token.span for token in tokens[:end]),
+    )
 
 
 class _Token(NamedTuple):
@@ -172,6 +259,12 @@ class _Token(NamedTuple):
 
 def _tokens(text: str, tokenizer: Any) -> list[_Token]:
     """All tokens of a text; a learned word is as many as it has vectors."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The prompt {text!r} is not valid text: its character {error.start + 1} is half of a pair; remove it."
+        ) from None
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     learned, single = _learned(tokenizer)
     tokens = []
@@ -184,15 +277,37 @@ def _tokens(text: str, tokenizer: Any) -> list[_Token]:
     return tokens
 
 
-def _words(text: str, tokens: Sequence[_Token], end: int) -> tuple[Word, ...]:
-    """The words of a text, each with the positions of its tokens; without any if they do not all lie before `end`."""
-    words = []
-    for match in _WORD.finditer(text):
-        start, stop = match.span()
-        positions = tuple(i for i, (_, span, _) in enumerate(tokens) if span[0] < stop and span[1] > start)
-        learned = any(tokens[i].learned for i in positions)
-        read = positions if positions and positions[-1] < end else ()
-        words.append(Word(match.group(), (start, stop), read, learned))
+def _with_learned(text: str, spans: list[tuple[int, int]], tokens: Sequence[_Token]) -> list[tuple[int, int]]:
+    """The spans of words, where each learned word is one, whatever characters are in its name."""
+    names = dict.fromkeys(token.span for token in tokens if token.learned)
+    if all(name in spans for name in names):
+        return spans
+
+    free, merged = iter([*spans, (len(text), len(text))]), []
+    span = next(free)
+    for start, stop in names:
+        while span[1] <= start:
+            merged.append(span)
+            span = next(free)
+        merged.append((start, stop))
+        while span[0] < stop:  # a part of the name
+            span = next(free)
+    return [*merged, *([span] if span[0] < len(text) else []), *(rest for rest in free if rest[0] < len(text))]
+
+
+def _words(text: str, spans: Sequence[tuple[int, int]], tokens: Sequence[_Token], end: int) -> tuple[Word, ...]:
+    """The words at some spans, each with its tokens' positions; without any if they do not all lie before `end`."""
+    words, first = [], 0
+    for start, stop in spans:
+        while first < len(tokens) and tokens[first].span[1] <= start:
+            first += 1
+        last = first
+        while last < len(tokens) and start < tokens[last].span[1] and tokens[last].span[0] < stop:
+            last += 1
+
+        learned = any(token.learned for token in tokens[first:last])
+        read = tuple(range(first, last)) if last <= end else ()
+        words.append(Word(text[start:stop], (start, stop), read, learned))
     return tuple(words)
 
 
