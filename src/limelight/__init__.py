@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from .errors import (
         FileError,
         LimelightError,
+        LostWords,
         MissingDependency,
         ModelError,
         ProbeError,
         PromptError,
+        PromptWarning,
         SettingsError,
         UnknownWords,
+        UnsupportedMarkup,
     )
     from .generation.audition import Audition
     from .generation.calibrate import Calibration, calibrate
@@ -53,6 +56,7 @@ _PUBLIC = {
     "HeadWeightedAttendAndExcite": "heads.guidance",
     "LearnedWord": "textual_inversion.word",
     "LimelightError": "errors",
+    "LostWords": "errors",
     "MissingDependency": "errors",
     "Model": "models.base",
     "ModelError": "errors",
@@ -60,10 +64,12 @@ _PUBLIC = {
     "ProbeError": "errors",
     "PromptError": "errors",
     "Result": "generation.result",
+    "PromptWarning": "errors",
     "SettingsError": "errors",
     "Step": "generation.loop",
     "StepMaps": "attention.recording",
     "UnknownWords": "errors",
+    "UnsupportedMarkup": "errors",
     "attach": "integrations.attach",
     "calibrate": "generation.calibrate",
     "compare": "generation.compare",

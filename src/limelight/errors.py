@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -34,7 +34,11 @@ class ProbeError(LimelightError, RuntimeError):
     """An attention layer that should have been seen was not."""
 
 
-class UnknownWords(UserWarning):
+class PromptWarning(UserWarning):
+    """A model does not read a prompt as its author may expect."""
+
+
+class UnknownWords(PromptWarning):
     """Words that a model has never seen, where its folder says which ones it knows.
 
     Args:
@@ -54,3 +58,48 @@ class UnknownWords(UserWarning):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._given
+
+
+class LostWords(PromptWarning):
+    """Words at the end of a prompt that is longer than the model reads."""
+
+    @classmethod
+    def of(cls, model: str, tokens: int, text: str, size: str, words: Sequence[str], others: int = 0) -> LostWords:
+        """Name them.
+
+        Args:
+            model: its name.
+            tokens: how many it reads.
+            text: the prompt.
+            size: how many tokens the prompt has, as a part of a sentence.
+            words: those that are lost, as the user wrote them.
+            others: how many further prompts are too long.
+        """
+        words = list(dict.fromkeys(words))
+        also = f", and {others} other prompts are too long as well" if others else ""
+        return cls(
+            f"The model '{model}' reads {tokens} tokens of a prompt and leaves out {_listed(words)} of "
+            f"'{_short(text)}', which has {size}{also}; shorten it."
+        )
+
+
+class UnsupportedMarkup(PromptWarning):
+    """Markup of other programs in a prompt."""
+
+    @classmethod
+    def of(cls, markup: Sequence[str]) -> UnsupportedMarkup:
+        """Quote it."""
+        return cls(
+            f"{_listed(markup)} in the prompt is markup of other programs, which limelight does not support: the model "
+            "reads it as text. Remove it; `limelight.edit(reweight=...)` weighs words, `--word` loads learned ones."
+        )
+
+
+def _listed(words: Sequence[str], most: int = 12) -> str:
+    """The first words of a list in quotation marks, and how many there are besides."""
+    shown = ", ".join(f"'{_short(word)}'" for word in words[:most])
+    return f"{shown} and {len(words) - most} more" if len(words) > most else shown
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -122,7 +122,10 @@ def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
     said = []
     cases = (Case("a cat and a zebra", "mine"), Case("a wug and a zebra", "mine"))
     run(tmp_path / "run", cases, ["plain"], [0], workers=1, say=said.append, **SMALL)
-    assert said == ["The model 'pocket' has never seen 'wug', 'zebra'; what it generates for that means nothing."]
+    assert said == [
+        "The model 'pocket' has never seen 'zebra', 'wug'; what it generates for that means nothing; try words of "
+        "`limelight info`."
+    ]
     assert not [warning for warning in recwarn if "never seen" in str(warning.message)]
 
 

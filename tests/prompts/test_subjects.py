@@ -28,12 +28,47 @@ ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse
         ("a cat and an \u0130stanbul", ["cat", "\u0130stanbul"]),
         ("cat and dog", ["cat", "dog"]),
         ("fluffy cat", ["cat"]),
+        ("cat, dog", ["cat", "dog"]),
+        ("cat and", ["cat"]),
         ("sunset over mountains at dawn, cinematic lighting", []),
+        ("a close up of a cat", ["cat"]),
+        ("a close-up shot of a cat", ["cat"]),
+        ("a pair of birds and a dog", ["dog"]),  # "birds" has no article of its own
+        ("a cat \u2014 seen from above", ["cat"]),
+        ("a \U0001f431 and a \U0001f436", ["\U0001f431", "\U0001f436"]),
+        ("the", []),
         ("", []),
     ],
 )
 def test_nouns(tokenizer, text, found):
     assert list(nouns(parse(text, tokenizer, 77))) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "markup"),
+    [
+        ("a red cat <lora:x:0.8> and a dog", ["red cat", "dog"], ["<lora:x:0.8>"]),
+        ("a cat BREAK a dog", ["cat", "dog"], ["BREAK"]),
+        ("cat AND dog", ["cat", "dog"], ["AND"]),
+        ("A CAT AND A DOG", ["CAT", "DOG"], []),
+        ("a cat --ar 16:9", ["cat"], ["--ar 16:9"]),
+        ("a cat --no dogs, birds --v 6", ["cat"], ["--no dogs, birds", "--v 6"]),
+        ("<|startoftext|> a cat <|endoftext|>", ["cat"], ["<|startoftext|>", "<|endoftext|>"]),
+        ("(cat:1.3) and [dog]", ["cat", "dog"], ["(cat:1.3)", "[dog]"]),
+        ("a ((cat:1.3)) and a [[dog]]", ["cat", "dog"], ["((cat:1.3))", "[[dog]]"]),
+        ("a (red:1.2) car", ["car"], ["(red:1.2)"]),
+        ("a (cat, (dog:1.2) on a mat:1.1)", ["cat", "mat"], ["(dog:1.2)", ":1.1)"]),
+        ("a cat::2 and a {dog}", ["cat", "dog"], ["::2", "{dog}"]),
+        ("a cat++, __weather__, embedding:bad", ["cat"], ["++", "__weather__", "embedding:bad"]),
+        ("a cat (sitting) on a bench", ["cat", "bench"], []),
+        ("a dog <lora:dog:1> and a dog", ["dog", "dog#2"], ["<lora:dog:1>"]),
+    ],
+)
+def test_markup_is_no_subject(tokenizer, text, found, markup):
+    prompt = parse(text, tokenizer, 77)
+    assert list(described_nouns(prompt)) == found
+    assert [text[slice(*piece.span)] for piece in prompt.markup] == markup
+    resolve(prompt, "auto")
 
 
 @pytest.mark.parametrize(

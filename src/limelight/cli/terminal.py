@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import LimelightError, SettingsError, UnknownWords
+from ..errors import LimelightError, PromptWarning, SettingsError
 from ..utils.progress import Show, quiet
 from .options import read_words
 
@@ -40,7 +40,7 @@ def reported() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the libraries are for programmers
-        warnings.simplefilter("once", UnknownWords)
+        warnings.simplefilter("once", PromptWarning)
         warnings.showwarning = lambda message, *_: say(message, "warning")
 
         try:

@@ -25,7 +25,7 @@ from ..attention.recording import RunningMean
 from ..errors import SettingsError
 from ..generation.batches import PassResult, decoded, in_passes
 from ..generation.loop import Step, denoise
-from ..generation.plan import checked, negatives, warn_of_unknown
+from ..generation.plan import checked, negatives, warn_of_prompts
 from ..generation.result import Result
 from ..guidance.base import layers_to_read
 from ..heads.relevance import Relevance
@@ -165,7 +165,7 @@ def edit(
         FileError: `image` cannot be read.
 
     Warns:
-        UnknownWords: as `limelight.generate`.
+        UnknownWords, LostWords, UnsupportedMarkup: as `limelight.generate`.
 
     Examples:
         >>> model = limelight.load("pocket", device="cpu")
@@ -198,7 +198,7 @@ def edit(
     )
 
     plan = EditPlan.of(model, [source, *targets], checked(seeds), settings)
-    warn_of_unknown(model, plan.prompts)
+    warn_of_prompts(model, plan.prompts, negative if guidance_scale > 1 else None)
     if image is not None:
         plan = plan.starting_from(image)
 

@@ -16,8 +16,9 @@ import torch
 
 from ..editing.attention_edits import changed
 from ..editing.prompt_to_prompt import edit
-from ..errors import SettingsError, UnknownWords
+from ..errors import PromptWarning, SettingsError
 from ..generation.generate import generate
+from ..generation.plan import prompt_warnings
 from ..generation.provenance import exact_provenance
 from ..generation.result import Result
 from ..models.base import Model
@@ -107,7 +108,7 @@ class Worker:
         return self._settings
 
     def check(self, cases: Sequence[Case]) -> tuple[str, ...]:
-        """Return the words of the cases that the model has never seen.
+        """Return what the model does not read as it is written, as sentences.
 
         Raises:
             SettingsError: a method cannot generate a case.
@@ -120,16 +121,22 @@ class Worker:
             for case in cases:
                 settings(case)
 
-        unknown: set[str] = set()
+        prompts = [self.model.prompt(text) for text in self._texts(cases)]
+        return tuple(map(str, prompt_warnings(self.model, prompts, self._options.get("negative"))))
+
+    def _texts(self, cases: Sequence[Case]) -> list[str]:
+        """Return every prompt that the methods read for the cases."""
+        texts = set[str]()
         for method in self.methods.values():
-            for text in {method.prompt(case) for case in cases}:
-                unknown.update(self.model.unknown(self.model.prompt(text)))
-        return tuple(sorted(unknown))
+            texts.update(method.prompt(case) for case in cases)
+            if method.edit is not None:
+                texts.update(case.source for case in cases if case.source)
+        return sorted(texts)
 
     def generate(self, job: Job) -> GeneratedPass:
         """Generate the images of a job."""
         with warnings.catch_warnings(), one_thread(self.model.device), _counted(self.model) as count:
-            warnings.simplefilter("ignore", UnknownWords)  # `run` says it once, of all cases
+            warnings.simplefilter("ignore", PromptWarning)  # `run` says it once, of all cases
             start = time.perf_counter()
             result, masks = self._images(job)
             seconds = (time.perf_counter() - start) / len(job.seeds)
@@ -247,9 +254,9 @@ def run(
         ) as executor,
     ):
         (_, settings), *_ = executor.map(Worker.settings, [None])
-        (_, unknown), *_ = executor.map(Worker.check, [tuple(cases)])
-        if unknown:
-            say(str(UnknownWords(model, unknown)))
+        (_, notes), *_ = executor.map(Worker.check, [tuple(cases)])
+        for note in notes:
+            say(note)
 
         store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
         hashes = {label: digest(facts) for label, facts in settings.items()}

@@ -19,7 +19,7 @@ from ..utils.numbers import check_finite
 from .audition import Audition, cast
 from .batches import PassResult, decoded, in_passes, limited
 from .loop import Record, Step, denoise
-from .plan import GenerationPlan, GenerationSettings, checked, negatives, warn_of_unknown
+from .plan import GenerationPlan, GenerationSettings, checked, negatives, warn_of_prompts
 from .provenance import provenance
 from .result import Result
 
@@ -109,6 +109,8 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
 
     Warns:
         UnknownWords: the prompt has words that the model has never seen, where its folder lists those it knows.
+        LostWords: the prompt or the negative prompt is longer than the model reads.
+        UnsupportedMarkup: one of them has markup of other programs, for example "(cat:1.3)".
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []
@@ -127,7 +129,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         edits=tuple(edits),
     )
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
-    warn_of_unknown(model, plan.prompts)
+    warn_of_prompts(model, plan.prompts, negative if guidance_scale > 1 and conditioning is None else None)
     if audition is not None:
         plan = cast(plan, Audition(candidates=audition) if isinstance(audition, int) else audition, batch or 8)
 

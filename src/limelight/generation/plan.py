@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention.edits import BindableEdit, Edit, describe_edit
 from ..attention.recording import size_of
-from ..errors import PromptError, SettingsError, UnknownWords
+from ..errors import LostWords, PromptError, PromptWarning, SettingsError, UnknownWords, UnsupportedMarkup
 from ..guidance.base import Guidance
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
@@ -203,12 +203,48 @@ def negatives(negative: str | Sequence[str] | None, prompts: int) -> tuple[str, 
     return tuple(text or "" for text in negative)
 
 
-def warn_of_unknown(model: Model, prompts: Sequence[Prompt]) -> None:
-    """Warn the caller's caller of words that the model has never seen."""
+def warn_of_prompts(
+    model: Model, prompts: Sequence[Prompt], negative: str | Sequence[str | None] | None = None
+) -> None:
+    """Warn the caller's caller of what the model does not read as it is written, see `prompt_warnings`."""
+    for warning in prompt_warnings(model, prompts, negative):
+        warnings.warn(warning, stacklevel=3)
+
+
+def prompt_warnings(
+    model: Model, prompts: Sequence[Prompt], negative: str | Sequence[str | None] | None = None
+) -> list[PromptWarning]:
+    """What the model does not read as it is written, at most one warning of each kind.
+
+    Returns:
+        `UnknownWords` of the prompts; `LostWords` and `UnsupportedMarkup` of the prompts and negative prompts.
+    """
+    found: list[PromptWarning] = []
     unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
     if unknown:
         cure = "try words of `limelight info`" if model.about.words is not None else ""
-        warnings.warn(UnknownWords(model.name, unknown, cure=cure), stacklevel=3)
+        found.append(UnknownWords(model.name, unknown, cure=cure))
+
+    negatives = [negative] if isinstance(negative, str) else negative or []
+    every = [*prompts, *(model.prompt(text) for text in dict.fromkeys(negatives) if text)]
+    return found + _lost(model, every) + _markup(every)
+
+
+def _lost(model: Model, prompts: Sequence[Prompt]) -> list[PromptWarning]:
+    """A warning of the words that the model does not reach."""
+    long = {prompt.text: prompt for prompt in prompts if prompt.lost}
+    if not long:
+        return []
+    first = next(iter(long.values()))
+    return [LostWords.of(model.name, len(first.ids), first.text, first.size, first.lost, len(long) - 1)]
+
+
+def _markup(prompts: Sequence[Prompt]) -> list[PromptWarning]:
+    """A warning of the markup of other programs."""
+    found = dict[str, None]()
+    for prompt in prompts:
+        found |= dict.fromkeys(prompt.text[slice(*piece.span)] for piece in prompt.markup)
+    return [UnsupportedMarkup.of(list(found))] if found else []
 
 
 def _check_inputs(settings: GenerationSettings, images: int, shape: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from ..errors import PromptError
+from .markup import Markup, find_markup
 from .words import graphemes, key, spaceless, word_spans
 
 # Each word is at least one token: the words after so many times the model's length cannot be among those it reads.
@@ -79,6 +81,11 @@ class Prompt:
             return words
         return (self.text[self.spans[-1][1] :].strip(),)
 
+    @cached_property
+    def markup(self) -> tuple[Markup, ...]:
+        """Markup of other programs, which the model reads as text."""
+        return tuple(find_markup(self.text, [word.span for word in self.words if word.learned]))
+
     @property
     def size(self) -> str:
         """`whole` as a number in a sentence."""
@@ -124,9 +131,7 @@ class Prompt:
         if not spans or occurrence < 1:
             raise PromptError(f"'{subject}' is not a word; {self._choices()}")
 
-        found = self._whole_words([key(name[slice(*span)]) for span in spans])
-        if not found and any(spaceless(name[slice(*span)]) for span in spans):
-            found = self._parts_of_words([unit.key for unit in _units(name, spans)])
+        found = self._whole_words([key(name[slice(*span)]) for span in spans]) or self._parts_of_words(name, spans)
         if not found:
             raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}")
         if occurrence > len(found):
@@ -139,8 +144,12 @@ class Prompt:
         keys, length = self._keys, len(wanted)
         return [self.words[i : i + length] for i in _places(keys, wanted)]
 
-    def _parts_of_words(self, wanted: list[str]) -> list[tuple[Word, ...]]:
-        """Every place where units with these keys follow each other."""
+    def _parts_of_words(self, name: str, spans: list[tuple[int, int]]) -> list[tuple[Word, ...]]:
+        """Every place of a name that has letters of a script without spaces, also inside words."""
+        if not any(spaceless(name[slice(*span)]) for span in spans):
+            return []
+
+        wanted = [unit.key for unit in _units(name, spans)]
         units = _units(self.text, [word.span for word in self.words])
         found = []
         for i in _places([unit.key for unit in units], wanted):
@@ -242,7 +251,7 @@ def parse(text: str, tokenizer: Any, length: int) -> Prompt:
         tuple(ids),
         tuple(tokenizer.convert_ids_to_tokens(ids)),
         end,
-        _words(text, _with_learned(text, spans, tokens), tokens, end),
+        _words(text, _with_learned(spans, tokens), tokens, end),
         padded,
         len(tokens),
         tuple(token.span for token in tokens[:end]),
@@ -277,22 +286,16 @@ def _tokens(text: str, tokenizer: Any) -> list[_Token]:
     return tokens
 
 
-def _with_learned(text: str, spans: list[tuple[int, int]], tokens: Sequence[_Token]) -> list[tuple[int, int]]:
+def _with_learned(spans: list[tuple[int, int]], tokens: Sequence[_Token]) -> list[tuple[int, int]]:
     """The spans of words, where each learned word is one, whatever characters are in its name."""
-    names = dict.fromkeys(token.span for token in tokens if token.learned)
-    if all(name in spans for name in names):
-        return spans
+    names = list(dict.fromkeys(token.span for token in tokens if token.learned))
+    starts = [start for start, _ in names]
 
-    free, merged = iter([*spans, (len(text), len(text))]), []
-    span = next(free)
-    for start, stop in names:
-        while span[1] <= start:
-            merged.append(span)
-            span = next(free)
-        merged.append((start, stop))
-        while span[0] < stop:  # a part of the name
-            span = next(free)
-    return [*merged, *([span] if span[0] < len(text) else []), *(rest for rest in free if rest[0] < len(text))]
+    def apart(span: tuple[int, int]) -> bool:
+        before = bisect_left(starts, span[1])
+        return not before or names[before - 1][1] <= span[0]
+
+    return sorted([*names, *filter(apart, spans)])
 
 
 def _words(text: str, spans: Sequence[tuple[int, int]], tokens: Sequence[_Token], end: int) -> tuple[Word, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from ..errors import PromptError
-from .prompt import Prompt
+from .markup import without_markup
+from .prompt import Prompt, Word
 
 SubjectName = str | int | Sequence[int]
 """A word, a phrase ("red car"), a later occurrence ("dog#2"), a token index or several."""
@@ -45,10 +47,16 @@ _DETERMINERS = frozenset(
 _BREAKS = frozenset(
     "and or with without in on at by of for from to into under over near beside behind before above below between "
     "against wearing holding riding eating sitting standing lying playing running looking is are was were has have "
-    "who that which while as like next through during".split()
+    "who that which while as like next through during up down off out away".split()
 )
 FUNCTION_WORDS = _DETERMINERS | _BREAKS
-_MEDIA = frozenset("photo photograph picture image painting drawing sketch illustration portrait render".split())
+# Before "of": how something is shown, or how much of it.
+_MEDIA = frozenset(
+    "photo photograph picture image painting drawing sketch illustration portrait render rendering artwork watercolor "
+    "watercolour snapshot selfie closeup close-up close-ups closeups shot view pair couple lot number kind sort type "
+    "group bunch".split()
+)
+_PUNCTUATION = r"[,.;:!?()\[\]{}|\u2014\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f\uff08\uff09]|\s[-\u2013]+\s"
 
 
 def per_prompt(subjects: SubjectChoice | Sequence[SubjectChoice], prompts: int, listed: bool) -> list[Any]:
@@ -100,11 +108,10 @@ def resolve(
 
 def _subject(prompt: Prompt, name: SubjectName) -> Subject:
     """A name's noun and modifiers."""
-    positions = prompt.find(name)
     if not isinstance(name, str):
-        return Subject(positions)
+        return Subject(prompt.find(name))
 
-    *before, noun = (word.positions for word in prompt.words if set(word.positions) & set(positions))
+    *before, noun = (word.positions for word in prompt.find_words(name))
     return Subject(noun, tuple(before))
 
 
@@ -124,12 +131,12 @@ def described_nouns(prompt: Prompt) -> tuple[str, ...]:
 
     "a big red car and a bench" gives "big red car" and "bench".
     """
-    phrases = []
-    for noun in _noun_indices(prompt):
+    plain, phrases = _without_markup(prompt), []
+    for noun in _noun_indices(plain):
         first = noun
-        while first > 0 and _describes(prompt, first - 1):
+        while first > 0 and _describes(plain, first - 1):
             first -= 1
-        phrases.append(range(first, noun + 1))
+        phrases.append(plain.words[first : noun + 1])
     return _names(prompt, phrases)
 
 
@@ -144,10 +151,19 @@ def nouns(prompt: Prompt) -> tuple[str, ...]:
 
     They are the last words of the phrases that begin with an article or a number: "a black cat and a dog on a bench"
     gives cat, dog, bench; "a photo of a cat" gives cat. A prompt without such phrases is read by spaCy where it and its
-    model ``en_core_web_sm`` are installed, and else cut at "and" and "with": "cat and dog" gives cat, dog. A learned
-    word is always one: "a photo of <my-cat> and a dog" gives <my-cat>, dog.
+    model ``en_core_web_sm`` are installed, and else cut at "and", "with" and punctuation: "cat and dog" gives cat, dog.
+    A learned word is always one: "a photo of <my-cat> and a dog" gives <my-cat>, dog. Markup of other programs is none.
     """
-    return _names(prompt, [range(i, i + 1) for i in _noun_indices(prompt)])
+    plain = _without_markup(prompt)
+    return _names(prompt, [plain.words[i : i + 1] for i in _noun_indices(plain)])
+
+
+def _without_markup(prompt: Prompt) -> Prompt:
+    """A prompt with the words that are not markup."""
+    text = without_markup(prompt.text, prompt.markup)
+    return replace(
+        prompt, text=text, words=tuple(word for word in prompt.words if text[slice(*word.span)] == word.text)
+    )
 
 
 def _noun_indices(prompt: Prompt) -> list[int]:
@@ -165,8 +181,10 @@ def _after_determiners(prompt: Prompt) -> list[int]:
         while stop < len(prompt.words) and not _ends_phrase(prompt, stop):
             stop += 1
 
-        of_something = stop < len(prompt.words) and prompt.words[stop].key == "of"
-        if not (of_something and prompt.words[stop - 1].key in _MEDIA):  # "a photo of"
+        last, following = prompt.words[stop - 1].key, prompt.words[stop].key if stop < len(prompt.words) else ""
+        of_something = following == "of" and last in _MEDIA  # "a photo of"
+        close_up = last == "close" and following == "up"
+        if not of_something and not close_up:
             found.append(stop - 1)
     return found
 
@@ -183,11 +201,17 @@ def _ends_phrase(prompt: Prompt, i: int) -> bool:
 
 
 def _between_joiners(prompt: Prompt) -> list[int]:
-    words = [word.key for word in prompt.words]
-    ends = [i for i in range(len(words)) if i + 1 == len(words) or words[i + 1] in ("and", "with")]
-    starts = [0, *(end + 2 for end in ends[:-1])]
-    if any(end - start > 2 for start, end in zip(starts, ends, strict=False)):
-        return []  # longer than adjective, adjective, noun: no list of things
+    """The last words of the parts between "and", "with" and punctuation, where all parts are short."""
+    keys, ends, start = [word.key for word in prompt.words], [], 0
+    for i, word in enumerate(keys):
+        joined = i + 1 < len(keys) and keys[i + 1] not in ("and", "with") and not _parted(prompt, i + 1)
+        if joined:
+            continue
+        if i - start > 2:
+            return []  # longer than adjective, adjective, noun: no list of things
+        if word not in FUNCTION_WORDS:
+            ends.append(i)
+        start = i + 1 + (i + 1 < len(keys) and keys[i + 1] in ("and", "with"))
     return ends
 
 
@@ -211,22 +235,28 @@ def _spacy_model() -> Any:
         return None
 
 
-def _names(prompt: Prompt, phrases: Sequence[range]) -> tuple[str, ...]:
+def _names(prompt: Prompt, phrases: Sequence[Sequence[Word]]) -> tuple[str, ...]:
     """Runs of words as `Prompt.find` takes them, without those beyond the model's reach."""
-    keys = [word.key for word in prompt.words]
+    places = {word.span: i for i, word in enumerate(prompt.words)}
     names = []
-    for phrase in phrases:
-        words = [prompt.words[i] for i in phrase]
-        if not all(word.positions for word in words):
-            continue
-        wanted = [word.key for word in words]
-        occurrence = sum(keys[i : i + len(wanted)] == wanted for i in range(phrase.start + 1))
-        name = " ".join(word.text for word in words)
-        names.append(name if occurrence == 1 else f"{name}#{occurrence}")
+    for words in phrases:
+        first, last = places[words[0].span], places[words[-1].span]
+        if last - first >= len(words):  # markup lies between them
+            first = last
+        if all(word.positions for word in prompt.words[first : last + 1]):
+            names.append(_name(prompt, first, last + 1))
     return tuple(names)
+
+
+def _name(prompt: Prompt, first: int, stop: int) -> str:
+    """The words from `first` to before `stop` as `Prompt.find` takes them: "dog", "red car", "dog#2"."""
+    keys, name = [word.key for word in prompt.words[:stop]], " ".join(word.text for word in prompt.words[first:stop])
+    wanted = keys[first:stop]
+    occurrence = sum(keys[i : i + len(wanted)] == wanted for i in range(first + 1))
+    return name if occurrence == 1 else f"{name}#{occurrence}"
 
 
 def _parted(prompt: Prompt, i: int) -> bool:
     """Whether punctuation stands before word i."""
     between = prompt.text[prompt.words[i - 1].span[1] : prompt.words[i].span[0]]
-    return re.search(r"[,.;:!?()\[\]]", between) is not None
+    return re.search(_PUNCTUATION, between) is not None
