@@ -170,3 +170,49 @@ def test_words_beyond_the_length(read):
     with pytest.raises(PromptError, match="'zebra' lies beyond"):
         prompt.find("zebra")
     assert prompt.find("cat") == (2,)
+
+
+class _Counted(int):
+    """A number that counts how often it is compared."""
+
+    count = 0
+
+    def __lt__(self, other):
+        _Counted.count += 1
+        return int(self) < int(other)
+
+    def __le__(self, other):
+        _Counted.count += 1
+        return int(self) <= int(other)
+
+    def __gt__(self, other):
+        _Counted.count += 1
+        return int(self) > int(other)
+
+
+@pytest.mark.parametrize("text", ["a cat and ", "cat", "\U0001f431", "\u732b", "<", "(a:1", "!", "a\u200b"])
+def test_the_work_grows_with_the_length_of_the_text_alone(tokenizer, text):
+    """The spans of tokens are compared a fixed number of times for each token and word; few tokens are asked for."""
+    seen = []
+
+    class Counting:
+        def __init__(self):
+            self.all_special_tokens, self.pad_token_id = tokenizer.all_special_tokens, tokenizer.pad_token_id
+            self.get_added_vocab, self.convert_ids_to_tokens = (
+                tokenizer.get_added_vocab,
+                tokenizer.convert_ids_to_tokens,
+            )
+
+        def __call__(self, text, **options):
+            encoded = tokenizer(text, **options)
+            seen.append(len(encoded["input_ids"]))
+            spans = [tuple(map(_Counted, span)) for span in encoded["offset_mapping"]]
+            return {"input_ids": encoded["input_ids"], "offset_mapping": spans}
+
+    _Counted.count = 0
+    prompt = parse(text * (10_000 // len(text)), Counting(), 77)
+    assert len(seen) == 1
+    assert _Counted.count <= 4 * (seen[0] + len(prompt.words)) + 10
+    if len(prompt.words) > 8 * 77:
+        assert seen[0] < 8 * 77 * 12, "words beyond the model's reach are not tokenized"
+        assert "more than" in prompt.size
