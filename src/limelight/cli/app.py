@@ -40,7 +40,7 @@ app.add_typer(evaluate_app, name="evaluate")
 
 
 def main() -> None:
-    """Run the command line; a `LimelightError`, or output that cannot be written, ends it with a sentence and code 2."""
+    """Run the command line; a `LimelightError` or output that cannot be written ends it with a sentence and code 2."""
     with reported():
         read_arguments()
         app()
