@@ -157,7 +157,11 @@ class Relevance:
         return int(head)
 
     def order(self, concept: str, *, least: bool = False) -> tuple[int, ...]:
-        """All heads, the most relevant to a concept first (or last). Of equals, the earlier in the model is first."""
+        """All heads, the most relevant to a concept first (or last). Of equals, the earlier in the model is first.
+
+        The authors' lists come from NumPy's unstable sort, whose order of equals depends on its build and the
+        processor: where the first N heads end among equals, a few lists in a hundred name others of them.
+        """
         row = self[concept]
         return tuple(torch.argsort(row, descending=not least, stable=True).tolist())
 
