@@ -86,7 +86,8 @@ def denoise(
     check_finite(steps=steps, guidance_scale=guidance_scale, eta=eta)
     model = model.for_one_run()
     timesteps = model.timesteps(steps)
-    encoded = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)
+    given = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)
+    encoded = [model.prepare(one, guidance_scale) for one in given]
     size = (noise.shape[-2], noise.shape[-1])
     recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
     steering = None

@@ -69,7 +69,8 @@ class About:
     Attributes:
         words: every word that it was trained with, in lower case; None if unknown.
         presets: method -> settings that suit it better than the paper's: "attend_and_excite" of `AttendAndExcite`,
-            "textual_inversion" of `limelight.textual_inversion.config.TrainingConfig`.
+            "textual_inversion" of `limelight.textual_inversion.config.TrainingConfig`, "generate" the
+            `guidance_scale` of `limelight.generate`.
     """
 
     words: frozenset[str] | None = None
@@ -130,6 +131,11 @@ class Model(ABC):
     def learned(self) -> dict[str, str]:
         """The learned words that are bound to it now, each with a hash of its vectors."""
         return learned(self)
+
+    @property
+    def guidance_scale(self) -> float:
+        """The strength of classifier-free guidance where the user names none: the folder's or the family's own."""
+        return float(self.about.preset("generate").get("guidance_scale", 7.5))
 
     def unknown(self, prompt: Prompt) -> tuple[str, ...]:
         """Words that the model has never seen, where its folder says which ones it knows."""
@@ -194,6 +200,14 @@ class Model(ABC):
     def passes(self, steps: int) -> int:
         """How many passes a schedule of `steps` inference steps has (some schedules add a few)."""
         return len(self.for_one_run().timesteps(steps))
+
+    def prepare(self, conditioning: Conditioning, guidance_scale: float) -> Conditioning:
+        """The conditioning of a run, with what else the denoiser reads in all of its passes.
+
+        Raises:
+            ModelError: the denoiser reads something that cannot be given to it.
+        """
+        return conditioning
 
     @abstractmethod
     def timesteps(self, steps: int) -> Tensor:

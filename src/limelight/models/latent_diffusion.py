@@ -28,6 +28,7 @@ class LatentDiffusion(UNet):
 
     # Its files are older than safetensors; diffusers and transformers open such with `weights_only=True`.
     loading: ClassVar[dict[str, Any]] = {"use_safetensors": None}
+    unused = ("to_logits.",)
     # 16 x 16 maps, as in prompt-to-prompt's own notebook for this model: on 8 x 8, which lie as deep as Stable
     # Diffusion's, the blur leaves too few cells to keep two subjects apart.
     guided_side = 16

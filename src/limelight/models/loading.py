@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.resources
+import inspect
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +20,10 @@ from ..errors import ModelError, SettingsError
 from ..utils.progress import quiet_loading
 from .base import About, Model
 from .latent_diffusion import LatentDiffusion
+from .parts import Index, index_of, load_part, readable
 from .schedulers import SCHEDULERS
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
-from .unet import UNet
+from .unet import ATTACH, UNet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,6 +34,8 @@ FAMILIES: dict[str, type[UNet]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "LDMTextToImagePipeline": LatentDiffusion,
 }
+METHODS = ("attend_and_excite", "guidance", "recommended", "textual_inversion", "generate")
+"""What `limelight.json` has settings of."""
 POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
 
 
@@ -82,12 +86,32 @@ def _is_pipeline(source: Any) -> bool:
 def _live(pipeline: Any, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
     """The model of a pipeline that is open already, on its device and in its dtype if there are no wishes."""
     name = getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__
-    _check_family(type(pipeline).__name__, name)
+    family = _live_family(pipeline, name)
     if device is not None:
         _move(pipeline, _device(device))
     if dtype is not None:
         pipeline.to(dtype)
-    return FAMILIES[type(pipeline).__name__](pipeline, name)
+    return _driven(FAMILIES[family], pipeline, name)
+
+
+def _live_family(pipeline: Any, name: str) -> str:
+    """The family of an open pipeline, also of a subclass or a community pipeline."""
+    index = {}
+    for part, value in pipeline.components.items():
+        if value is not None:
+            bases = [base.__name__ for base in type(value).__mro__]
+            known = [wanted.get(part) for wanted in _PARTS.values()]
+            # A derived class counts as the class that it is derived from.
+            index[part] = ("", next((base for base in bases if base in known), bases[0]))
+    return _family(type(pipeline).__name__, index, name)
+
+
+def _driven(adapter: type[UNet], pipeline: Any, name: str) -> Model:
+    """A pipeline behind its adapter, once it is clear that all its denoiser's inputs can be given."""
+    with readable(name):
+        model = adapter(pipeline, name)
+        model.check_inputs()
+    return model
 
 
 def _stored(source: Any, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
@@ -96,38 +120,58 @@ def _stored(source: Any, device: str | torch.device | None, dtype: torch.dtype |
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     name = "pocket" if source is None else str(source)
     source = POCKET if source in (None, "pocket") else source
-    pipeline = _move(_open(source, name, dtype), where)
-    model = FAMILIES[type(pipeline).__name__](pipeline, name)
-    model.about = _about(Path(source).expanduser() / "limelight.json") or model.about
+    pipeline, adapter = _open(source, name, dtype)
+    model = _driven(adapter, _move(pipeline, where), name)
+    model.about = _about(Path(source).expanduser() / "limelight.json", model.about)
     return model
 
 
-def _about(path: Path) -> About | None:
-    """What a model's folder says about it, if it says anything."""
+def _about(path: Path, family: About) -> About:
+    """What is known about a model: what its folder says, and for the methods that it does not name its family's."""
     if not path.is_file():
-        return None
+        return family
     try:
         facts = json.loads(path.read_text("utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it must be an object, {...}")
         words = facts.get("words")
+        if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+            raise ValueError('"words" must be a list of words')
 
-        presets = {name: dict(value) for name, value in facts.items() if isinstance(value, dict)}
-        for settings in presets.values():
-            if "thresholds" in settings:  # JSON has text keys only
-                settings["thresholds"] = {float(at): float(value) for at, value in settings["thresholds"].items()}
-
-        if presets.get("attend_and_excite", {}).pop("relative", False):  # before 0.2 there were two rules
-            presets["attend_and_excite"]["step_rule"] = "relative"
-        if "inversion" in presets:  # its name before 0.2
-            presets["textual_inversion"] = presets.pop("inversion")
-        return About(None if words is None else frozenset(words), presets)
-    except (ValueError, TypeError, AttributeError) as error:
+        facts.setdefault("textual_inversion", facts.get("inversion", {}))  # its name before 0.2
+        presets = {method: _preset(facts, method) for method in METHODS}
+        named = {method: settings for method, settings in presets.items() if settings}
+        return About(None if words is None else frozenset(words), {**family.presets, **named})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"'{path}' cannot be read: {error}.") from error
 
 
-def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline of a folder or of the hub, with safe weights alone."""
+def _preset(facts: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A method's settings from `limelight.json`.
+
+    Raises:
+        ValueError: they are of another kind.
+    """
+    settings = facts.get(method, {})
+    if not isinstance(settings, dict):
+        raise ValueError(f'"{method}" must be an object, {{...}}')
+    settings = dict(settings)
+    if "thresholds" in settings:  # JSON has text keys only
+        if not isinstance(settings["thresholds"], dict):
+            raise ValueError('"thresholds" must be an object, {"0": 0.05, ...}')
+        settings["thresholds"] = {float(at): float(value) for at, value in settings["thresholds"].items()}
+    if settings.pop("relative", False):  # before 0.2 there were two rules
+        settings["step_rule"] = "relative"
+
+    scale = settings.get("guidance_scale", 0.0)
+    if type(scale) not in (int, float) or not math.isfinite(scale):
+        raise ValueError(f'"guidance_scale" must be a number, not {scale!r}')
+    return settings
+
+
+def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline, type[UNet]]:
+    """The pipeline of a folder or of the hub, with safe weights alone, and the adapter that drives it."""
     import diffusers
-    from safetensors import SafetensorError
 
     folder = os.path.expanduser(source)
     is_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)
@@ -135,27 +179,26 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> DiffusionPipeline:
         raise ModelError(f"'{name}' is neither a folder nor a hub id (owner/name); 'pocket' is always there.")
 
     where = str(folder) if os.path.isdir(folder) else str(source)
-    family = _family(where, name)
-    options = {"dtype": dtype, "use_safetensors": True, **FAMILIES[family].loading}
-    try:
-        with _no_alarm():
-            return getattr(diffusers, family).from_pretrained(where, **options)
-    except UnpicklingError as error:
-        raise ModelError(
-            f"'{name}' has a weight file that holds more than weights, which could be a program; get its safetensors."
-        ) from error
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
+    family, index = _read_index(where, name)
+    cls, adapter = getattr(diffusers, family), FAMILIES[family]
+    safe: dict[str, Any] = {"use_safetensors": True, **adapter.loading}
+    with _no_alarm(), readable(name):
+        stored = Path(where if os.path.isdir(where) else cls.download(where, **safe))
+        options = {"dtype": dtype, "use_safetensors": safe["use_safetensors"], "unused": adapter.unused}
+        parts = {part: load_part(stored, name, part, index[part], options) for part in _needed(family)}
+        pipeline = cls.from_pretrained(stored, **parts, **{**dict.fromkeys(_idle(cls)), **safe})
+        pipeline.register_to_config(_name_or_path=where)
+    return pipeline, adapter
 
 
-def _family(where: str, name: str) -> str:
-    """The pipeline class that the model's index names, which must be a supported one."""
+def _read_index(where: str, name: str) -> tuple[str, Index]:
+    """The family of a stored model, and what `model_index.json` says of its parts."""
     from diffusers import DiffusionPipeline
 
     try:
-        family = str(DiffusionPipeline.load_config(where)["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = dict(DiffusionPipeline.load_config(where))
+        pipeline = config["_class_name"]
+    except Exception as error:
         if os.path.isdir(where):
             raise ModelError(f"'{name}' is not a model folder: it has no readable model_index.json.") from error
         raise ModelError(
@@ -163,8 +206,81 @@ def _family(where: str, name: str) -> str:
             "if it is private or gated, or give a folder."
         ) from error
 
-    _check_family(family, name)
-    return family
+    # Of a community pipeline it names the file and the class.
+    pipeline = str(pipeline[-1] if isinstance(pipeline, list | tuple) and pipeline else pipeline)
+    index = index_of(config)
+    return _family(pipeline, index, name), index
+
+
+def _family(pipeline: str, index: Index, name: str) -> str:
+    """The family that can drive these parts, whatever the pipeline calls itself.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if pipeline in FAMILIES:
+        missing = [part for part in _needed(pipeline) if part not in index]
+        if missing:
+            raise ModelError(
+                f"'{name}' cannot be read as a model: it is a {pipeline} without {', '.join(missing)}; get the whole "
+                "model."
+            )
+        return pipeline
+
+    classes = {part: cls for part, (_, cls) in index.items() if part not in _IDLE}
+    for family, wanted in _PARTS.items():
+        if classes.keys() == wanted.keys() and all(cls in (None, classes[part]) for part, cls in wanted.items()):
+            return family
+    raise ModelError(_refusal(pipeline, classes, name))
+
+
+# What each family is made of: part -> its class, or None where several will do.
+_PARTS: dict[str, dict[str, str | None]] = {
+    "StableDiffusionPipeline": {
+        "unet": "UNet2DConditionModel",
+        "vae": None,
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": None,
+        "scheduler": None,
+    },
+    "StableDiffusionXLPipeline": {
+        "unet": "UNet2DConditionModel",
+        "vae": None,
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "tokenizer": None,
+        "tokenizer_2": None,
+        "scheduler": None,
+    },
+    "LDMTextToImagePipeline": {
+        "unet": "UNet2DConditionModel",
+        "vqvae": None,
+        "bert": "LDMBertModel",
+        "tokenizer": None,
+        "scheduler": None,
+    },
+}
+# Parts on which no image depends that limelight generates.
+_IDLE = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def _needed(family: str) -> tuple[str, ...]:
+    return tuple(_PARTS[family])
+
+
+def _idle(cls: Any) -> tuple[str, ...]:
+    """The idle parts that a pipeline class knows."""
+    return tuple(part for part in _IDLE if part in inspect.signature(cls.__init__).parameters)
+
+
+def _refusal(pipeline: str, classes: Mapping[str, str], name: str) -> str:
+    """Say that a pipeline cannot be driven, and what can be done with it."""
+    message = f"'{name}' is a {pipeline}, which is not supported; supported: {', '.join(FAMILIES)}"
+    if classes.get("unet") != "UNet2DConditionModel":
+        return f"{message}."
+    more = [part for part in classes if part not in _PARTS["StableDiffusionXLPipeline"]]
+    besides = f", and it needs more than those: {', '.join(more)}" if more else ""
+    return f"{message}{besides}. {ATTACH}"
 
 
 @contextmanager
@@ -180,11 +296,6 @@ def _no_alarm() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(other)
-
-
-def _check_family(pipeline: str, name: str) -> None:
-    if pipeline not in FAMILIES:
-        raise ModelError(f"'{name}' is a {pipeline}, which is not supported; supported: {', '.join(FAMILIES)}.")
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

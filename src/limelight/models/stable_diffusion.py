@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..prompts.prompt import Prompt, parse
 from .base import About
-from .unet import UNet
+from .unet import ATTACH, UNet
 
 
 class StableDiffusion(UNet):
@@ -38,6 +38,17 @@ class StableDiffusionXL(UNet):
     # Maps are latent/4 here as well (32 x 32 at 1024 pixels, `guided_scale`), but the mean of 60 layers, not of 5, and
     # flatter: public ports of Attend-and-Excite to XL take larger steps and otherwise the paper's values.
     about = About.family("StableDiffusionXL")
+    adds = "text_time"
+
+    def check_inputs(self) -> None:
+        super().check_inputs()
+        embedding, pooled = self.denoiser.config.addition_time_embed_dim, self.pipeline.text_encoder_2.config
+        wanted, given = self.denoiser.add_embedding.linear_1.in_features, 6 * embedding + pooled.projection_dim
+        if wanted != given:  # the refiner's, which reads a score of beauty instead of a size
+            raise ModelError(
+                f"The denoiser of '{self.name}' reads {wanted} numbers beside the prompt, not the {given} of the base "
+                f"model. {ATTACH}"
+            )
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         pipeline, states = self.pipeline, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,17 @@ from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..errors import LimelightError, ModelError, SettingsError
 from ..prompts.prompt import Prompt, parse
 from ..utils.torch import exclusive, remove_hook, undone
-from .base import Conditioning, Model
+from .base import About, Conditioning, Model
 from .sites import AttentionSite
+
+ATTACH = "Open it with diffusers; `limelight.attach` steers such pipelines."
 
 
 class UNet(Model):
@@ -32,6 +36,10 @@ class UNet(Model):
 
     loading: ClassVar[dict[str, Any]] = {}
     """Arguments of `from_pretrained` for this family, besides the common ones."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of weights on which no image depends: a model may lack them."""
+    adds: ClassVar[str | None] = None
+    """What the denoiser reads besides the prompt, as its configuration calls it (`addition_embed_type`)."""
     guided_side: ClassVar[int] = 8
     """Least side of the maps that guidance reads, at the default size."""
 
@@ -49,6 +57,11 @@ class UNet(Model):
         self._check_tokenizer()
         if not self.text_sites:
             raise ModelError(f"The denoiser of '{name}' does not read a prompt: it has no cross-attention.")
+        if not self.denoiser.config.sample_size:
+            raise ModelError(
+                f"The denoiser of '{name}' does not say which size it was trained on: `sample_size` in its config.json "
+                f"is {self.denoiser.config.sample_size!r}. Write the side of its latents there, for example 64."
+            )
 
         self.guided_scale = _guided_scale(self.sites, min(self._latent_size), self.guided_side)
 
@@ -58,6 +71,66 @@ class UNet(Model):
             raise ModelError(
                 f"The tokenizer of '{self.name}' knows {known} of {trained} tokens; its files are incomplete."
             )
+
+    def check_inputs(self) -> None:
+        """Check that the denoiser asks for nothing that cannot be given to it.
+
+        Raises:
+            ModelError: it reads class labels, images, masks or the like, or has other latents than its autoencoder.
+        """
+        config, latents = self.denoiser.config, self.pipeline.vae.config
+        reads = {
+            f"{config.in_channels} channels where the autoencoder has {latents.latent_channels} (a mask or an image)": (
+                config.in_channels != latents.latent_channels
+            ),
+            "class labels": config.class_embed_type is not None or config.num_class_embeds is not None,
+            "images or other embeddings beside the prompt (an IP-Adapter, for example)": (
+                config.encoder_hid_dim_type is not None
+            ),
+            f"other additions than this family ({config.addition_embed_type})": config.addition_embed_type != self.adds,
+            "places of objects (GLIGEN)": config.attention_type != "default",
+        }
+        for what, wanted in reads.items():
+            if wanted:
+                raise ModelError(f"The denoiser of '{self.name}' reads {what}, which is not supported. {ATTACH}")
+
+        if latents.out_channels != 3 or not latents.scaling_factor:
+            raise ModelError(
+                f"The autoencoder of '{self.name}' makes no ordinary images: out_channels={latents.out_channels}, "
+                f"scaling_factor={latents.scaling_factor}; they must be 3 and a number."
+            )
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser reads the guidance scale as a number, as latent consistency models do, and has no
+        unconditional branch."""
+        return self.denoiser.config.time_cond_proj_dim is not None
+
+    @property
+    def guidance_scale(self) -> float:
+        if self.embeds_guidance and "generate" not in self.about.presets:
+            return float(About.family("LatentConsistency").preset("generate")["guidance_scale"])
+        return super().guidance_scale
+
+    def prepare(self, conditioning: Conditioning, guidance_scale: float) -> Conditioning:
+        self.check_inputs()  # an IP-Adapter may have come since the model was opened
+        if not self.embeds_guidance:
+            return conditioning
+        states = conditioning.conditional["encoder_hidden_states"]
+        scale = self._embedded(guidance_scale, len(states)).to(states.device)
+        return Conditioning(conditioning.prompts, {**conditioning.conditional, "timestep_cond": scale})
+
+    def _embedded(self, guidance_scale: float, images: int) -> Tensor:
+        """A guidance scale as the input of a denoiser that was distilled with it, [images, width].
+
+        Chenlin Meng et al., "On Distillation of Guided Diffusion Models", 2023, https://arxiv.org/abs/2210.03142, as
+        in latent consistency models, whose scale is less by 1: sines and cosines of 1000 times that.
+        """
+        width = self.denoiser.config.time_cond_proj_dim
+        rates = torch.exp(torch.arange(width // 2) * (-math.log(10000.0) / (width // 2 - 1)))
+        angles = 1000 * torch.tensor(guidance_scale - 1.0) * rates
+        embedded = F.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))
+        return embedded.to(self.dtype).expand(images, -1)
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +184,14 @@ class UNet(Model):
             }
             names = next(iter(states.values()))
             return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
+
+        if self.embeds_guidance:
+            if negative and any(negative):
+                raise SettingsError(
+                    f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
+                    f"negative={negative!r}."
+                )
+            negative = None
 
         with exclusive(self.denoiser), self._fetched(), torch.set_grad_enabled(gradient):
             conditional = rows(prompts, False)
@@ -189,10 +270,14 @@ class UNet(Model):
     ) -> Tensor | None:
         branches = 1 if conditioning.unconditional is None else 2
         scaled = self.scheduler.scale_model_input(torch.cat([latents] * branches), timestep)
-        added = {name: value for name, value in conditioning.joined.items() if name != "encoder_hidden_states"}
+        added = dict(conditioning.joined)
+        states, scale = added.pop("encoder_hidden_states"), added.pop("timestep_cond", None)
+        if self.embeds_guidance and scale is None:
+            scale = self._embedded(guidance_scale, len(states)).to(states.device)
         with exclusive(self.denoiser), stop_after(self.denoiser, until):
-            states = conditioning.joined["encoder_hidden_states"]
-            prediction = self.denoiser(scaled, timestep, states, added_cond_kwargs=added or None, return_dict=False)[0]
+            prediction = self.denoiser(
+                scaled, timestep, states, timestep_cond=scale, added_cond_kwargs=added or None, return_dict=False
+            )[0]
 
         if until is not None:
             return None
@@ -213,8 +298,8 @@ class UNet(Model):
         extra: dict[str, Any] = {"generator": list(generators) or None} if "generator" in accepted else {}
         if eta and "eta" not in accepted:
             raise SettingsError(f"eta={eta} is DDIM's; the scheduler {type(self.scheduler).__name__} has none.")
-        if eta:
-            extra["eta"] = eta
+        if "eta" in accepted:
+            extra["eta"] = eta  # also 0: some schedulers have a default of their own
         return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
 
     @property

@@ -1,0 +1,160 @@
+"""The parts of a stored pipeline: each is read by itself, and refused when one of its weights is missing."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from ..errors import LimelightError, ModelError
+
+# Name of a part in `model_index.json` -> the package and the class that read it.
+Index = Mapping[str, tuple[str, str]]
+
+
+@contextmanager
+def readable(name: str, what: str = "") -> Iterator[None]:
+    """Turn whatever a library says about the files of others into one sentence.
+
+    Args:
+        name: the model, as it was asked for.
+        what: the part that is read.
+
+    Raises:
+        ModelError: anything went wrong inside the ``with``.
+    """
+    try:
+        yield
+    except LimelightError:
+        raise
+    except UnpicklingError as error:
+        raise ModelError(
+            f"'{name}' has a weight file that holds more than weights, which could be a program; get its safetensors."
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"'{name}' does not fit into memory; use a smaller model.") from error
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        if not isinstance(error, OSError | ValueError | RuntimeError) or not reason:
+            reason = f"{type(error).__name__} {reason}".strip()
+        if what:
+            reason = f"its {what}: {reason}"
+        raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
+
+
+def index_of(config: Mapping[str, Any]) -> Index:
+    """The parts that a `model_index.json` names; those that are null are left out."""
+    found = {}
+    for part, value in config.items():
+        named = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(entry, str) for entry in value)
+        if named and not part.startswith("_"):
+            found[part] = (value[0], value[1])
+    return found
+
+
+def load_part(folder: Path, name: str, part: str, source: tuple[str, str], options: Mapping[str, Any]) -> Any:
+    """Read one part of a model's folder.
+
+    Args:
+        folder: with the part in a folder of its own.
+        name: the model, as it was asked for.
+        part: "unet", "text_encoder", "tokenizer", ...
+        source: what `model_index.json` says of it: package and class.
+        options: `dtype`, `use_safetensors`, and `unused`: beginnings of weights that no image depends on.
+
+    Raises:
+        ModelError: it cannot be read, its weight files are not there, or weights are missing in them.
+    """
+    from transformers import PreTrainedModel
+
+    with readable(name, part):
+        cls = _class(*source)
+        if not issubclass(cls, torch.nn.Module):
+            return cls.from_pretrained(folder, subfolder=part)
+
+        safe = options["use_safetensors"]
+        _check_files(folder, name, part, bool(safe))
+        # transformers describes misfits in its log, diffusers in its error.
+        misfits = {"ignore_mismatched_sizes": True} if issubclass(cls, PreTrainedModel) else {}
+        dtype = {"dtype" if misfits else "torch_dtype": options["dtype"]}
+        module, report = cls.from_pretrained(
+            folder, subfolder=part, use_safetensors=safe, output_loading_info=True, **dtype, **misfits
+        )
+        if report["mismatched_keys"]:
+            weight = min(report["mismatched_keys"])[0]
+            raise ModelError(f"The {part} of '{name}' does not fit its config.json: {weight} has another shape there.")
+        empty = [key for key, value in module.named_parameters() if value.is_meta]
+        missing = sorted(key for key in {*report["missing_keys"], *empty} if not key.startswith(options["unused"]))
+        if missing:
+            raise ModelError(_lack(name, part, missing, sorted(report["unexpected_keys"])))
+    return module
+
+
+def _class(package: str, name: str) -> Any:
+    """A class of diffusers or transformers. Nothing else is imported, whatever an index names."""
+    if package in ("diffusers", "transformers"):
+        return getattr(importlib.import_module(package), name)
+
+    import diffusers
+
+    return getattr(getattr(diffusers.pipelines, package), name)
+
+
+def _lack(name: str, part: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Say that weights are missing, and why they may be."""
+    if any("lora_" in key for key in unexpected):
+        return (
+            f"The {part} of '{name}' was saved with a LoRA beside its weights. Load the pipeline and the LoRA with "
+            "diffusers, call `fuse_lora()` and `unload_lora_weights()`, and save it again."
+        )
+    shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return (
+        f"The {part} of '{name}' lacks weights: {shown}. Its file is incomplete or of another model; get the whole "
+        "model again."
+    )
+
+
+# Weight files by diffusers' and transformers' rules: "model.safetensors", "diffusion_pytorch_model.fp16.bin", ...
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_|pytorch_)?model(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?"
+    r"\.(?P<kind>safetensors|bin)"
+)
+
+
+def _check_files(folder: Path, name: str, part: str, safe: bool) -> None:
+    """Find out which weight files a part has, before a library says less about it.
+
+    Args:
+        safe: whether safetensors alone are opened.
+
+    Raises:
+        ModelError: there are no weights that can be opened.
+    """
+    where = folder / part
+    matches = [_WEIGHTS.fullmatch(path.name) for path in (where.iterdir() if where.is_dir() else ())]
+    found = [match for match in matches if match]
+    opened = [match for match in found if match["kind"] == "safetensors" or not safe]
+    if any(match["variant"] is None for match in opened):
+        return
+
+    begin = f"'{name}' cannot be read as a model: "
+    if opened:
+        variant = opened[0]["variant"]
+        raise ModelError(
+            f"{begin}its {part} is there as the variant '{variant}' alone ({opened[0][0]}). Open it with diffusers, "
+            f"`pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, variant={variant!r})`, and give the pipeline: "
+            "`limelight.load(pipe)`; or save that pipeline as a folder."
+        )
+    if found:
+        raise ModelError(
+            f"{begin}its {part} is there as {found[0][0]} alone, a kind of file that can hold a program. If you trust "
+            f"it, convert it once with diffusers: `DiffusionPipeline.from_pretrained({str(folder)!r})"
+            ".save_pretrained(new_folder)`."
+        )
+    raise ModelError(f"{begin}its {part} has no weights; there is no model.safetensors or the like in '{where}'.")
