@@ -155,12 +155,8 @@ def weakened(
     numbers = _numbers(counts, len(relevance.heads))
     lists = {order: ordered(relevance, experiment.concept, order) for order in orders}
     lists["all"] = tuple(range(len(relevance.heads)))
-    settings = {
-        "model": model.name,
-        "concept": experiment.concept,
-        "factor": factor,
-        **{name: value for name, value in options.items() if name != "batch"},
-    }
+    settings = {"model": model.name, "concept": experiment.concept, "factor": factor, **options}
+    settings.pop("batch", None)  # images do not depend on it
     clip = clip or Clip()
     with closing(Log(Path(folder) / "scores.jsonl", say=lambda text: None)) as log:
         known = _known(log, settings, lists)

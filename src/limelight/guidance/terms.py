@@ -60,13 +60,29 @@ def sharpened(
         [images, subjects].
     """
     mean = maps.mean()
-    last = mean.shape[-1] - 1
-    stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else last for p in maps.prompts)
-    spans = tuple(tuple(subject.positions for subject in own) for own in subjects)
-    pooling, padding, absent = (x.to(mean.device) for x in pool_tokens(spans, stops, mean.shape[-1]))
+    pooling, padding, absent = pooling_of(maps, subjects, mean.shape[-1] - 1, own_tokens)
     logits = torch.einsum("bhwt,btu->bhwu", mean, pooling.to(mean.dtype)) * temperature
     sharp = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)
     return sharp[..., : absent.shape[1]].movedim(-1, 1), absent
+
+
+def pooling_of(
+    maps: AttentionMaps, subjects: Subjects, last: int, own_tokens: bool | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `pool_tokens` says of maps, on their device.
+
+    Args:
+        last: the token before which those end that compete.
+        own_tokens: whether they end with the prompt's own; None asks `Prompt.padded`.
+    """
+    stops = []
+    for prompt in maps.prompts:
+        ends = prompt.padded if own_tokens is None else own_tokens
+        stops.append(prompt.end if ends else last)
+    spans = tuple(tuple(subject.positions for subject in own) for own in subjects)
+    first = next(iter(maps.layers.values()))
+    pooling, padding, absent = pool_tokens(spans, tuple(stops), first.shape[-1])
+    return pooling.to(first.device), padding.to(first.device), absent.to(first.device)
 
 
 @lru_cache(maxsize=64)

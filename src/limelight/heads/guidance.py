@@ -17,7 +17,7 @@ from ..attention.maps import AttentionMaps
 from ..errors import PromptError, SettingsError
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Objective, Score, Subjects, layers_to_read
-from ..guidance.terms import blur, pool_tokens, weakest_score
+from ..guidance.terms import blur, pooling_of, weakest_score
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..prompts.prompt import Prompt
@@ -120,13 +120,8 @@ def excite_by_heads(
     Raises:
         SettingsError: a subject has no concept, the vectors lack it, or they do not fit the maps.
     """
-    first = next(iter(maps.layers.values()))
-    tokens = first.shape[-1]
-    stops = tuple(p.end if (p.padded if own_tokens is None else own_tokens) else tokens for p in maps.prompts)
-    pooling, padding, absent = (
-        x.to(first.device)
-        for x in pool_tokens(tuple(tuple(subject.positions for subject in own) for own in subjects), stops, tokens)
-    )
+    tokens = next(iter(maps.layers.values())).shape[-1]
+    pooling, padding, absent = pooling_of(maps, subjects, tokens, own_tokens)
 
     weights = torch.zeros(*absent.shape, len(relevance.heads))
     for row, prompt, own in zip(weights, maps.prompts, subjects, strict=True):

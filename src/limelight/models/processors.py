@@ -15,6 +15,15 @@ def describe_attention(module: Any) -> str:
     return f"its processor '{type(module.processor).__name__}'"
 
 
+def _check_weightless(name: str, module: Any) -> None:
+    """Raise a ProbeError where resetting a layer would lose weights."""
+    if not _fits(module) and getattr(module.processor, "state_dict", dict)():
+        raise ProbeError(
+            f"The layer '{name}' cannot be reset: {describe_attention(module)} has weights of its own. Unload what "
+            "brought them, for example with pipe.unload_ip_adapter()."
+        )
+
+
 def reset_attention(pipeline: Any) -> tuple[str, ...]:
     """Put diffusers' own attention back into a pipeline whose layers another tool has changed.
 
@@ -47,11 +56,7 @@ def reset_attention(pipeline: Any) -> tuple[str, ...]:
     attention = {name: module for name, module in layers.items() if isinstance(module, Attention)}
     changed = [name for name, module in attention.items() if "forward" in vars(module) or not _fits(module)]
     for name in changed:
-        if not _fits(attention[name]) and getattr(attention[name].processor, "state_dict", dict)():
-            raise ProbeError(
-                f"The layer '{name}' cannot be reset: {describe_attention(attention[name])} has weights of its own. "
-                "Unload what brought them, for example with pipe.unload_ip_adapter()."
-            )
+        _check_weightless(name, attention[name])
 
     for name in changed:
         vars(attention[name]).pop("forward", None)
