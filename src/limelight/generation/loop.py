@@ -86,8 +86,7 @@ def denoise(
     check_finite(steps=steps, guidance_scale=guidance_scale, eta=eta)
     model = model.for_one_run()
     timesteps = model.timesteps(steps)
-    given = [conditioning] * len(timesteps) if isinstance(conditioning, Conditioning) else list(conditioning)
-    encoded = [model.prepare(one, guidance_scale) for one in given]
+    encoded = _of_each_step(model, conditioning, guidance_scale, len(timesteps))
     size = (noise.shape[-2], noise.shape[-1])
     recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
     steering = None
@@ -116,6 +115,15 @@ def denoise(
         sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
         latents = latents if sent is None else sent
         before = now
+
+
+def _of_each_step(
+    model: Model, conditioning: Conditioning | Sequence[Conditioning], guidance_scale: float, steps: int
+) -> list[Conditioning]:
+    """The conditioning of every pass, with what else the denoiser reads in it."""
+    if isinstance(conditioning, Conditioning):
+        return [model.prepare(conditioning, guidance_scale)] * steps
+    return [model.prepare(one, guidance_scale) for one in conditioning]
 
 
 def layers_to_guide(model: Model, size: tuple[int, int], guidance: Guidance | None) -> tuple[AttentionSite, ...]:
