@@ -114,9 +114,9 @@ def check_latents(
 def _overflow(model: Model, guidance_scale: float, guidance: Guidance | None, edits: Sequence[Any]) -> LimelightError:
     """Why latents are not finite, most likely."""
     what = "The latents are not finite (NaN or infinity), so that the image would be black"
-    for name, weight in model.denoiser.named_parameters():
-        if weight.device.type != "meta" and not bool(weight.isfinite().all()):
-            return ModelError(f"{what}: the weight '{name}' of '{model.name}' is not. Take another copy of the model.")
+    broken = _broken_weight(model)
+    if broken:
+        return ModelError(f"{what}: the weight '{broken}' of '{model.name}' is not. Take another copy of the model.")
 
     half, suspects = model.dtype == torch.float16, []
     if abs(guidance_scale) > 100:
@@ -131,6 +131,14 @@ def _overflow(model: Model, guidance_scale: float, guidance: Guidance | None, ed
     if half:
         return ModelError(f"{what}: '{model.name}' overflows in float16. Load it with dtype=torch.float32.")
     return ModelError(f"{what}: '{model.name}' computes them in {model.dtype}; its weights or scheduler do not fit.")
+
+
+def _broken_weight(model: Model) -> str | None:
+    """The name of a weight of the denoiser that is not finite."""
+    for name, weight in model.denoiser.named_parameters():
+        if weight.device.type != "meta" and not bool(weight.isfinite().all()):  # "meta": it is offloaded
+            return name
+    return None
 
 
 # Where the error has no class of its own: CPU, MPS, cuBLAS.

@@ -153,10 +153,9 @@ class Guidance:
         _check_schedule((self.until, *self.thresholds))
         _check_thresholds(self.thresholds)
         self._check_rule()
-        check_finite(**{name: value for name, value in vars(self).items() if name != "objective"})
-        objective = getattr(self, "objective", None)  # a subclass may make its own later
-        if isinstance(objective, partial):
-            check_finite(**objective.keywords)
+        # The settings of a partial objective; a subclass may make its own later.
+        keywords = getattr(vars(self).get("objective"), "keywords", None)
+        check_finite(**{**vars(self), "objective": keywords})
 
     def _check_rule(self) -> None:
         """Refuse unknown ways to move, and targets out of range."""

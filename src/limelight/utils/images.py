@@ -152,31 +152,42 @@ def _from_levels(image: Image.Image) -> Image.Image:
 
 def _from_array(source: Any) -> Image.Image:
     """An array [height, width, channels] or a tensor [channels, height, width] as a PIL image."""
-    tensor = hasattr(source, "detach")
-    if not tensor and not hasattr(source, "__array__"):
+    if hasattr(source, "detach"):
+        source = source.detach().cpu()
+        values = np.asarray(source.float() if source.is_floating_point() else source)
+        pixels = _to_bytes(_channels_last(values, likely=0))
+    elif hasattr(source, "__array__"):
+        pixels = _to_bytes(_channels_last(np.asarray(source), likely=-1))
+    else:
         raise SettingsError(
             f"{type(source).__name__} is not an image; give a path, a PIL image, an array [height, width, channels] or "
             "a tensor [channels, height, width]."
         )
-    if tensor:
-        source = source.detach().cpu()
-        source = source.float() if source.is_floating_point() else source
 
-    shape, values = tuple(source.shape), np.asarray(source)
+    if pixels.shape[2:] == (1,):
+        pixels = pixels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _channels_last(values: np.ndarray[Any, Any], likely: int) -> np.ndarray[Any, Any]:
+    """One image as [height, width] or [height, width, channels].
+
+    Args:
+        likely: where to look first for the channels' axis, 0 or -1.
+    """
+    shape = values.shape
     if values.ndim == 4 and len(values) == 1:
         values = values[0]
-    if values.ndim == 3:
-        channels_first = [0, -1] if tensor else [-1, 0]
-        axis = next((axis for axis in channels_first if values.shape[axis] in (1, 3, 4)), None)
-        values = values if axis is None else np.moveaxis(values, axis, -1)
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3, 4)) or not values.size:
-        raise SettingsError(
-            f"{list(shape)} is not the shape of one image: an array is [height, width, channels], a tensor [channels, "
-            "height, width], with 1, 3 or 4 channels."
-        )
+    if values.ndim == 2 and values.size:
+        return values
 
-    pixels = _to_bytes(values)
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+    for axis in (likely, -1 - likely):
+        if values.ndim == 3 and values.size and values.shape[axis] in (1, 3, 4):
+            return np.moveaxis(values, axis, -1)
+    raise SettingsError(
+        f"{list(shape)} is not the shape of one image: an array is [height, width, channels], a tensor [channels, "
+        "height, width], with 1, 3 or 4 channels."
+    )
 
 
 def _to_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
