@@ -9,9 +9,9 @@ import pytest
 import limelight
 from limelight.attention import maps, probe, recording
 from limelight.evaluate import clip, detectors, methods, preservation, suites
-from limelight.guidance import attend_and_excite, base
+from limelight.guidance import attend_and_excite, base, presets
 from limelight.models import base as models_base
-from limelight.models import loading
+from limelight.models import loading, processors
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,9 @@ from limelight.models import loading
         methods,
         models_base,
         preservation,
+        presets,
         probe,
+        processors,
         recording,
         suites,
     ],

@@ -213,3 +213,48 @@ def test_a_processor_that_hides_its_attention_is_named(tiny, pass_inputs):
         tiny.predict(*pass_inputs)
         with pytest.raises(ProbeError, match=r"'down_blocks\.0.*attn2' recorded no attention.*'AttnProcessor'"):
             probe.take(pass_inputs[0], pass_inputs[2].prompts)
+
+
+@pytest.mark.parametrize("change", ["processor", "sliced", "forward"])
+def test_attention_that_another_tool_has_changed_is_reset(tiny, pass_inputs, change):
+    layer = tiny.denoiser.get_submodule(tiny.text_sites[0].name)
+    expected = tiny.denoiser(pass_inputs[0], 5, pass_inputs[2].conditional["encoder_hidden_states"]).sample
+    if change == "forward":  # as in prompt-to-prompt's own code
+        name, usual = "function '.*another'", AttnProcessor()
+
+        def another(*args, **kwargs):
+            return usual(layer, *args, **kwargs)
+
+        layer.forward = another
+    elif change == "sliced":
+        name = "processor 'SlicedAttnProcessor'"
+        tiny.denoiser.set_attention_slice(1)
+    else:
+        name = "processor 'AttnProcessor'"
+        tiny.denoiser.set_attn_processor(AttnProcessor())
+
+    with Probe(tiny) as probe, torch.no_grad():
+        tiny.predict(*pass_inputs)
+        with pytest.raises(ProbeError, match=rf"{name}.*does not call.*limelight\.reset_attention\(pipe\)"):
+            probe.take(pass_inputs[0], pass_inputs[2].prompts)
+
+    changed = limelight.reset_attention(tiny.pipeline)
+    assert len(changed) == (1 if change == "forward" else len(tiny.sites))
+    assert limelight.reset_attention(tiny) == ()
+    with Probe(tiny) as probe, torch.no_grad():
+        tiny.predict(*pass_inputs)
+        assert "cat" in probe.take(pass_inputs[0], pass_inputs[2].prompts)
+    again = tiny.denoiser(pass_inputs[0], 5, pass_inputs[2].conditional["encoder_hidden_states"]).sample
+    assert torch.equal(again, expected)
+
+
+def test_a_processor_with_weights_is_not_thrown_away(tiny):
+    class Weighted(torch.nn.Linear):
+        def __call__(self, attn, *args, **kwargs):
+            return AttnProcessor()(attn, *args, **kwargs)
+
+    layer = tiny.denoiser.get_submodule(tiny.text_sites[0].name)
+    layer.set_processor(Weighted(2, 2))
+    with pytest.raises(ProbeError, match="processor 'Weighted' has weights of its own"):
+        limelight.reset_attention(tiny)
+    assert isinstance(layer.processor, Weighted)

@@ -85,6 +85,7 @@ class Probe:
         self._open, self._thread = False, 0
 
     def __enter__(self) -> Probe:
+        _sweep()
         self._open, self._thread = True, get_ident()
         try:
             if self._watched:
@@ -242,7 +243,7 @@ class _Intercept(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # A second call in the same layer is an adapter's (IP-Adapter attends to its image there).
-        if func is not F.scaled_dot_product_attention or self.answered:
+        if func is not F.scaled_dot_product_attention or self.answered or not self.probe._open:
             return func(*args, **kwargs)
         self.answered = True
         query = args[0] if args else kwargs["query"]
@@ -277,3 +278,14 @@ class _Intercept(TorchFunctionMode):
                 logits = logits + attn_mask
             probabilities = self.probe.see(self.layer, logits.softmax(dim=-1))
             return probabilities.to(value.dtype) @ value
+
+
+def _sweep() -> None:
+    """Take away modes of probes that have ended: torch puts a mode back late where an interrupt hits its own code.
+
+    Until then such a mode does nothing.
+    """
+    while (modes := _get_current_function_mode_stack()) and isinstance(modes[-1], _Intercept):
+        if modes[-1].probe._open:
+            return
+        _pop_mode()

@@ -47,13 +47,10 @@ def remove_hook(module: nn.Module, hook: Any) -> None:
     """Take a forward hook off a module, by the function itself: an interrupt may have lost its handle."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, own in tuple(hooks.items()) if own is hook]:
-            hooks.pop(key, None)
-            for name in (
-                "_forward_pre_hooks_with_kwargs",
-                "_forward_hooks_with_kwargs",
-                "_forward_hooks_always_called",
-            ):
-                getattr(module, name).pop(key, None)
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)
+            hooks.pop(key, None)  # last: an interrupted removal is found by it and goes on
 
 
 @contextmanager
