@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 import sys
+import warnings
+import zipfile
 from contextlib import ExitStack
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from accelerate import cpu_offload
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertTokenizer
@@ -249,8 +253,59 @@ def test_truncation_counts_every_vector(tiny):
         assert (len(prompt.ids), prompt.end, prompt.ids[-1]) == (77, 76, tiny.pipeline.tokenizer.eos_token_id)
         with pytest.raises(PromptError, match=r"'dog' lies beyond the 77 tokens .* shorten the prompt, which has 79"):
             prompt.find("dog")
-    with learned_word(76).bind(tiny), pytest.raises(PromptError, match="'<my-cat>' lies beyond"):
+    with learned_word(75).bind(tiny), pytest.raises(PromptError, match="'<my-cat>' lies beyond"):
         tiny.prompt("a <my-cat>").find("<my-cat>")
+
+
+def test_more_vectors_than_a_prompt_holds_are_refused(tiny):
+    before = state(tiny)
+    refused = r"'<my-cat>' has 76 vectors, and this model reads 75 tokens of a prompt: it could never be read\."
+    with pytest.raises(SettingsError, match=refused):
+        learned_word(76).bind(tiny).__enter__()
+    left = r"'<my-cat>' has 38 vectors; of the 75 tokens .*, 37 are left for all other words"
+    with pytest.warns(limelight.PromptWarning, match=left) as found, learned_word(38).bind(tiny):
+        pass
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", limelight.PromptWarning)
+        with learned_word(37).bind(tiny):
+            pass
+    same(before, state(tiny))
+
+
+@pytest.mark.parametrize("name", ["bad_prompt_version2", "verybadimagenegative_v1.3", "my style", "a/b", "x <y> z"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_words_of_other_programs_have_names_of_any_form(tiny_pipeline, name, n):
+    pipeline = tiny_pipeline()
+    names = [name, *(f"{name}_{i}" for i in range(1, n))]
+    pipeline.tokenizer.add_tokens(names)
+    pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer))
+    model = limelight.load(pipeline)
+    text = f"a cat, {name} and a {name}"
+    prompt = model.prompt(text)
+    assert [word.text for word in prompt.words] == ["a", "cat", name, "and", "a", name]
+    assert prompt.find(name) == tuple(range(4, 4 + n)) == prompt.words[2].positions
+    assert prompt.find(f"{name}#2") == prompt.words[5].positions
+    assert prompt.words[2].learned
+    guidance = limelight.AttendAndExcite(resolution=8, thresholds={}, until=1)
+    result = limelight.generate(model, text, steps=1, guidance=guidance)
+    assert result.subjects == ("cat", name, f"{name}#2")
+
+
+def test_a_failure_in_the_middle_of_binding_leaves_nothing(model, monkeypatch):
+    before = state(model)
+    with pytest.raises(SettingsError, match=r"'<\\ud83d>' cannot name a learned word: a character in it is half"):
+        fitting(model, token="<\ud83d>").bind(model).__enter__()
+    for owner, method in ((type(model.pipeline.tokenizer), "add_tokens"), (ExtendedEmbedding, "__init__")):
+        with monkeypatch.context() as patch:
+
+            def interrupted(*_args, **_options):
+                raise KeyboardInterrupt
+
+            patch.setattr(owner, method, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                fitting(model).bind(model).__enter__()
+        same(before, state(model))
 
 
 def test_single_vectors_are_no_words(tiny):
@@ -490,6 +545,93 @@ def test_bad_files(tmp_path, monkeypatch, name, content, message):
     with pytest.raises(LimelightError) as error:
         LearnedWord.load(name)
     assert message in str(error.value)
+
+
+def test_files_of_a_few_bytes_stay_small(tmp_path):
+    """A view that repeats one number is as large as it says only once it is copied."""
+    path = kept({"<a>": torch.ones(1).as_strided((10**6, 10**4), (0, 0))}, "a.pt", tmp_path)
+    assert path.stat().st_size < 3000
+    with pytest.raises(
+        FileError, match=r"is refused: it holds 4 bytes for vectors of '<a>' of shape \[1000000, 10000\]"
+    ):
+        LearnedWord.load(path)
+    with zipfile.ZipFile(kept({"<a>": V}, "b.pt", tmp_path)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(FileError, match="is refused: its parts are compressed"):
+        LearnedWord.load(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight",
+        "unet.down_blocks.0.attn1.to_q.lora_A.weight",
+        "unet.down_blocks.0.attn1.processor.to_q_lora.down.weight",
+        "lycoris.hada_w1_a",
+    ],
+)
+def test_a_lora_is_called_one(tmp_path, key):
+    path = kept({key: V, key.replace("down", "mid"): V.clone(), "x": V.clone()}, "style.safetensors", tmp_path)
+    with pytest.raises(FileError, match=r"'.*style.safetensors' is a LoRA, which changes a model's weights"):
+        LearnedWord.load(path)
+
+
+def test_saves_of_one_word_are_equal(tmp_path):
+    word = learned_word(3, step=500, base_model="pocket")
+    contents = set()
+    for i in range(20):
+        word.save(tmp_path / f"{i}.safetensors")
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+    (content,) = contents
+    size = int.from_bytes(content[:8], "little")
+    assert size % 8 == 0
+    assert list(json.loads(content[8 : 8 + size])["__metadata__"]) == ["about", "format", "limelight", "token"]
+    assert torch.equal(load_file(tmp_path / "0.safetensors")["<my-cat>"], word.vectors[0])
+
+
+def test_the_two_files_of_the_xl_trainer(tmp_path):
+    kept({"<s>": V}, "word/learned_embeds.safetensors", tmp_path)
+    kept({"<s>": torch.cat([V, V], 1)}, "word/learned_embeds_2.safetensors", tmp_path)
+    assert [v.shape for v in LearnedWord.load(tmp_path / "word").vectors] == [(2, 32), (2, 64)]
+    assert len(LearnedWord.load(tmp_path / "word" / "learned_embeds.safetensors").vectors) == 1
+    kept({"<t>": V}, "word/learned_embeds_2.safetensors", tmp_path)
+    with pytest.raises(
+        FileError, match=r"learned_embeds_2.safetensors' holds '<t>', and the file beside it other words"
+    ):
+        LearnedWord.load(tmp_path / "word")
+
+
+def test_torchs_old_format(tmp_path):
+    torch.save({"<cat>": V}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(LearnedWord.load(tmp_path / "a.bin").vectors[0], V)
+    held = original(nn.ParameterDict({"*": nn.Parameter(V)}))
+    torch.save(held, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(FileError, match=r"'.*b.pt' is in torch's format from before 1\.6, and holds Python code"):
+        LearnedWord.load(tmp_path / "b.pt")
+
+
+def test_a_word_in_an_image(tmp_path):
+    """As AUTOMATIC1111 writes it: JSON in base64 under a name of its own."""
+    content = {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": {"TORCHTENSOR": V.tolist()}},
+        "name": "Cat",
+        "step": 7,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": "v1-5",
+    }
+    text = PngInfo()
+    text.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png", pnginfo=text)
+    word = LearnedWord.load(tmp_path / "cat.png")
+    assert (word.token, dict(word.about)) == ("<cat>", {"called": "Cat", "step": 7, "base_model": "v1-5"})
+    assert torch.equal(word.vectors[0], V)
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    with pytest.raises(FileError, match=r"'.*plain.png' is an image without a learned word in its text"):
+        LearnedWord.load(tmp_path / "plain.png")
 
 
 def test_a_bare_pickle_is_refused(tmp_path):

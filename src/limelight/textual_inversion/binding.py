@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ModelError, SettingsError
+from ..errors import ModelError, PromptWarning, SettingsError
 from ..models.learned import BOUND, BoundWord, readers_of
 from ..utils.torch import frozen
 
@@ -36,22 +38,26 @@ def bound(model: Any, token: str, rows: Sequence[nn.Parameter]) -> Iterator[None
     Raises:
         SettingsError: the rows do not fit the text encoders, or the word is taken.
         ModelError: the model has no text encoder that words can be bound to.
+
+    Warns:
+        PromptWarning: the word takes more than half of what the model reads.
     """
     readers, rows = readers_of(model), tuple(rows)
     _check_readers(model, token, readers)
     check_fit(token, rows, readers)
+    _check_room(token, len(rows[0]), readers)
 
     names = [token, *(f"{token}_{i}" for i in range(1, len(rows[0])))]  # as diffusers names them
     stack = BOUND.setdefault(readers[0][1], [])
     tokenizers = {id(tokenizer): tokenizer for tokenizer, _ in readers}  # encoders may share one
     with ExitStack() as frozen_meanwhile:
         own = BoundWord(token, rows)
-        stack.append(own)
         try:
+            stack.append(own)
             for tokenizer in tokenizers.values():
-                own.undo.append(_taught(tokenizer, names))
+                _teach(tokenizer, names, own.undo)
             for (tokenizer, encoder), learned in zip(readers, rows, strict=True):
-                own.undo += _extended(tokenizer, encoder, learned, names[0])
+                _extend(tokenizer, encoder, learned, names[0], own.undo)
                 frozen_meanwhile.enter_context(frozen(encoder))
             yield
         finally:
@@ -84,8 +90,12 @@ def check_token(token: str) -> None:
     """Check that a token is a placeholder.
 
     Raises:
-        SettingsError: it is not in angle brackets and lower case.
+        SettingsError: it is not in angle brackets and lower case, or not valid text.
     """
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{token!r} cannot name a learned word: a character in it is half of a pair.") from None
     if not re.fullmatch(r"<[^<>\s]+>", token):
         raise SettingsError(f"'{token}' cannot name a learned word; write it in angle brackets, for example '<cat>'.")
     if token != token.lower():
@@ -114,26 +124,52 @@ def check_fit(token: str, rows: Sequence[Tensor], readers: Sequence[tuple[Any, A
             )
 
 
-def _taught(tokenizer: Any, names: list[str]) -> Callable[[], Any]:
-    """Add the names to a copy of the tokenizer's backend; returns what puts the original back."""
+def _check_room(token: str, count: int, readers: Sequence[tuple[Any, Any]]) -> None:
+    """Check that a model can read all vectors of a word, and other words besides.
+
+    Raises:
+        SettingsError: there are more vectors than tokens of a prompt.
+    """
+    room = min(_room(tokenizer, encoder) for tokenizer, encoder in readers)
+    if count > room:
+        raise SettingsError(
+            f"'{token}' has {count} vectors, and this model reads {room:g} tokens of a prompt: it could never be read. "
+            "Learn fewer vectors."
+        )
+    if count > room / 2:
+        warnings.warn(
+            PromptWarning(
+                f"'{token}' has {count} vectors; of the {room:g} tokens that this model reads of a prompt, "
+                f"{room - count:g} are left for all other words."
+            ),
+            stacklevel=6,  # past the two context managers
+        )
+
+
+def _room(tokenizer: Any, encoder: Any) -> float:
+    """How many tokens of a prompt's own a text encoder reads."""
+    positions = getattr(encoder.config, "max_position_embeddings", None) or math.inf
+    return min(tokenizer.model_max_length, positions) - tokenizer.num_special_tokens_to_add()
+
+
+def _teach(tokenizer: Any, names: list[str], undo: list[Callable[[], Any]]) -> None:
+    """Add the names to a copy of the tokenizer's backend; what puts the original back is in `undo` before."""
     before = tokenizer._tokenizer
+    undo.append(partial(setattr, tokenizer, "_tokenizer", before))
     tokenizer._tokenizer = copy.deepcopy(before)
     tokenizer.add_tokens(names)
 
-    return partial(setattr, tokenizer, "_tokenizer", before)
 
-
-def _extended(tokenizer: Any, encoder: Any, rows: nn.Parameter, name: str) -> list[Callable[[], Any]]:
-    """Give the encoder the rows of a word; returns what takes them away."""
+def _extend(tokenizer: Any, encoder: Any, rows: nn.Parameter, name: str, undo: list[Callable[[], Any]]) -> None:
+    """Give the encoder the rows of a word; what takes them away is in `undo` before."""
     table = encoder.get_input_embeddings()
+    undo.append(partial(encoder.set_input_embeddings, table))
     encoder.set_input_embeddings(ExtendedEmbedding(table, rows, tokenizer.convert_tokens_to_ids(name)))
-    undo: list[Callable[[], Any]] = [partial(encoder.set_input_embeddings, table)]
     for module in encoder.modules():
         # Old CLIP configurations name a wrong end token, and their models pool at the largest id: now the word's.
         if getattr(module, "eos_token_id", None) == 2:
-            module.eos_token_id = tokenizer.eos_token_id
             undo.append(partial(setattr, module, "eos_token_id", 2))
-    return undo
+            module.eos_token_id = tokenizer.eos_token_id
 
 
 class ExtendedEmbedding(nn.Module):

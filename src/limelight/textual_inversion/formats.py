@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import io
 import json
@@ -9,12 +10,14 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -26,6 +29,8 @@ Found = tuple[str, tuple[Tensor, ...], dict[str, Any]]
 """A learned word's token, its vectors by text encoder, what is known about it."""
 _Entry = tuple[str, list[Any], dict[str, Any]]
 _NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
+_SECOND = {"learned_embeds.safetensors": "learned_embeds_2.safetensors", "learned_embeds.bin": "learned_embeds_2.bin"}
+_LORA = re.compile(r"(^|[._])(lora|lokr|loha|hada)_|[._]lora[._]|[._]lora_[AB]\b")
 _STAR = {1280: 1008}  # the id of "*": BERT's, whose width in LDM this is; else CLIP's
 _CLIP_STAR = 265
 
@@ -36,19 +41,36 @@ def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
     Raises:
         FileError: it is not there, or holds none.
     """
-    file, named = Path(path).expanduser(), None
+    file, second, named = Path(path).expanduser(), None, None
     if file.is_dir():
         folder, file = file, _inside(file)
+        second = folder / _SECOND.get(file.name, "")
         identifier = folder / "token_identifier.txt"
         named = identifier.read_text().strip() if identifier.is_file() else None
     content, metadata = _content(file)
     found = _entries(content, metadata, file)
+    if second is not None and second.is_file():
+        found = _joined(found, second)
     if named and len(found) == 1:
         found = [(named, *found[0][1:])]
     return [
         (placeholder(token), _vectors(vectors, token, file), {**_about(metadata, token), **about})
         for token, vectors, about in found
     ]
+
+
+def _joined(found: list[_Entry], second: Path) -> list[_Entry]:
+    """The words of a folder with those of its second file, which diffusers' trainer writes for XL's other encoder.
+
+    Raises:
+        FileError: the two files hold different words.
+    """
+    content, metadata = _content(second)
+    others = {name: vectors for name, vectors, _ in _entries(content, metadata, second)}
+    if others.keys() != {name for name, _, _ in found}:
+        listed = ", ".join(f"'{name}'" for name in others)
+        raise FileError(f"'{second}' holds {listed}, and the file beside it other words; they are not one training's.")
+    return [(name, [*vectors, *others[name]], about) for name, vectors, about in found]
 
 
 def placeholder(name: str) -> str:
@@ -76,7 +98,7 @@ def write_word_file(
             "limelight": importlib.metadata.version("limelight"),
         }
         tensors = {name: v.contiguous() for name, v in zip(names, vectors, strict=True)}
-        write_file(path, save(tensors, metadata))
+        write_file(path, _sorted_header(save(tensors, metadata)))
     elif path.suffix == ".pt":
         if len(vectors) > 1:
             raise SettingsError(f"'{path}': a .pt file is for one text encoder, '{token}' has {len(vectors)}.")
@@ -95,6 +117,16 @@ def write_word_file(
         raise SettingsError(f"'{path}' names no format; end it with .safetensors or .pt, or name a folder.")
 
 
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order, which the library writes in one that changes from run to run."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
 def _inside(folder: Path) -> Path:
     for name in _NAMES:
         if (folder / name).is_file():
@@ -107,26 +139,82 @@ def _inside(folder: Path) -> Path:
 
 
 def _content(file: Path) -> tuple[Any, Mapping[str, str]]:
-    """What is in a file, and the metadata of a safetensors file."""
+    """What is in a file, and the metadata of a safetensors file.
+
+    Raises:
+        FileError: it cannot be read.
+    """
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-        with warnings.catch_warnings(), torch.serialization.safe_globals([nn.ParameterDict]):
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True), {}
+        return _read(file)
+    except FileError:
+        raise
     except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is None:
-            raise FileError(f"'{file}' cannot be read as a learned word: torch did not write this file.") from None
-        raise FileError(
-            f"'{file}' is refused: it asks to run '{code[1]}', and tensors do not; get it as .safetensors."
-        ) from None
+        raise FileError(_refusal(file, str(error))) from None
     except OSError as error:
         raise FileError(f"'{file}' cannot be read: {error.strerror or error}.") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # others' files fail in any way
         reason = str(error).split("\n")[0]
         raise FileError(f"'{file}' cannot be read as a learned word: {reason}.") from None
+
+
+def _read(file: Path) -> tuple[Any, Mapping[str, str]]:
+    """The content of a file by its suffix; nothing in it is run."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    if file.suffix.lower() == ".png":
+        return _in_image(file), {}
+
+    _check_stored(file)
+    with warnings.catch_warnings(), torch.serialization.safe_globals([nn.ParameterDict]):
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True), {}
+
+
+def _refusal(file: Path, reason: str) -> str:
+    """Why a pickle is not read, from what torch's reader says."""
+    if "persistent_load of storage" in reason:
+        return (
+            f"'{file}' is in torch's format from before 1.6, and holds Python code besides tensors, which is not read; "
+            "get it as .safetensors, or where you trust it save it again: "
+            "`torch.save(torch.load(path, weights_only=False), path)`."
+        )
+    code = re.search(r"GLOBAL ([\w.]+)", reason)
+    if code is None:
+        return f"'{file}' cannot be read as a learned word: torch did not write this file."
+    return f"'{file}' is refused: it asks to run '{code[1]}', and tensors do not; get it as .safetensors."
+
+
+def _check_stored(file: Path) -> None:
+    """Refuse an archive whose files are compressed, which torch never does: they may be of any size.
+
+    Raises:
+        FileError: one is.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.file_size > entry.compress_size for entry in archive.infolist()):
+            raise FileError(f"'{file}' is refused: its parts are compressed, and torch does not write such files.")
+
+
+def _in_image(file: Path) -> dict[str, Any]:
+    """The word that AUTOMATIC1111 writes into a PNG, as its .pt files have it.
+
+    Raises:
+        FileError: there is none.
+    """
+    with Image.open(file, formats=["PNG"]) as image:
+        image.load()  # what follows the pixels, too
+        text = getattr(image, "text", {}).get("sd-ti-embedding")
+    if text is None:
+        raise FileError(
+            f"'{file}' is an image without a learned word in its text; websites remove it. Get the .pt or .safetensors."
+        )
+
+    content = json.loads(base64.b64decode(text))
+    held = {name: torch.tensor(value["TORCHTENSOR"]) for name, value in content["string_to_param"].items()}
+    return {**content, "string_to_param": held}
 
 
 def _entries(content: Any, metadata: Mapping[str, str], file: Path) -> list[_Entry]:
@@ -135,12 +223,26 @@ def _entries(content: Any, metadata: Mapping[str, str], file: Path) -> list[_Ent
     if "string_to_param" in facts:
         return _original_entries(facts, file)
 
+    _check_lora(facts, file)
     keys = _keys_without_name(facts)
     if keys:
         return [(metadata.get("token") or metadata.get("name") or file.stem, [facts[key] for key in keys], {})]
     if not facts or not all(map(_is_vectors, facts.values())):
         raise FileError(f"'{file}' holds no learned word{_listed(facts)}.")
     return [(str(name), [value], {}) for name, value in facts.items()]
+
+
+def _check_lora(facts: Mapping[str, Any], file: Path) -> None:
+    """Refuse the files of another kind that users take for learned words most often.
+
+    Raises:
+        FileError: it is one.
+    """
+    if any(_LORA.search(str(key)) for key in facts):
+        raise FileError(
+            f"'{file}' is a LoRA, which changes a model's weights, and no learned word; load it into the pipeline with "
+            "`load_lora_weights` of diffusers, and give that pipeline to `limelight.load`."
+        )
 
 
 def _listed(facts: Mapping[str, Any]) -> str:
@@ -171,12 +273,24 @@ def _original_entries(facts: Mapping[str, Any], file: Path) -> list[_Entry]:
 
 
 def _is_vectors(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim in (1, 2)
+    usual = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return usual and value.ndim in (1, 2) and value.is_floating_point()
 
 
 def _vectors(vectors: Sequence[Any], token: str, file: Path) -> tuple[Tensor, ...]:
+    """The vectors of a word as matrices.
+
+    Raises:
+        FileError: they are something else, or a file of a few bytes says that they are many.
+    """
     if not all(_is_vectors(v) for v in vectors):
         raise FileError(f"'{file}' holds something else than vectors for '{token}'.")
+    for v in vectors:
+        if v.numel() * v.element_size() > v.untyped_storage().nbytes():
+            raise FileError(
+                f"'{file}' is refused: it holds {v.untyped_storage().nbytes()} bytes for vectors of '{token}' of shape "
+                f"{list(v.shape)}."
+            )
     return tuple(torch.atleast_2d(v.detach()) for v in vectors)
 
 

@@ -10,7 +10,7 @@ images of the thing from sentences with that word.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,10 +98,26 @@ def train_word(
     scheduler = noising(model)
     if model.dtype == torch.float16:
         raise SettingsError("Gradients are too small for float16; load the model with dtype=torch.bfloat16 or float32.")
+    texts = sentences(model, config.templates)
     with state.word.bind(model):  # what cannot be bound is found out here and not at the first step
-        pass
-    run = _Run(model, images, config, sentences(model, config.templates), scheduler)
+        _check_sentences(model, config, texts)
+    run = _Run(model, images, config, texts, scheduler)
     return _steps(run, replace(state, config=config))
+
+
+def _check_sentences(model: Model, config: TrainingConfig, texts: Sequence[str]) -> None:
+    """Refuse sentences of which the model does not read every word.
+
+    Raises:
+        SettingsError: one is too long, with the word's vectors in it.
+    """
+    for text in texts:
+        prompt = model.prompt(config.text(text))
+        if prompt.lost:
+            raise SettingsError(
+                f"The model '{model.name}' reads {len(prompt.ids)} tokens, and '{prompt.text}' has {prompt.size} with "
+                f"the {config.vectors} vectors of '{config.token}'; learn fewer vectors or use shorter templates."
+            )
 
 
 def encode(model: Model, source: Source, config: TrainingConfig) -> TrainingImages:
