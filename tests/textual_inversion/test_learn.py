@@ -409,3 +409,17 @@ def test_similarities_by_hand():
 
     found = text_similarity(Clip(), one, "a photo of a <cat> on grass", "<cat>")
     torch.testing.assert_close(found, torch.full((2,), 0.5**0.5))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (76, "'<teal>' has 76 vectors, and this model reads 75 tokens"),
+        (73, r"reads 77 tokens, and 'a .*<teal>.*' has \d+ with the 73 vectors of '<teal>'; learn fewer vectors"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::limelight.PromptWarning")
+def test_vectors_that_no_sentence_holds_are_refused_before_the_first_step(tiny, vectors, message):
+    config = TrainingConfig(token="<teal>", vectors=vectors, steps=1, batch=1, size=32)
+    with pytest.raises(SettingsError, match=message):
+        train_word(tiny, Image.new("RGB", (32, 32), "teal"), config)
