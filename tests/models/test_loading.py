@@ -140,6 +140,15 @@ def test_no_weights(folder):
     refused(folder, "its vae has no weights")
 
 
+@pytest.mark.parametrize("name", ["v1-5.safetensors", "V1-5.CKPT"])
+def test_a_single_file_is_no_hub_id(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    refused(f"models/{name}", f"There is no file 'models/{name}'")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / name).write_bytes(b"")
+    refused(f"models/{name}", "is a checkpoint in a single file", "from_single_file", "`limelight.load(pipe)`")
+
+
 # Odd files
 
 
@@ -336,3 +345,31 @@ def test_the_parts_of_an_open_pipeline_are_not_copied(tiny_pipeline):
     model = limelight.load(pipeline)
     assert all(pipeline.components[name] is part for name, part in before.items())
     assert model.denoiser is pipeline.unet
+
+
+# The model's own guidance scale
+
+
+def test_the_guidance_scale_is_the_models_own(tiny_pipeline, tiny_xl, tiny_ldm, folder):
+    """diffusers' defaults: 7.5, of XL 5, of latent consistency 8.5; 5 is latent diffusion's model card's."""
+    found = [limelight.load(one).guidance_scale for one in (tiny_pipeline(), tiny_xl, consistency(tiny_pipeline))]
+    assert [*found, tiny_ldm.guidance_scale] == [7.5, 5.0, 8.5, 5.0]
+    (folder / "limelight.json").write_text('{"generate": {"guidance_scale": 3}}')
+    assert limelight.load(folder, device="cpu").guidance_scale == 3.0
+
+
+def test_the_recorded_guidance_scale_is_the_one_that_was_used(tiny_xl):
+    model = limelight.load(tiny_xl)
+    own, named = (limelight.generate(model, "a cat", steps=1, **options) for options in ({}, {"guidance_scale": 5.0}))
+    assert own.settings["guidance_scale"] == 5.0
+    assert torch.equal(own.latents, named.latents)
+    edited = limelight.edit(model, "a cat", "a dog", steps=1)
+    assert edited.target.settings["guidance_scale"] == 5.0
+
+
+def test_a_folder_that_names_words_keeps_its_familys_settings(tiny_xl, tmp_path):
+    tiny_xl.to(torch.float32).save_pretrained(tmp_path)
+    (tmp_path / "limelight.json").write_text('{"words": ["cat"]}')
+    model = limelight.load(tmp_path, device="cpu")
+    assert model.guidance_scale == 5.0
+    assert limelight.AttendAndExcite.suited(model).scale == 30.0

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ..evaluate.suites import load as load_suite
-from .options import Device, Every, GuidanceScale, ModelName, Scheduler, Seeds, Steps, Suite, parse_seeds
+from .options import Device, Every, ModelName, OwnGuidanceScale, Scheduler, Seeds, Steps, Suite, parse_seeds
 from .terminal import bar, console, open_model
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def calibrate_command(
     ] = 0.7,
     scheduler: Scheduler = None,
     steps: Steps = 50,
-    guidance_scale: GuidanceScale = 7.5,
+    guidance_scale: OwnGuidanceScale = None,
     batch: Annotated[int, typer.Option(help="Most images in one pass.", min=1)] = 4,
     device: Device = None,
 ) -> None:

@@ -11,11 +11,11 @@ from rich.markup import escape
 from ..utils.files import user_path
 from .options import (
     Device,
-    GuidanceScale,
     HeadVectors,
     ModelName,
     Negative,
     Out,
+    OwnGuidanceScale,
     Seeds,
     Steps,
     WordFiles,
@@ -83,7 +83,7 @@ def edit_command(
     word: WordFiles = None,
     model: ModelName = "pocket",
     steps: Steps = 50,
-    guidance_scale: GuidanceScale = 7.5,
+    guidance_scale: OwnGuidanceScale = None,
     negative: Negative = "",
     device: Device = None,
     out: Out = Path("out"),

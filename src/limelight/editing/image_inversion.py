@@ -80,7 +80,7 @@ def invert_image(
     prompt: str,
     *,
     steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     negative: str | None = "",
     null_text: bool = False,
     iterations: int = 10,
@@ -125,6 +125,7 @@ def invert_image(
             "scheduler='ddim'."
         )
 
+    guidance_scale = model.guidance_scale if guidance_scale is None else guidance_scale
     if null_text and guidance_scale <= 1:
         raise SettingsError(
             f"null_text learns the unconditional branch, and guidance_scale={guidance_scale} has none; give a "

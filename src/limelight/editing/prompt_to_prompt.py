@@ -117,7 +117,7 @@ def edit(
     reweight: Mapping[str, float] | None = None,
     published: bool = False,
     steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     negative: str | None = "",
     height: int | None = None,
     width: int | None = None,
@@ -190,7 +190,7 @@ def edit(
         reweight=reweight or {},
         published=published,
         steps=steps,
-        guidance_scale=guidance_scale,
+        guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
         negative=negatives(negative, 1)[0],
         height=height or model.default_size[0],
         width=width or model.default_size[1],
@@ -198,7 +198,7 @@ def edit(
     )
 
     plan = EditPlan.of(model, [source, *targets], checked(seeds), settings)
-    warn_of_prompts(model, plan.prompts, negative if guidance_scale > 1 else None)
+    warn_of_prompts(model, plan.prompts, negative if plan.settings.guidance_scale > 1 else None)
     if image is not None:
         plan = plan.starting_from(image)
 

@@ -98,6 +98,8 @@ class Worker:
         self._bound = ExitStack()  # for as long as the worker lives
         for word in words:
             self._bound.enter_context(word.bind(self.model))
+        if options.get("guidance_scale", 0) is None:
+            options = {**options, "guidance_scale": self.model.guidance_scale}
         self.methods = {label: build(label, self.model) for label in labels}
         self._settings = {label: self._depends_on(label, options) for label in labels}
         self._hashes = {label: digest(settings) for label, settings in self._settings.items()}
@@ -206,7 +208,7 @@ def run(
     words: Sequence[LearnedWord] = (),
     batch: int = 8,
     steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
     engine: str = "local",

@@ -48,7 +48,7 @@ def calibrate(
     guidance: Guidance | None = None,
     quantile: float = 0.7,
     steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     negative: str | None = "",
     batch: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
@@ -88,10 +88,11 @@ def calibrate(
     if last >= model.passes(steps):
         raise SettingsError(f"The threshold of step {last} lies beyond the schedule of {steps} steps.")
 
+    scale = model.guidance_scale if guidance_scale is None else guidance_scale
     passes = -(-len(images) // batch)
     for done in range(passes):
         rows = images[done * batch : (done + 1) * batch]
-        for step in _watch(model, rows, watched, steps, guidance_scale, unwanted):
+        for step in _watch(model, rows, watched, steps, scale, unwanted):
             if step.move is not None:
                 found[step.index].append(step.move.presence[~step.move.presence.isnan()].float().cpu())
             if on_progress:

@@ -49,7 +49,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     seeds: int | Sequence[int] = 0,
     guidance: Guidance | None = None,
     steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     negative: str | Sequence[str] | None = "",
     height: int | None = None,
     width: int | None = None,
@@ -79,7 +79,8 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single images.
         guidance: e.g. `AttendAndExcite()`; None is the plain model.
         steps: inference steps, at least 1.
-        guidance_scale: strength of classifier-free guidance; at 1 or less there is no unconditional branch.
+        guidance_scale: strength of classifier-free guidance, by default the model's own (`Model.guidance_scale`); at 1 or
+            less there is no unconditional branch.
         negative: the negative prompt, or one for each prompt; None is the empty one.
         height, width: in pixels; by default the model's own.
         latents: unit noise [images, channels, height, width] to start from instead of the seeds' own; the images are
@@ -117,7 +118,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     settings = GenerationSettings(
         guidance=guidance,
         steps=steps,
-        guidance_scale=guidance_scale,
+        guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
         negative=negatives(negative, len(texts)),
         height=model.default_size[0] if height is None else height,
         width=model.default_size[1] if width is None else width,
@@ -129,7 +130,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         edits=tuple(edits),
     )
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
-    warn_of_prompts(model, plan.prompts, negative if guidance_scale > 1 and conditioning is None else None)
+    warn_of_prompts(model, plan.prompts, negative if settings.two_branches and conditioning is None else None)
     if audition is not None:
         plan = cast(plan, Audition(candidates=audition) if isinstance(audition, int) else audition, batch or 8)
 

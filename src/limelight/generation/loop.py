@@ -53,7 +53,7 @@ def denoise(
     noise: Tensor,
     *,
     steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     guidance: Guidance | None = None,
     subjects: Subjects = (),
     edits: Sequence[Edit | BindableEdit] = (),
@@ -73,7 +73,8 @@ def denoise(
         conditioning: from `Model.encode`; or one for each step.
         noise: unit noise [images, channels, height, width], from `Model.noise`.
         steps: inference steps.
-        guidance_scale: strength of classifier-free guidance; unused without an unconditional branch.
+        guidance_scale: strength of classifier-free guidance, by default the model's own; unused without an
+            unconditional branch.
         guidance: moves the latents before each step; None is the plain model.
         subjects: those of each image, see `limelight.prompts.subjects.resolve`. Needed with `guidance`.
         edits: attention edits in the conditional branch of every pass that predicts, see `limelight.heads.gains`.
@@ -83,6 +84,7 @@ def denoise(
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
     """
+    guidance_scale = model.guidance_scale if guidance_scale is None else guidance_scale
     check_finite(steps=steps, guidance_scale=guidance_scale, eta=eta)
     model = model.for_one_run()
     timesteps = model.timesteps(steps)

@@ -133,6 +133,11 @@ class Model(ABC):
         return learned(self)
 
     @property
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """The modules whose weights shape an image, by name."""
+        return {"denoiser": self.denoiser}
+
+    @property
     def guidance_scale(self) -> float:
         """The strength of classifier-free guidance where the user names none: the folder's or the family's own."""
         return float(self.about.preset("generate").get("guidance_scale", 7.5))

@@ -174,6 +174,8 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
     import diffusers
 
     folder = os.path.expanduser(source)
+    if Path(folder).suffix.lower() in (".safetensors", ".ckpt"):
+        raise ModelError(_single_file(name, os.path.isfile(folder)))
     is_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)
     if not os.path.isdir(folder) and not is_id:
         raise ModelError(f"'{name}' is neither a folder nor a hub id (owner/name); 'pocket' is always there.")
@@ -189,6 +191,17 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
         pipeline = cls.from_pretrained(stored, **parts, **{**dict.fromkeys(_idle(cls)), **safe})
         pipeline.register_to_config(_name_or_path=where)
     return pipeline, adapter
+
+
+def _single_file(name: str, there: bool) -> str:
+    """Say how a checkpoint in a single file becomes a model."""
+    if not there:
+        return f"There is no file '{name}'; and limelight opens folders in diffusers' layout, not single files."
+    return (
+        f"'{name}' is a checkpoint in a single file, without its tokenizer and settings. Open it with diffusers, `pipe = "
+        f"StableDiffusionPipeline.from_single_file({name!r})` (of XL StableDiffusionXLPipeline), and give the pipeline: "
+        "`limelight.load(pipe)`; or save that pipeline as a folder."
+    )
 
 
 def _read_index(where: str, name: str) -> tuple[str, Index]:

@@ -101,6 +101,12 @@ class UNet(Model):
             )
 
     @property
+    def parts(self) -> dict[str, torch.nn.Module]:
+        names = ("unet", "text_encoder", "text_encoder_2", "vae")
+        found = {name: getattr(self.pipeline, name, None) for name in names}
+        return {name: part for name, part in found.items() if part is not None}
+
+    @property
     def embeds_guidance(self) -> bool:
         """Whether the denoiser reads the guidance scale as a number, as latent consistency models do, and has no
         unconditional branch."""

@@ -96,7 +96,10 @@ class TrainState:
                     "or begin another."
                 )
         if self.about["weights"] != fingerprint(model):
-            raise SettingsError(f"This training is of '{self.about['model']}', and '{model.name}' has other weights.")
+            raise SettingsError(
+                f"This training is of '{self.about['model']}', and '{model.name}' has other weights; or an earlier "
+                "version began it, which did not look at all of them. Begin another."
+            )
         if self.about["pictures"] != images.digest:
             raise SettingsError("This training is of other images; resume with the same ones, or begin another.")
 
