@@ -79,8 +79,8 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single images.
         guidance: e.g. `AttendAndExcite()`; None is the plain model.
         steps: inference steps, at least 1.
-        guidance_scale: strength of classifier-free guidance, by default the model's own (`Model.guidance_scale`); at 1 or
-            less there is no unconditional branch.
+        guidance_scale: strength of classifier-free guidance, by default the model's own (`Model.guidance_scale`); at 1
+            or less there is no unconditional branch.
         negative: the negative prompt, or one for each prompt; None is the empty one.
         height, width: in pixels; by default the model's own.
         latents: unit noise [images, channels, height, width] to start from instead of the seeds' own; the images are

@@ -134,16 +134,26 @@ def _about(path: Path, family: About) -> About:
         facts = json.loads(path.read_text("utf-8"))
         if not isinstance(facts, dict):
             raise ValueError("it must be an object, {...}")
-        words = facts.get("words")
-        if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-            raise ValueError('"words" must be a list of words')
-
         facts.setdefault("textual_inversion", facts.get("inversion", {}))  # its name before 0.2
         presets = {method: _preset(facts, method) for method in METHODS}
         named = {method: settings for method, settings in presets.items() if settings}
-        return About(None if words is None else frozenset(words), {**family.presets, **named})
+        return About(_words(facts), {**family.presets, **named})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"'{path}' cannot be read: {error}.") from error
+
+
+def _words(facts: Mapping[str, Any]) -> frozenset[str] | None:
+    """The words that `limelight.json` lists, if it does.
+
+    Raises:
+        ValueError: they are no list of words.
+    """
+    words = facts.get("words")
+    if words is None:
+        return None
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError('"words" must be a list of words')
+    return frozenset(words)
 
 
 def _preset(facts: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -198,9 +208,9 @@ def _single_file(name: str, there: bool) -> str:
     if not there:
         return f"There is no file '{name}'; and limelight opens folders in diffusers' layout, not single files."
     return (
-        f"'{name}' is a checkpoint in a single file, without its tokenizer and settings. Open it with diffusers, `pipe = "
-        f"StableDiffusionPipeline.from_single_file({name!r})` (of XL StableDiffusionXLPipeline), and give the pipeline: "
-        "`limelight.load(pipe)`; or save that pipeline as a folder."
+        f"'{name}' is a checkpoint in a single file, without its tokenizer and settings. Open it with diffusers, "
+        f"`pipe = StableDiffusionPipeline.from_single_file({name!r})` (of XL StableDiffusionXLPipeline), and give the "
+        "pipeline: `limelight.load(pipe)`; or save that pipeline as a folder."
     )
 
 
@@ -242,7 +252,8 @@ def _family(pipeline: str, index: Index, name: str) -> str:
 
     classes = {part: cls for part, (_, cls) in index.items() if part not in _IDLE}
     for family, wanted in _PARTS.items():
-        if classes.keys() == wanted.keys() and all(cls in (None, classes[part]) for part, cls in wanted.items()):
+        named = {part: cls for part, cls in wanted.items() if cls is not None}
+        if classes.keys() == wanted.keys() and named.items() <= classes.items():
             return family
     raise ModelError(_refusal(pipeline, classes, name))
 

@@ -143,18 +143,21 @@ def _check_files(folder: Path, name: str, part: str, safe: bool) -> None:
     if any(match["variant"] is None for match in opened):
         return
 
-    begin = f"'{name}' cannot be read as a model: "
+    raise ModelError(f"'{name}' cannot be read as a model: its {part} {_what_is_there(folder, part, opened, found)}")
+
+
+def _what_is_there(folder: Path, part: str, opened: Sequence[re.Match[str]], found: Sequence[re.Match[str]]) -> str:
+    """Say which weight files a part has instead, and what to do."""
     if opened:
         variant = opened[0]["variant"]
-        raise ModelError(
-            f"{begin}its {part} is there as the variant '{variant}' alone ({opened[0][0]}). Open it with diffusers, "
+        return (
+            f"is there as the variant '{variant}' alone ({opened[0][0]}). Open it with diffusers, "
             f"`pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, variant={variant!r})`, and give the pipeline: "
             "`limelight.load(pipe)`; or save that pipeline as a folder."
         )
     if found:
-        raise ModelError(
-            f"{begin}its {part} is there as {found[0][0]} alone, a kind of file that can hold a program. If you trust "
-            f"it, convert it once with diffusers: `DiffusionPipeline.from_pretrained({str(folder)!r})"
-            ".save_pretrained(new_folder)`."
+        return (
+            f"is there as {found[0][0]} alone, a kind of file that can hold a program. If you trust it, convert it "
+            f"once with diffusers: `DiffusionPipeline.from_pretrained({str(folder)!r}).save_pretrained(new_folder)`."
         )
-    raise ModelError(f"{begin}its {part} has no weights; there is no model.safetensors or the like in '{where}'.")
+    return f"has no weights; there is no model.safetensors or the like in '{folder / part}'."
