@@ -1,0 +1,207 @@
+"""Learning in a folder: kills, the command line, bad input."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import limelight
+from limelight.cli.app import main
+from limelight.textual_inversion import folder as folder_module
+from limelight.textual_inversion import training as training_module
+from limelight.textual_inversion import word as word_module
+from limelight.textual_inversion.config import TrainingConfig
+from limelight.textual_inversion.dataset import sentences
+from limelight.textual_inversion.folder import learn, read_losses
+from limelight.textual_inversion.state import TrainState
+from tests.textual_inversion.images import TINY, drawn
+
+
+def test_a_killed_training_goes_on(tiny_pipeline, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)  # slow, and looked at elsewhere
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    model = limelight.load(tmp_path / "model", device="cpu")
+    settings = {**TINY, "steps": 20}
+    config = TrainingConfig(**settings)
+    options = {"save_every": 5, "seeds": (0,), "preview_steps": 1}
+    learn(model, folder, config, tmp_path / "whole", **options)
+    program = f"""
+import torch, limelight
+from limelight.textual_inversion import folder as folder_module
+from limelight.textual_inversion import training as training_module
+from limelight.textual_inversion import word as word_module
+from limelight.textual_inversion.config import TrainingConfig
+from limelight.textual_inversion.folder import learn
+from pathlib import Path
+torch.set_num_threads(1)
+model = limelight.load({str(tmp_path / "model")!r}, device="cpu")
+learn(model, {str(folder)!r}, TrainingConfig(**{settings!r}), Path({str(tmp_path / "killed")!r}), **{options!r})
+"""
+    running = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for _ in range(3000):
+        if (
+            tmp_path / "killed" / "steps" / "learned_embeds-steps-10.safetensors"
+        ).exists() or running.poll() is not None:
+            break
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert 0 < TrainState.load(tmp_path / "killed" / "state").step < 20
+    seen = []
+    report = learn(model, folder, config, tmp_path / "killed", resume=True, on_step=seen.append, **options)
+    assert 0 < len(seen) < 20
+    for name in ("loss.csv", "word.json", "state.safetensors", "README.md"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert [row.step for row in report.rows] == list(range(21))
+    assert [row.step for row in report.held] == [0, 5, 10, 15, 20]
+
+
+def run(*words: str) -> int:
+    """The command line's exit code."""
+    before, sys.argv = sys.argv, ["limelight", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def test_on_the_command_line(tiny_pipeline, folder, tmp_path, capsys, monkeypatch):
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    words = ["learn", str(folder), "--token", "<thing>", "--out", str(out)]
+    rest = ["--init", "cat", "--steps", "6", "--save-every", "3", "--batch", "1", "--model", str(tmp_path / "model")]
+
+    def interrupted(step):
+        if step.state.step == 5:
+            raise KeyboardInterrupt
+
+    own = learn
+    monkeypatch.setattr(
+        "limelight.textual_inversion.folder.learn",
+        lambda *a, **o: own(*a, **{**o, "preview_steps": 1, "on_step": interrupted}),
+    )
+    assert run(*words, *rest) == 130
+    assert "Stopped after step 5" in capsys.readouterr().err
+    assert run(*words, *rest) == 2
+    assert "holds a training or a learned word already" in capsys.readouterr().err
+    assert run(*words, "--resume", "--lr", "7") == 2
+    assert "has lr=0.005, not 7.0" in capsys.readouterr().err
+    assert run(*words, "--resume") == 0
+    assert "'<thing>' learned in 6 steps" in capsys.readouterr().out
+    assert [row.step for row in read_losses(out / "loss.csv")] == list(range(7))
+    assert json.loads((out / "word.json").read_text())["report"]["steps"] == 6
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
+    assert names >= {"README.md", "loss.png", "previews/000000.png", "previews/000006.png", "token_identifier.txt"}
+    assert limelight.textual_inversion.word.LearnedWord.load(out).token == "<thing>"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--token", "<thing>", "--init", "kite"], "init='kite' is 2 tokens of 'pocket'"),
+        (["--token", "<Thing>", "--init", "cat"], "upper-case letters"),
+        (["--token", "cat", "--init", "cat"], "in angle brackets, for example '<cat>'"),
+        (["--token", "<|endoftext|>", "--init", "cat"], "already has a word"),
+        (["--init", "cat"], "Name the word"),
+        (["--token", "<thing>", "--init", "cat", "--style"], "give sentences of your own"),
+        (["--token", "<thing>", "--init", "cat", "--preview", "a cat"], "lacks the word"),
+        (["--token", "<thing>", "--resume"], "holds no training to resume"),
+    ],
+)
+def test_bad_input_writes_nothing(folder, tmp_path, capsys, words, reason, monkeypatch, pocket):
+    monkeypatch.setattr("limelight.models.loading.load", lambda *args, **options: pocket)
+    assert run("learn", str(folder), *words, "--out", str(tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert reason in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_patience_keeps_the_best_step(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
+    # Without a learning rate nothing gets better.
+    config = TrainingConfig(**{**TINY, "lr": 0.0}, steps=40)
+    report = learn(tiny, drawn(), config, tmp_path, save_every=2, patience=2, seeds=(0,), preview_steps=1)
+    assert report.stopped
+    assert report.rows[-1].step == 4
+    assert report.best.step == 0
+    assert torch.equal(limelight.textual_inversion.word.LearnedWord.load(tmp_path).vectors[0], report.word.vectors[0])
+    assert report.word.about["step"] == 0
+
+
+@pytest.fixture
+def counted(tiny, monkeypatch):
+    """How often prompts are parsed and states saved."""
+    counts = Counter()
+    prompt, save = type(tiny).prompt, TrainState.save
+
+    def parsed(self, text):
+        counts["prompt"] += 1
+        counts[text] += 1
+        return prompt(self, text)
+
+    def saved(self, path):
+        counts["save"] += 1
+        return save(self, path)
+
+    monkeypatch.setattr(type(tiny), "prompt", parsed)
+    monkeypatch.setattr(TrainState, "save", saved)
+    monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
+    return counts
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_prompts_are_parsed_and_states_saved_once(tiny, tmp_path, counted, monkeypatch, known):
+    if known:
+        words = set(" ".join(sentences(tiny, "object")).replace("{}", "").split())
+        monkeypatch.setattr(tiny, "about", replace(tiny.about, words=frozenset(words)))
+    learn(tiny, drawn(), TrainingConfig(**TINY, steps=2), tmp_path, seeds=(0,), preview_steps=1)
+    assert counted["save"] == 2  # before the first step and after the last
+    # Four images, the sentence of two measurements and of two previews, each with its empty negative prompt.
+    assert counted["prompt"] <= 27 * known + 4 + 2 + 4
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
+    options = {"seeds": (0,), "preview_steps": 1}
+    begun = []
+    report = learn(tiny, drawn(), {**TINY, "steps": 2}, tmp_path, on_begin=begun.append, **options)
+    (tmp_path / "word.json").rename(tmp_path / "concept.json")
+    again = learn(tiny, drawn(), {"steps": 3}, tmp_path, resume=True, on_begin=begun.append, **options)
+    assert (report.rows[-1].step, again.rows[-1].step) == (2, 3)
+    assert [(state.step, state.config.steps) for state in begun] == [(0, 2), (2, 3)]
+    assert again.rows[:3] == report.rows
+    assert (tmp_path / "word.json").exists()
+    assert not (tmp_path / "concept.json").exists()
+    assert again.word.about["config"]["init"] == "cat"
+
+
+def test_a_word_begins_as_another_one(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
+    (tmp_path / "other").mkdir()
+    other = limelight.LearnedWord("<other>", (torch.randn(2, 32),))
+    other.save(tmp_path / "other")
+    config = {"token": "<thing>", "steps": 1, "batch": 1}
+    options = {"seeds": (0,), "preview_steps": 1}
+    limelight.learn(tiny, drawn(), config, tmp_path / "new", start=tmp_path / "other", **options)
+    assert torch.equal(TrainState.load(tmp_path / "new" / "state").begun[0], other.vectors[0])
+
+
+@pytest.mark.parametrize("module", [folder_module, training_module, word_module])
+def test_examples(module):
+    found = doctest.testmod(module, extraglobs={"limelight": limelight})
+    assert found.attempted > 0
+    assert found.failed == 0
