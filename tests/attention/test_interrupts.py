@@ -218,7 +218,7 @@ def is_free(denoiser):
         if free[0]:
             exclusive(denoiser).release()
 
-    thread = threading.Thread(target=take)
+    thread = threading.Thread(target=take, daemon=True)
     thread.start()
-    thread.join()
-    return free[0]
+    thread.join(timeout=10)
+    return free == [True]

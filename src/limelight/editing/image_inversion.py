@@ -125,7 +125,7 @@ def invert_image(
             "scheduler='ddim'."
         )
 
-    guidance_scale = model.guidance_scale if guidance_scale is None else guidance_scale
+    guidance_scale = model.scale_or_own(guidance_scale)
     if null_text and guidance_scale <= 1:
         raise SettingsError(
             f"null_text learns the unconditional branch, and guidance_scale={guidance_scale} has none; give a "

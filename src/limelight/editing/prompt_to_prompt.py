@@ -190,7 +190,7 @@ def edit(
         reweight=reweight or {},
         published=published,
         steps=steps,
-        guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
+        guidance_scale=model.scale_or_own(guidance_scale),
         negative=negatives(negative, 1)[0],
         height=height or model.default_size[0],
         width=width or model.default_size[1],

@@ -88,7 +88,7 @@ def calibrate(
     if last >= model.passes(steps):
         raise SettingsError(f"The threshold of step {last} lies beyond the schedule of {steps} steps.")
 
-    scale = model.guidance_scale if guidance_scale is None else guidance_scale
+    scale = model.scale_or_own(guidance_scale)
     passes = -(-len(images) // batch)
     for done in range(passes):
         rows = images[done * batch : (done + 1) * batch]

@@ -118,7 +118,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     settings = GenerationSettings(
         guidance=guidance,
         steps=steps,
-        guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
+        guidance_scale=model.scale_or_own(guidance_scale),
         negative=negatives(negative, len(texts)),
         height=model.default_size[0] if height is None else height,
         width=model.default_size[1] if width is None else width,

@@ -84,7 +84,7 @@ def denoise(
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
     """
-    guidance_scale = model.guidance_scale if guidance_scale is None else guidance_scale
+    guidance_scale = model.scale_or_own(guidance_scale)
     check_finite(steps=steps, guidance_scale=guidance_scale, eta=eta)
     model = model.for_one_run()
     timesteps = model.timesteps(steps)

@@ -142,6 +142,10 @@ class Model(ABC):
         """The strength of classifier-free guidance where the user names none: the folder's or the family's own."""
         return float(self.about.preset("generate").get("guidance_scale", 7.5))
 
+    def scale_or_own(self, wanted: float | None) -> float:
+        """The wanted strength of classifier-free guidance, or the model's own where that is None."""
+        return self.guidance_scale if wanted is None else wanted
+
     def unknown(self, prompt: Prompt) -> tuple[str, ...]:
         """Words that the model has never seen, where its folder says which ones it knows."""
         if self.about.words is None:

@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_GUARD = threading.RLock()
 
 
 def exclusive(shared: Any) -> Any:
@@ -22,8 +21,8 @@ def exclusive(shared: Any) -> Any:
     (an autoencoder, a text encoder), never the other way round.
     """
     shared = getattr(shared, "_orig_mod", shared)  # what torch.compile wraps
-    with _GUARD:
-        return _LOCKS.setdefault(shared, threading.RLock())
+    # One step of the interpreter: a lock around it could stay locked after an interrupt.
+    return _LOCKS.setdefault(shared, threading.RLock())
 
 
 @contextmanager
