@@ -58,7 +58,18 @@ def test_a_second_call_with_other_settings_keeps_the_first(limelight, tmp_path, 
     monkeypatch.setenv("HOME", str(tmp_path))
     for scale in ("7.5", "3", "7.5"):
         code, _, _ = limelight(
-            *("generate", "\U0001f431", "--subjects", "", "--no-guidance", "--steps", "1", "--guidance-scale", scale),
+            *(
+                "generate",
+                "\U0001f431",
+                "--subjects",
+                "",
+                "--guidance",
+                "none",
+                "--steps",
+                "1",
+                "--guidance-scale",
+                scale,
+            ),
             "--out=~/kept",
         )
         assert code == 0
@@ -330,7 +341,7 @@ def process(*arguments, **options):
 def test_a_terminal_without_letters(tmp_path):
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     out = os.fsencode(tmp_path) + "/caf\u00e9".encode()
-    options = ("--no-guidance", "--steps", "1", "--device", "cpu", "--out", out)
+    options = ("--guidance", "none", "--steps", "1", "--device", "cpu", "--out", out)
     done = process("-m", "limelight", "generate", "a cat \u732b".encode(), *options, environment=plain)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
     (path,) = (tmp_path / "caf\u00e9").glob("a-cat-plain-0-*.png")

@@ -112,8 +112,8 @@ def test_latents_that_are_not_finite_name_their_cause(tiny, tmp_path, monkeypatc
     with pytest.raises(SettingsError, match=r"Lower guidance_scale=1e\+308 or the factors of the attention edits"):
         limelight.edit(tiny, "a cat", "a dog", steps=2, guidance_scale=1e308)
 
-    step = tiny.step
-    monkeypatch.setattr(tiny, "step", lambda *inputs: step(*inputs) * NAN)
+    step = type(tiny).step
+    monkeypatch.setattr(type(tiny), "step", lambda *inputs: step(*inputs) * NAN)
     with pytest.raises(ModelError, match=r"computes them in torch\.float64; its weights or scheduler do not fit"):
         run()
     monkeypatch.undo()
@@ -151,7 +151,8 @@ def test_nothing_is_saved_of_a_black_image(command, tmp_path):  # noqa: F811
             "a cat",
             "--steps",
             "1",
-            "--no-guidance",
+            "--guidance",
+            "none",
             "--guidance-scale",
             "1e38",
             "--out",

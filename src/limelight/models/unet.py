@@ -192,10 +192,11 @@ class UNet(Model):
             return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
 
         if self.embeds_guidance:
-            if negative and any(negative):
+            texts = [negative] if isinstance(negative, str) else negative or []
+            for text in filter(None, texts):
                 raise SettingsError(
                     f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
-                    f"negative={negative!r}."
+                    f"negative={text!r}."
                 )
             negative = None
 
