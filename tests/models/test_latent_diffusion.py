@@ -404,7 +404,7 @@ def test_vectors_of_stable_diffusion_are_not_taken(real):
 
 def test_attach_says_what_it_steers(tiny_ldm_pipeline):
     with (
-        pytest.raises(ModelError, match="'LDMTextToImagePipeline' has no UNet with a text encoder"),
+        pytest.raises(ModelError, match="'LDMTextToImagePipeline' has no method encode_prompt"),
         limelight.attach(tiny_ldm_pipeline(), subjects=["cat"]),
     ):
         pass
