@@ -54,7 +54,6 @@ def test_plain_equals_stable_diffusion_xl(tiny_xl, negative, size):
         PROMPT,
         num_inference_steps=4,
         negative_prompt=negative or None,
-        guidance_scale=7.5,
         height=size[0],
         width=size[1],
         generator=torch.Generator().manual_seed(3),
