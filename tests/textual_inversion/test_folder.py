@@ -170,8 +170,9 @@ def test_prompts_are_parsed_and_states_saved_once(tiny, tmp_path, counted, monke
         monkeypatch.setattr(tiny, "about", replace(tiny.about, words=frozenset(words)))
     learn(tiny, drawn(), TrainingConfig(**TINY, steps=2), tmp_path, seeds=(0,), preview_steps=1)
     assert counted["save"] == 2  # before the first step and after the last
-    # Four images, the sentence of two measurements and of two previews, each with its empty negative prompt.
-    assert counted["prompt"] <= 27 * known + 4 + 2 + 4
+    # Each sentence once, to see that the vectors fit; four images, the sentence of two measurements and of two
+    # previews, each with its empty negative prompt.
+    assert counted["prompt"] <= 27 * (1 + known) + 4 + 2 + 4
 
 
 def test_a_folder_of_an_earlier_version_goes_on(tiny, tmp_path, monkeypatch):

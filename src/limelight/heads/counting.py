@@ -488,8 +488,8 @@ def compute(
     path = None if out is None else Path(out)
     # Two parts that write one file at the same time would lose the counts of one.
     with (
-        nullcontext() if path is None else lock_file(path),
         open_executor(start, engine=engine, workers=workers, address=address) as executor,
+        nullcontext() if path is None else lock_file(path),
     ):
         (_, begun), *_ = executor.map(Counter.begin, [None])
         if begun.unknown:
