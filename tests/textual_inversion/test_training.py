@@ -58,6 +58,7 @@ def test_only_the_new_rows_learn_and_nothing_remains(family, request):
     for part in parts.values():
         part.eval()
     before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts.items()}
+    tiny.prompt("a cat")  # a tokenizer keeps the padding of its last call, which may have been another test's
     words = tiny.pipeline.tokenizer.backend_tokenizer.to_str()
     config = TrainingConfig(**TINY, steps=12, templates=["a {}"])
     images = encode(tiny, drawn(), config)
