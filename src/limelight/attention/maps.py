@@ -148,12 +148,7 @@ class AttentionMaps(Mapping[str, Tensor]):
         """
         mask = self.mask(subject, threshold)
         heat = self.map(subject, self.latent_size)
-        part = (heat == heat.amax(dim=(1, 2), keepdim=True)) & mask
-        while True:  # the peak spreads over its neighbours inside the mask
-            grown = (F.max_pool2d(part.float(), 3, stride=1, padding=1) > 0) & mask
-            if torch.equal(grown, part):
-                break
-            part = grown
+        part = connected(heat == heat.amax(dim=(1, 2), keepdim=True), mask, corners=True)
         (top, bottom), (left, right) = (_extent(part.any(dim=axis)) for axis in (2, 1))
         return torch.stack([left, top, right, bottom], dim=1)
 
@@ -186,6 +181,27 @@ def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
 def at_least_float32(p: Tensor) -> Tensor:
     """At least float32: single steps are stored in less."""
     return p.to(torch.promote_types(p.dtype, torch.float32))
+
+
+def connected(seed: Tensor, mask: Tensor, *, corners: bool) -> Tensor:
+    """The part of a mask that hangs together with a seed.
+
+    Args:
+        seed, mask: bool [images, height, width], or with one axis more.
+        corners: whether cells that touch at a corner hang together, too.
+    """
+    part = seed & mask
+    while True:  # the seed spreads over its neighbors inside the mask
+        cells = part.float()
+        if corners:
+            near = F.max_pool2d(cells, 3, stride=1, padding=1)
+        else:
+            down, across = (F.max_pool2d(cells, k, stride=1, padding=(k[0] // 2, k[1] // 2)) for k in ((3, 1), (1, 3)))
+            near = torch.maximum(down, across)
+        grown = (near > 0) & mask
+        if torch.equal(grown, part):
+            return part
+        part = grown
 
 
 def _extent(line: Tensor) -> tuple[Tensor, Tensor]:

@@ -198,7 +198,7 @@ def edit(
     )
 
     plan = EditPlan.of(model, [source, *targets], checked(seeds), settings)
-    warn_of_prompts(model, plan.prompts, negative if plan.settings.guidance_scale > 1 else None)
+    warn_of_prompts(model, plan.prompts, [settings.negative] if settings.guidance_scale > 1 else [])
     if image is not None:
         plan = plan.starting_from(image)
 

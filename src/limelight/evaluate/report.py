@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import FileError, LimelightError, MissingDependency, SettingsError
 from ..utils.files import write
 from ..utils.images import open_image
-from ..utils.statistics import Difference, best_of, compare
+from ..utils.statistics import Difference, best_of, compare, mean_of_known
 from .metrics import METRICS
 from .scoring import Row
 
@@ -154,7 +154,7 @@ def _line(method: str, subset: str, own: list[Row], reference: list[Row], names:
             if METRICS[name].lower_is_better:
                 change = replace(change, wins=1 - change.wins)
             changes[name] = change
-    means = {name: _mean(row[name] for row in own) for name in (*names, *COLUMNS)}
+    means = {name: mean_of_known(row[name] for row in own) for name in (*names, *COLUMNS)}
     return Line(method, subset, len(own), means, changes)
 
 
@@ -165,11 +165,11 @@ def _best_line(label: str, count: float, subset: str, reference: list[Row], name
     changes = {}
     for name in names:
         best, single = _best(cases, name, count)
-        means[name] = _mean(best)
+        means[name] = mean_of_known(best)
         if best:
             changes[name] = compare(best, single)
     for name in COLUMNS:
-        one = _mean(row[name] for row in reference)
+        one = mean_of_known(row[name] for row in reference)
         means[name] = None if one is None else one * count
 
     fewest = min((len(own) for own in cases), default=count)
@@ -210,7 +210,7 @@ def _matched(by: Mapping[str, list[Row]], base: str) -> list[tuple[str, str, flo
 
 def _ratio(own: Iterable[Row], reference: Iterable[Row], name: str) -> float | None:
     """How many times as much a method costs as the reference; None where that is unknown."""
-    ours, one = _mean(row[name] for row in own), _mean(row[name] for row in reference)
+    ours, one = mean_of_known(row[name] for row in own), mean_of_known(row[name] for row in reference)
     return ours / one if ours and one else None
 
 
@@ -400,8 +400,3 @@ def _by_case(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(_case(row), []).append(row)
     return found
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

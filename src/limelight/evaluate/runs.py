@@ -18,7 +18,7 @@ from ..editing.attention_edits import changed
 from ..editing.prompt_to_prompt import edit
 from ..errors import PromptWarning, SettingsError
 from ..generation.generate import generate
-from ..generation.plan import prompt_warnings
+from ..generation.plan import negatives, prompt_warnings
 from ..generation.provenance import exact_provenance
 from ..generation.result import Result
 from ..models.base import Model
@@ -101,7 +101,8 @@ class Worker:
         if options.get("guidance_scale", 0) is None:
             options = {**options, "guidance_scale": self.model.guidance_scale}
         self.methods = {label: build(label, self.model) for label in labels}
-        self._settings = {label: self._depends_on(label, options) for label in labels}
+        common = {**options, **exact_provenance(self.model)}
+        self._settings = {label: {**method.settings(), **common} for label, method in self.methods.items()}
         self._hashes = {label: digest(settings) for label, settings in self._settings.items()}
         self._options = options
 
@@ -124,7 +125,7 @@ class Worker:
                 settings(case)
 
         prompts = [self.model.prompt(text) for text in self._texts(cases)]
-        return tuple(map(str, prompt_warnings(self.model, prompts, self._options.get("negative"))))
+        return tuple(map(str, prompt_warnings(self.model, prompts, negatives(self._options.get("negative"), 1))))
 
     def _texts(self, cases: Sequence[Case]) -> list[str]:
         """Return every prompt that the methods read for the cases."""
@@ -191,9 +192,6 @@ class Worker:
             record=record,
             **self._options,
         )
-
-    def _depends_on(self, label: str, options: dict[str, Any]) -> dict[str, Any]:
-        return {**self.methods[label].settings(), **options, **exact_provenance(self.model)}
 
 
 def run(

@@ -19,6 +19,7 @@ from ..utils.files import json_text, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say
 from ..utils.parallel import device_of, open_executor
+from ..utils.statistics import mean_of_known
 from .clip import Captioner, Clip
 from .detectors import Detector, OpenVocabulary, PocketDetector
 from .metrics import METRICS, Before, Instruments, Sample
@@ -323,17 +324,13 @@ def aggregate(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float | int 
     for (method, subset), own in groups.items():
         means: dict[str, float | int | None] = {"pictures": len(own)}
         for metric in METRICS.values():
-            means[metric.mean] = _mean(own, metric.name)
+            means[metric.mean] = mean_of_known(row[metric.name] for row in own)
             if metric.name == "text_text":
                 means["std_similarity"] = _deviation(own, metric.name)
-        means |= {"denoiser_calls": _mean(own, "calls"), "seconds": _mean(own, "seconds")}
+        means["denoiser_calls"] = mean_of_known(row["calls"] for row in own)
+        means["seconds"] = mean_of_known(row["seconds"] for row in own)
         found.setdefault(method, {})[subset] = means
     return found
-
-
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    values = [row[name] for row in rows if row[name] is not None]
-    return sum(values) / len(values) if values else None
 
 
 def _deviation(rows: Sequence[Row], name: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from numbers import Integral
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from ..errors import SettingsError
 from ..guidance.attend_and_excite import excite
 from ..guidance.base import Guidance, Objective, describe_objective, step_of
+from .batches import in_passes
 from .loop import denoise
 from .plan import GenerationPlan
 
@@ -59,12 +60,12 @@ def candidate_seeds(seed: int, count: int) -> tuple[int, ...]:
     return tuple((seed + STRIDE * i) % 2**63 for i in range(count))
 
 
-def cast(plan: GenerationPlan, audition: Audition, batch: int) -> GenerationPlan:
+def cast(plan: GenerationPlan, audition: Audition, batch: int | None) -> GenerationPlan:
     """A plan in which every image has the best of its candidate seeds.
 
     Args:
         plan: every image needs a subject.
-        batch: most images in one pass.
+        batch: most images in one pass, see `in_passes`.
 
     Raises:
         SettingsError: an image has no subjects, latents are given, or the audition is longer than the schedule.
@@ -81,10 +82,11 @@ def cast(plan: GenerationPlan, audition: Audition, batch: int) -> GenerationPlan
     tried = []
     for which, seed in plan.images:
         tried += [(which, candidate) for candidate in candidate_seeds(seed, audition.candidates)]
-    losses: list[float] = []
-    for start in range(0, len(tried), batch):
-        losses += _losses(plan, audition, tried[start : start + batch], last)
 
+    def one_pass(rows: range, lean: bool) -> list[float]:
+        return _losses(plan, audition, tried[rows.start : rows.stop], last)
+
+    losses = list(chain.from_iterable(in_passes(plan.model, one_pass, len(tried), batch, settings.size, lean=True)))
     winners = []
     for i in range(0, len(tried), audition.candidates):
         own = range(i, i + audition.candidates)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from ..errors import LimelightError, ModelError, SettingsError
 from ..guidance.base import Guidance, Move
 from ..models.base import Model
 from ..utils.torch import exclusive, undone
+
+Done = TypeVar("Done")
+"""What one pass gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,14 +150,14 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 def in_passes(
     model: Model,
-    run: Callable[[range, bool], PassResult],
+    run: Callable[[range, bool], Done],
     count: int,
     batch: int | None,
     size: tuple[int, int],
     *,
     lean: bool,
     rows: int = 1,
-) -> list[PassResult]:
+) -> list[Done]:
     """Generate `count` images, or groups of `rows` images, in passes of at most `batch` images; other threads wait
     until this one has them all.
 
@@ -169,9 +172,9 @@ def in_passes(
 
 
 def _in_passes(
-    model: Model, run: Callable[[range, bool], PassResult], count: int, limit: int, size: tuple[int, int], lean: bool
-) -> list[PassResult]:
-    done: list[PassResult] = []
+    model: Model, run: Callable[[range, bool], Done], count: int, limit: int, size: tuple[int, int], lean: bool
+) -> list[Done]:
+    done: list[Done] = []
     start = 0
     while start < count:
         rows = range(start, min(start + limit, count))

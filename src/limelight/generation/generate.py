@@ -130,15 +130,19 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         edits=tuple(edits),
     )
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
-    warn_of_prompts(model, plan.prompts, negative if settings.two_branches and conditioning is None else None)
-    if audition is not None:
-        plan = cast(plan, Audition(candidates=audition) if isinstance(audition, int) else audition, batch or 8)
-
-    def one_pass(rows: range, lean: bool) -> PassResult:
-        return run_pass(plan, rows, lean, on_step)
+    read = settings.negative if settings.two_branches and conditioning is None else ()
+    warn_of_prompts(model, plan.prompts, read)
+    if isinstance(audition, int):
+        audition = Audition(candidates=audition)
 
     check_finite(memory=memory)
     with limited(model.device, memory):
+        if audition is not None:
+            plan = cast(plan, audition, batch)
+
+        def one_pass(rows: range, lean: bool) -> PassResult:
+            return run_pass(plan, rows, lean, on_step)
+
         # A plain run is as lean as it can be.
         parts = in_passes(model, one_pass, len(plan.images), batch, settings.size, lean=guidance is None)
     results = package(plan, PassResult.join(parts))

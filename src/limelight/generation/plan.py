@@ -203,17 +203,13 @@ def negatives(negative: str | Sequence[str] | None, prompts: int) -> tuple[str, 
     return tuple(text or "" for text in negative)
 
 
-def warn_of_prompts(
-    model: Model, prompts: Sequence[Prompt], negative: str | Sequence[str | None] | None = None
-) -> None:
+def warn_of_prompts(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = ()) -> None:
     """Warn the caller's caller of what the model does not read as it is written, see `prompt_warnings`."""
-    for warning in prompt_warnings(model, prompts, negative):
+    for warning in prompt_warnings(model, prompts, negatives):
         warnings.warn(warning, stacklevel=3)
 
 
-def prompt_warnings(
-    model: Model, prompts: Sequence[Prompt], negative: str | Sequence[str | None] | None = None
-) -> list[PromptWarning]:
+def prompt_warnings(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = ()) -> list[PromptWarning]:
     """What the model does not read as it is written, at most one warning of each kind.
 
     Returns:
@@ -225,7 +221,6 @@ def prompt_warnings(
         cure = "try words of `limelight info`" if model.about.words is not None else ""
         found.append(UnknownWords(model.name, unknown, cure=cure))
 
-    negatives = [negative] if isinstance(negative, str) else negative or []
     every = [*prompts, *(model.prompt(text) for text in dict.fromkeys(negatives) if text)]
     return found + _lost(model, every) + _markup(every)
 

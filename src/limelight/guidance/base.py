@@ -43,6 +43,11 @@ class Score(NamedTuple):
     presence: Tensor
     parts: Mapping[str, Tensor]
 
+    def of(self, loss: Tensor, **parts: Tensor) -> Score:
+        """The same presence with another loss, and further parts, which are cut to 0..1."""
+        further = {name: part.detach().clamp(0, 1) for name, part in parts.items()}
+        return Score(loss, self.presence, {**self.parts, **further})
+
     def detach(self) -> Score:
         """The same without a gradient."""
         parts = {name: part.detach() for name, part in self.parts.items()}
@@ -165,9 +170,7 @@ class Guidance:
             raise SettingsError(f"when='{self.when}' must be 'before' or 'after' the step.")
         if self.when == "after" and self.thresholds:
             raise SettingsError("Guidance after the step has no thresholds; set thresholds={}.")
-        for name, value in self.targets.items():
-            if not 0 <= value <= 1:
-                raise SettingsError(f"The target of '{name}', {value}, must be between 0 and 1.")
+        check_targets(self.targets)
 
     def layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
         """The layers whose maps the objective reads, for latents of the given height and width, in execution order."""
@@ -201,6 +204,17 @@ class Guidance:
             "thresholds": {str(key): value for key, value in self.thresholds.items()},
             "targets": dict(self.targets),
         }
+
+
+def check_targets(targets: Mapping[str, float]) -> None:
+    """Refuse targets of parts of a score that are out of range.
+
+    Raises:
+        SettingsError: one is not in 0..1.
+    """
+    for name, value in targets.items():
+        if not 0 <= value <= 1:
+            raise SettingsError(f"The target of '{name}', {value}, must be between 0 and 1.")
 
 
 def _check_schedule(keys: Sequence[float | int]) -> None:

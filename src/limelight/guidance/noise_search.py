@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SettingsError
 from .attend_and_excite import excite
-from .base import Objective, Score
+from .base import Objective, Score, check_targets
 from .self_cross import peak_overlap
 from .weighted import weighted
 
@@ -80,9 +80,7 @@ class NoiseSearch:
         for name in ("lr", "kl"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number above 0.")
-        for name, value in self.targets.items():
-            if not 0 <= value <= 1:
-                raise SettingsError(f"The target of '{name}', {value}, must be between 0 and 1.")
+        check_targets(self.targets)
 
     def __call__(self, noise: Tensor, evaluate: Evaluate, fresh: Callable[[Sequence[int]], Tensor]) -> FoundNoise:
         """Search for every image by itself: a batch gives what its images give alone.

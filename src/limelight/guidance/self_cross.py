@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.maps import AttentionMaps
+from ..attention.maps import AttentionMaps, connected
 from .base import Score, Subjects, reading
 from .overlap import pairwise_overlap
-from .terms import blur, mean_over, scored, sharpened
+from .terms import blur, mean_over, sharpened, weakest_score
 
 
 @reading("cross", "self")
@@ -46,11 +46,11 @@ def self_cross(maps: AttentionMaps, subjects: Subjects, *, gate: float = 0.5, cl
     pairs = pairs & ~torch.eye(pairs.shape[1], dtype=torch.bool, device=pairs.device)
     mixing = mean_over(shared, pairs)
 
-    found = scored(maps, subjects, mixing, mixing=mixing)
-    loss = mixing * (found.parts["neglect"] <= gate)
+    own = weakest_score(smooth, absent)
+    loss = mixing * (own.parts["neglect"] <= gate)
     if clean:
         loss = loss + clean * stray(smooth, masks, absent)
-    return found._replace(loss=loss)
+    return own.of(loss, mixing=mixing)
 
 
 @reading("cross", "self")
@@ -77,11 +77,11 @@ def peak_overlap(maps: AttentionMaps, subjects: Subjects, *, gate: float = 0.5, 
     rows = between.gather(1, peaks[..., None].expand(-1, -1, between.shape[2]))
     mixing = pairwise_overlap(blur(rows.unflatten(2, smooth.shape[2:])), ~absent)
 
-    found = scored(maps, subjects, mixing, mixing=mixing)
-    loss = mixing / 2 * (found.parts["neglect"] <= gate)
+    own = weakest_score(smooth, absent)
+    loss = mixing / 2 * (own.parts["neglect"] <= gate)
     if clean:
         loss = loss + clean * stray(smooth, otsu(smooth), absent)
-    return found._replace(loss=loss)
+    return own.of(loss, mixing=mixing)
 
 
 @torch.no_grad()
@@ -109,18 +109,7 @@ def stray(maps: Tensor, masks: Tensor, absent: Tensor) -> Tensor:
     It counts where it exceeds the smallest value of that part.
     """
     heat = maps.detach()
-    part = (heat == heat.amax(dim=(2, 3), keepdim=True)) & (masks > 0)
-    while True:  # the peak spreads over its four neighbors inside the mask
-        grown = part.clone()
-        grown[:, :, 1:] |= part[:, :, :-1]
-        grown[:, :, :-1] |= part[:, :, 1:]
-        grown[..., 1:] |= part[..., :-1]
-        grown[..., :-1] |= part[..., 1:]
-        grown &= masks > 0
-        if torch.equal(grown, part):
-            break
-        part = grown
-
+    part = connected(heat == heat.amax(dim=(2, 3), keepdim=True), masks > 0, corners=False)
     outside = maps.masked_fill(part, 0).amax(dim=(2, 3))
     least = heat.masked_fill(~part, float("inf")).amin(dim=(2, 3))
     return (outside * (outside > least)).masked_fill(absent, 0).sum(dim=1)

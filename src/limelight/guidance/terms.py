@@ -37,7 +37,7 @@ def scored(maps: AttentionMaps, subjects: Subjects, loss: Tensor, **parts: Tenso
     with torch.no_grad():
         sharp, absent = sharpened(maps.cross, subjects)
         own = weakest_score(blur(sharp), absent)
-    return Score(loss, own.presence, {**own.parts, **{name: part.detach().clamp(0, 1) for name, part in parts.items()}})
+    return own.of(loss, **parts)
 
 
 def sharpened(

@@ -191,23 +191,28 @@ class UNet(Model):
             names = next(iter(states.values()))
             return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
 
-        if self.embeds_guidance:
-            texts = [negative] if isinstance(negative, str) else negative or []
-            for text in filter(None, texts):
-                raise SettingsError(
-                    f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
-                    f"negative={text!r}."
-                )
-            negative = None
-
+        texts = self._negative_texts(negative, len(prompts))
         with exclusive(self.denoiser), self._fetched(), torch.set_grad_enabled(gradient):
             conditional = rows(prompts, False)
             unconditional = None
-            if negative is not None:
-                texts = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+            if texts is not None:
                 parsed = {text: self.prompt(text) for text in dict.fromkeys(texts)}
                 unconditional = rows([parsed[text] for text in texts], True)
         return Conditioning(tuple(prompts), conditional, unconditional)
+
+    def _negative_texts(self, negative: str | Sequence[str] | None, images: int) -> list[str] | None:
+        """The negative prompt of each image; None where there is no unconditional branch."""
+        texts = [negative] * images if isinstance(negative, str) else negative
+        if texts is None or not self.embeds_guidance:
+            return None if texts is None else list(texts)
+
+        refused = next(filter(None, texts), None)
+        if refused is not None:
+            raise SettingsError(
+                f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
+                f"negative={refused!r}."
+            )
+        return None
 
     @contextmanager
     def _fetched(self) -> Iterator[None]:
