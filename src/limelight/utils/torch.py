@@ -100,9 +100,9 @@ def recomputing(denoiser: Any, last: str | None = None) -> Iterator[None]:
 
     def put_back() -> None:
         for module, own in before:
-            for name in _CHECKPOINTING:
+            vars(module).update(own)  # first, so that an interrupt of the second call finds the state put back
+            for name in set(_CHECKPOINTING) - set(own):
                 vars(module).pop(name, None)
-            vars(module).update(own)
 
     with undone(put_back):
         denoiser.enable_gradient_checkpointing(run)
