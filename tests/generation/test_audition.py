@@ -25,7 +25,7 @@ def test_candidates():
 def test_the_winner_has_the_least_loss_of_its_own_run(tiny, objective):
     """Against whole runs of every candidate, with the maps of their single steps."""
     chosen = limelight.generate(
-        tiny, PROMPT, seeds=[0, 5], steps=6, audition=Audition(candidates=3, steps=3, objective=objective)
+        tiny, PROMPT, seeds=[0, 5], steps=6, audition=Audition(candidates=3, rounds=[2], objective=objective)
     )
     subjects = [resolve(tiny.prompt(PROMPT), "auto")[1]]
     for seed, winner in zip((0, 5), chosen.seeds, strict=True):
@@ -44,15 +44,16 @@ def test_the_winning_seed_gives_the_same_image_alone(tiny):
     chosen = limelight.generate(tiny, PROMPT, guidance=guidance, steps=4, audition=3)
     alone = limelight.generate(tiny, PROMPT, seeds=chosen.seeds, guidance=guidance, steps=4)
     assert torch.equal(chosen.latents, alone.latents)
-    assert chosen.settings["audition"] == {"candidates": 3, "steps": 0.1, "objective": "excite"}
+    assert chosen.settings["audition"] == {"candidates": 3, "rounds": [0, 0.1], "objective": "divergence"}
     assert "audition" not in alone.settings
 
 
 def test_several_prompts_have_winners_of_their_own(tiny):
     prompts = [PROMPT, "a frog and a bear"]
-    both = limelight.generate(tiny, prompts, seeds=[0, 1], steps=4, audition=Audition(candidates=4, steps=2), batch=3)
+    audition = Audition(candidates=4, rounds=[0, 2])
+    both = limelight.generate(tiny, prompts, seeds=[0, 1], steps=4, audition=audition, batch=3)
     for prompt, result in zip(prompts, both, strict=True):
-        alone = limelight.generate(tiny, prompt, seeds=[0, 1], steps=4, audition=Audition(candidates=4, steps=2))
+        alone = limelight.generate(tiny, prompt, seeds=[0, 1], steps=4, audition=audition)
         assert result.seeds == alone.seeds
         torch.testing.assert_close(result.latents, alone.latents)
 
@@ -70,7 +71,7 @@ def test_one_candidate_changes_nothing(tiny):
     ("options", "message"),
     [
         ({"audition": 0}, "candidates=0 must be a whole number of at least 1"),
-        ({"audition": Audition(steps=9)}, "An audition of 9 steps is longer than the schedule of 4 steps"),
+        ({"audition": Audition(rounds=[9])}, "An audition of 9 steps is too long for a schedule of 4 steps"),
         ({"audition": 2, "subjects": []}, "An audition needs the subjects of every image"),
         ({"audition": 2, "latents": torch.zeros(1, 4, 16, 16)}, "cannot be held with given latents"),
     ],
@@ -80,7 +81,22 @@ def test_auditions_that_cannot_be_held(tiny, options, message):
         limelight.generate(tiny, PROMPT, steps=4, **options)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, float("nan")])
-def test_lengths_that_do_not_exist(steps):
-    with pytest.raises(SettingsError, match=f"steps={steps} of an audition"):
-        Audition(steps=steps)
+@pytest.mark.parametrize("rounds", [[], [-1], [0, 1.5], [float("nan")]])
+def test_rounds_that_do_not_exist(rounds):
+    with pytest.raises(SettingsError):
+        Audition(rounds=rounds)
+
+
+def test_each_round_keeps_the_same_share(tiny, monkeypatch):
+    compared = []
+
+    def count(plan, audition, images, step, batch):
+        compared.append((step, [seed for _, seed in images]))
+        return [float(seed % 7) for _, seed in images]
+
+    monkeypatch.setattr("limelight.generation.audition._losses", count)
+    chosen = limelight.generate(tiny, PROMPT, steps=10, seeds=3, audition=Audition(candidates=16, rounds=[0, 2]))
+    (first, tried), (second, left) = compared
+    assert (first, second, len(tried), len(left)) == (0, 2, 16, 4)
+    assert sorted(seed % 7 for seed in left) == sorted(seed % 7 for seed in tried)[:4]
+    assert chosen.seeds == (min(left, key=lambda seed: seed % 7),)

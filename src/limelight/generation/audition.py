@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from ..attention.edits import bind_edits
+from ..attention.probe import Probe
 from ..errors import SettingsError
-from ..guidance.attend_and_excite import excite
-from ..guidance.base import Guidance, Objective, describe_objective, step_of
+from ..guidance.base import Guidance, Objective, check_schedule, describe_objective, step_of
+from ..guidance.divergence import divergence
 from .batches import in_passes
 from .loop import denoise
 from .plan import GenerationPlan
@@ -26,13 +28,15 @@ STRIDE = 1_000_000
 class Audition:
     """How a seed is chosen. No gradient is taken, so the largest models can afford it.
 
-    The candidates are denoised plainly for the first steps; of their maps in the last of these an objective says what
-    each still lacks, and the one with the least loss is generated. Its seed stands in the result and gives the same
-    image alone.
+    Of every candidate's maps an objective says what the image still lacks, and the candidates with the least loss stay.
+    Before the first step that costs a part of one conditional pass; later rounds denoise those that are left plainly up
+    to their step. The winner's seed stands in the result and gives the same image alone.
 
     Attributes:
         candidates: seeds to try for each image, at least 1.
-        steps: how far: a float is a fraction of the schedule (0..1), an int a number of steps, at least 1.
+        rounds: the steps before which the candidates are compared, in ascending order: a float is a fraction of the
+            schedule (0..1), an int a number of steps. Each of R rounds keeps the same share: of N candidates
+            N^(1 - r/R) are left after round r, and one after the last.
         objective: says what an image lacks.
 
     Raises:
@@ -40,19 +44,23 @@ class Audition:
     """
 
     candidates: int = 4
-    steps: float | int = 0.1
-    objective: Objective = field(default=excite, compare=False)
+    rounds: Sequence[float | int] = (0, 0.1)
+    objective: Objective = field(default=divergence, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.candidates, Integral) or self.candidates < 1:
             raise SettingsError(f"candidates={self.candidates} must be a whole number of at least 1.")
-        fraction = not isinstance(self.steps, Integral) and 0 < self.steps <= 1
-        if not fraction and not (isinstance(self.steps, Integral) and self.steps >= 1):
-            raise SettingsError(f"steps={self.steps} of an audition must be a fraction above 0, or a number of steps.")
+        if not self.rounds or min(self.rounds) < 0:
+            raise SettingsError(f"rounds={self.rounds} must be steps, for example (0, 0.1).")
+        check_schedule(self.rounds)
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain values, to be stored with a result."""
-        return {"candidates": self.candidates, "steps": self.steps, "objective": describe_objective(self.objective)}
+        return {
+            "candidates": self.candidates,
+            "rounds": list(self.rounds),
+            "objective": describe_objective(self.objective),
+        }
 
 
 def candidate_seeds(seed: int, count: int) -> tuple[int, ...]:
@@ -71,51 +79,75 @@ def cast(plan: GenerationPlan, audition: Audition, batch: int | None) -> Generat
         SettingsError: an image has no subjects, latents are given, or the audition is longer than the schedule.
     """
     settings = plan.settings
-    last = max(step_of(audition.steps, settings.steps), 1) - 1
-    if last >= settings.steps:
-        raise SettingsError(f"An audition of {last + 1} steps is longer than the schedule of {settings.steps} steps.")
+    rounds = sorted({step_of(at, settings.steps) for at in audition.rounds})
+    if rounds[-1] >= settings.steps:
+        raise SettingsError(f"An audition of {rounds[-1]} steps is too long for a schedule of {settings.steps} steps.")
     if settings.latents is not None or settings.conditioning is not None:
         raise SettingsError("An audition chooses seeds; it cannot be held with given latents or conditioning.")
     if not all(plan.subjects):
         raise SettingsError("An audition needs the subjects of every image; name them, for example subjects=['cat'].")
 
-    tried = []
-    for which, seed in plan.images:
-        tried += [(which, candidate) for candidate in candidate_seeds(seed, audition.candidates)]
+    left = [
+        [(which, candidate) for candidate in candidate_seeds(seed, audition.candidates)] for which, seed in plan.images
+    ]
+    for number, step in enumerate(rounds, start=1):
+        losses = _losses(plan, audition, list(chain.from_iterable(left)), step, batch)
+        stay = round(audition.candidates ** (1 - number / len(rounds)))
+        each = len(left[0])
+        for i, images in enumerate(left):
+            ranked = sorted(zip(losses[i * each :], images, strict=False), key=lambda pair: pair[0])
+            left[i] = [image for _, image in ranked[:stay]]
+    winners = tuple(images[0] for images in left)
+    return replace(plan, images=winners, settings=replace(settings, audition=audition.settings()))
+
+
+def _losses(
+    plan: GenerationPlan, audition: Audition, images: Sequence[tuple[int, int]], step: int, batch: int | None
+) -> list[float]:
+    """What each image, a prompt's index and a seed, lacks before a step of its plain run."""
 
     def one_pass(rows: range, lean: bool) -> list[float]:
-        return _losses(plan, audition, tried[rows.start : rows.stop], last)
+        return _losses_of_pass(plan, audition, images[rows.start : rows.stop], step)
 
-    losses = list(chain.from_iterable(in_passes(plan.model, one_pass, len(tried), batch, settings.size, lean=True)))
-    winners = []
-    for i in range(0, len(tried), audition.candidates):
-        own = range(i, i + audition.candidates)
-        winners.append(tried[min(own, key=lambda k: losses[k])])
-    return replace(plan, images=tuple(winners), settings=replace(settings, audition=audition.settings()))
+    done = in_passes(plan.model, one_pass, len(images), batch, plan.settings.size, lean=True)
+    return list(chain.from_iterable(done))
 
 
 @torch.no_grad()
-def _losses(plan: GenerationPlan, audition: Audition, images: Sequence[tuple[int, int]], last: int) -> list[float]:
-    """Denoise some candidates plainly, as far as the last step of the audition, and say what each lacks there."""
-    model, settings = plan.model, plan.settings
+def _losses_of_pass(
+    plan: GenerationPlan, audition: Audition, images: Sequence[tuple[int, int]], step: int
+) -> list[float]:
+    model, settings = plan.model.for_one_run(), plan.settings
     generators = [torch.Generator().manual_seed(seed) for _, seed in images]
     noise = model.noise(generators, *settings.size)
     prompts = [plan.prompts[which] for which, _ in images]
     negative = [settings.negative[which] for which, _ in images] if settings.two_branches else None
-    run = denoise(
-        model,
-        model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip),
-        noise,
-        steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
-        edits=settings.edits,
-        record=True,
-        layers=Guidance(objective=audition.objective).layers(model, (noise.shape[-2], noise.shape[-1])),
-        generators=generators,
-        eta=settings.eta,
-    )
-    with closing(run):
-        step = next(islice(run, last, None))
-        assert step.maps is not None  # they are recorded
-        losses: list[float] = audition.objective(step.maps, [plan.subjects[which] for which, _ in images]).loss.tolist()
+    conditioning = model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip)
+    scale, edits = settings.guidance_scale, settings.edits
+
+    # Denoise up to the step.
+    timesteps = model.timesteps(settings.steps)
+    latents = model.start(noise)
+    if step:
+        plain = denoise(
+            model,
+            conditioning,
+            noise,
+            steps=settings.steps,
+            guidance_scale=scale,
+            edits=edits,
+            generators=generators,
+            eta=settings.eta,
+        )
+        with closing(plain) as run:
+            latents = next(islice(run, step - 1, None)).latents
+
+    # Read the maps in a conditional pass that ends where the last of them is made.
+    layers = Guidance(objective=audition.objective).layers(model, (noise.shape[-2], noise.shape[-1]))
+    conditional = model.prepare(conditioning, scale).only_conditional()
+    acting = bind_edits(edits, model, prompts, len(timesteps))
+    with Probe(model, layers, edits=acting, images=len(latents), step=step) as probe:
+        model.predict(latents, timesteps[step], conditional, until=layers[-1])
+        maps = probe.take(latents, prompts)
+    losses: list[float] = audition.objective(maps, [plan.subjects[which] for which, _ in images]).loss.tolist()
     return losses

@@ -155,7 +155,7 @@ class Guidance:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")
         if not all(0 <= value < float("inf") for value in self.decay):
             raise SettingsError(f"decay={self.decay} must be two numbers that are not negative.")
-        _check_schedule((self.until, *self.thresholds))
+        check_schedule((self.until, *self.thresholds))
         _check_thresholds(self.thresholds)
         self._check_rule()
         # The settings of a partial objective; a subclass may make its own later.
@@ -217,8 +217,12 @@ def check_targets(targets: Mapping[str, float]) -> None:
             raise SettingsError(f"The target of '{name}', {value}, must be between 0 and 1.")
 
 
-def _check_schedule(keys: Sequence[float | int]) -> None:
-    """Refuse what is neither a fraction of the schedule nor a number of steps."""
+def check_schedule(keys: Sequence[float | int]) -> None:
+    """Refuse what is neither a fraction of the schedule nor a number of steps.
+
+    Raises:
+        SettingsError: one is neither.
+    """
     for key in keys:
         if not isinstance(key, Integral) and not 0 <= key <= 1:
             raise SettingsError(
