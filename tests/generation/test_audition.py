@@ -7,7 +7,7 @@ import torch
 
 import limelight
 from limelight import Audition, SettingsError
-from limelight.generation.audition import candidate_seeds
+from limelight.generation.audition import _Found, candidate_seeds
 from limelight.guidance.attend_and_excite import excite
 from limelight.guidance.divergence import divergence
 from limelight.guidance.self_cross import self_cross
@@ -25,7 +25,11 @@ def test_candidates():
 def test_the_winner_has_the_least_loss_of_its_own_run(tiny, objective):
     """Against whole runs of every candidate, with the maps of their single steps."""
     chosen = limelight.generate(
-        tiny, PROMPT, seeds=[0, 5], steps=6, audition=Audition(candidates=3, rounds=[2], objective=objective)
+        tiny,
+        PROMPT,
+        seeds=[0, 5],
+        steps=6,
+        audition=Audition(candidates=3, rounds=[2], objective=objective, targets={}),
     )
     subjects = [resolve(tiny.prompt(PROMPT), "auto")[1]]
     for seed, winner in zip((0, 5), chosen.seeds, strict=True):
@@ -44,7 +48,12 @@ def test_the_winning_seed_gives_the_same_image_alone(tiny):
     chosen = limelight.generate(tiny, PROMPT, guidance=guidance, steps=4, audition=3)
     alone = limelight.generate(tiny, PROMPT, seeds=chosen.seeds, guidance=guidance, steps=4)
     assert torch.equal(chosen.latents, alone.latents)
-    assert chosen.settings["audition"] == {"candidates": 3, "rounds": [0, 0.1], "objective": "divergence"}
+    assert chosen.settings["audition"] == {
+        "candidates": 3,
+        "rounds": [0, 0.16],
+        "objective": "divergence",
+        "targets": {"neglect": 1.0, "mixing": 0.1, "binding": 0.1},
+    }
     assert "audition" not in alone.settings
 
 
@@ -90,13 +99,27 @@ def test_rounds_that_do_not_exist(rounds):
 def test_each_round_keeps_the_same_share(tiny, monkeypatch):
     compared = []
 
-    def count(plan, audition, images, step, batch):
+    def find(plan, audition, images, step, batch):
         compared.append((step, [seed for _, seed in images]))
-        return [float(seed % 7) for _, seed in images]
+        return {image: _Found(loss=image[1] % 7, lacks=True) for image in images}
 
-    monkeypatch.setattr("limelight.generation.audition._losses", count)
+    monkeypatch.setattr("limelight.generation.audition._find", find)
     chosen = limelight.generate(tiny, PROMPT, steps=10, seeds=3, audition=Audition(candidates=16, rounds=[0, 2]))
-    (first, tried), (second, left) = compared
-    assert (first, second, len(tried), len(left)) == (0, 2, 16, 4)
+    own, (first, tried), (second, left) = compared
+    assert (own, first, second, len(tried), len(left)) == ((2, [3]), 0, 2, 16, 4)
     assert sorted(seed % 7 for seed in left) == sorted(seed % 7 for seed in tried)[:4]
     assert chosen.seeds == (min(left, key=lambda seed: seed % 7),)
+
+
+def test_an_image_that_lacks_nothing_keeps_its_seed(tiny, monkeypatch):
+    looks = []
+
+    def parts(maps, subjects):
+        looks.append(len(subjects))
+        wrong = torch.tensor([0.3, 0.5, 0.5][: len(subjects)])  # the first seed lacks nothing
+        return excite(maps, subjects).of(-torch.arange(len(subjects)).double(), mixing=wrong)
+
+    audition = Audition(candidates=3, rounds=[1], objective=parts, targets={"neglect": 1, "mixing": 0.4})
+    chosen = limelight.generate(tiny, PROMPT, seeds=[5, 6], steps=4, audition=audition)
+    assert chosen.seeds == (5, 2_000_006)
+    assert looks == [2, 3]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -403,3 +404,45 @@ def test_one_small_step_lowers_the_loss(pocket, objective):
         alone = Steering(guidance, pocket, conditioning.rows([i]), subjects[i : i + 1], 10, timesteps, layers)
         move = alone.update(0, timesteps[0], latents[i : i + 1])
         torch.testing.assert_close(move.latents, first.latents[i : i + 1], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler-a"])
+def test_images_that_lack_nothing_in_a_look_ahead_stay_plain(tiny_pipeline, scheduler):
+    """The target lies between the parts of two images: one stays plain to the last bit, the other is guided."""
+    model = limelight.load(tiny_pipeline(), scheduler=scheduler)
+    options = {"seeds": (0, 1), "steps": 6, "record": False}
+    guidance = Guidance(objective=divergence, until=4, scale=0.2, step_rule="relative", resolution=8)
+    plain = run(model, None, **options)
+
+    watched = run(model, replace(guidance, scale=0.0), **options)
+    mixing = watched.trace[2]["mixing"]
+    target = sum(mixing) / 2
+    assert max(mixing) - min(mixing) > 1e-4
+    wanting = mixing.index(max(mixing))
+
+    looked = replace(guidance, look=2, targets={"mixing": target, "neglect": 1})
+    ahead, guided = run(model, looked, **options), run(model, replace(looked, look=None), **options)
+    assert torch.equal(ahead.latents[1 - wanting], plain.latents[1 - wanting])
+    torch.testing.assert_close(ahead.latents[wanting], guided.latents[wanting])
+    assert not torch.allclose(ahead.latents[wanting], plain.latents[wanting], atol=1e-3)
+    assert [row["mixing"][1 - wanting] for row in ahead.trace] == pytest.approx([min(mixing)] * 4, abs=1e-5)
+
+
+def test_a_look_ahead_with_memory_and_refinement_guides_each_image_as_alone(tiny):
+    guidance = Guidance(
+        objective=partial(contrast, memory=True), until=3, scale=0.1, step_rule="relative", resolution=8, look=1
+    )
+    guidance = replace(guidance, thresholds={1: 0.9}, max_refinements=2)
+    options = {"steps": 4, "record": False}
+    both = run(tiny, guidance, seeds=(0, 1), **options)
+    for row, seed in enumerate((0, 1)):
+        torch.testing.assert_close(both.latents[row], run(tiny, guidance, seeds=seed, **options).latents[0])
+
+
+def test_attach_cannot_look_ahead(tiny_pipeline):
+    guidance = Guidance(objective=excite, look=0.1)
+    with (
+        pytest.raises(SettingsError, match=r"look=0.1 needs a run ahead.*Set look=None"),
+        limelight.attach(tiny_pipeline(), guidance=guidance),
+    ):
+        pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
 from typing import Literal
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from ..attention.edits import BindableEdit, Edit, bind_edits
 from ..attention.maps import AttentionMaps
 from ..attention.probe import Probe
-from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read
+from ..guidance.base import Guidance, Move, Score, Steering, Subjects, layers_to_read, step_of
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..utils.numbers import check_finite
@@ -95,6 +97,20 @@ def denoise(
     if guidance:
         guided = guided_layers or layers_to_guide(model, size, guidance)
         steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, guided)
+        if guidance.look is not None:
+            plain = denoise(
+                model,
+                encoded,
+                noise,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                edits=edits,
+                record=True,
+                layers=guided,
+                generators=[_copy(generator) for generator in generators],
+                eta=eta,
+            )
+            steering.guide_only_what_lacks(_look(plain, steering, step_of(guidance.look, steps)))
     acting = bind_edits(edits, model, encoded[0].prompts, len(timesteps))
 
     latents, before = model.start(noise), perf_counter()
@@ -117,6 +133,21 @@ def denoise(
         sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
         latents = latents if sent is None else sent
         before = now
+
+
+def _look(plain: Generator[Step, Tensor | None, None], steering: Steering, at: int) -> Score:
+    """What the images of a plain run lack at a step."""
+    with closing(plain):
+        step = next(islice(plain, at, None))
+        assert step.maps is not None  # they are recorded
+        return steering.objective(step.maps, steering.subjects)
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    """A generator that will give the same numbers."""
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
 
 
 def _of_each_step(

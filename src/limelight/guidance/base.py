@@ -48,10 +48,20 @@ class Score(NamedTuple):
         further = {name: part.detach().clamp(0, 1) for name, part in parts.items()}
         return Score(loss, self.presence, {**self.parts, **further})
 
+    def lacking(self, limits: Mapping[str, float]) -> Tensor:
+        """Which images have a part above its limit, 0 where none is named: bool [images]."""
+        return torch.stack([part > limits.get(name, 0.0) for name, part in self.parts.items()]).any(dim=0)
+
     def detach(self) -> Score:
         """The same without a gradient."""
         parts = {name: part.detach() for name, part in self.parts.items()}
         return Score(self.loss.detach(), self.presence.detach(), parts)
+
+    def clone(self) -> Score:
+        """The same in memory of its own."""
+        return Score(
+            self.loss.clone(), self.presence.clone(), {name: part.clone() for name, part in self.parts.items()}
+        )
 
 
 class Objective(Protocol):
@@ -127,6 +137,9 @@ class Guidance:
         targets: part of the score -> the value, 0..1, up to which nothing of it is wrong, for example
             ``{"mixing": 0.3}``; 0 for parts that are not named, and 1 - `enough` for "neglect". An image of which no
             part is wrong is not moved in that step.
+        look: denoise plainly up to this step first: an image of which no part is wrong there stays the plain one, and
+            only the others are guided, from the beginning. None guides all of them. This costs `look` of a plain run,
+            and saves more than that where a gradient step is expensive and few images lack anything.
         checkpoint: keep only the inputs of the denoiser's blocks for the gradient and run them a second time: less
             memory, about a third more time for a gradient step, the same images. For large ones.
     """
@@ -143,6 +156,7 @@ class Guidance:
     every: int = 1
     enough: float = 1.0
     targets: Mapping[str, float] = field(default_factory=dict)
+    look: float | int | None = None
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -155,7 +169,7 @@ class Guidance:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")
         if not all(0 <= value < float("inf") for value in self.decay):
             raise SettingsError(f"decay={self.decay} must be two numbers that are not negative.")
-        check_schedule((self.until, *self.thresholds))
+        check_schedule((self.until, *self.thresholds, *([] if self.look is None else [self.look])))
         _check_thresholds(self.thresholds)
         self._check_rule()
         # The settings of a partial objective; a subclass may make its own later.
@@ -369,8 +383,13 @@ class Steering:
         decay = torch.linspace(first, last, len(timesteps), dtype=torch.float64)
         self.sizes = (guidance.scale * decay.sqrt()).tolist()
         self._text = tuple(layer for layer in self.layers if layer.reads_text)
+        self._plain: Score | None = None  # of the plain run, see `Guidance.look`
         self._seen: Tensor | None = None  # the maps of the last evaluation [images, 1, pixels, tokens]
         self._before: Tensor | None = None  # the same of the guided step before
+
+    def guide_only_what_lacks(self, plain: Score) -> None:
+        """Leave alone the images that lack nothing in a plain run, whose score is given."""
+        self._plain = plain.detach()
 
     def update(self, index: int, timestep: Tensor, latents: Tensor) -> Move | None:
         """Move the latents of step `index`; None when nothing is to be done there."""
@@ -379,10 +398,17 @@ class Steering:
             return None
 
         rows, size = torch.arange(len(latents), device=latents.device), self.sizes[index]
-        score, gradient = self.evaluate(latents, timestep, rows)
-        refinements = torch.zeros_like(rows)
+        if self._plain is None:
+            score, gradient = self.evaluate(latents, timestep, rows)
+        else:
+            rows = rows[self._plain.lacking(self.guidance.limits)]
+            score, gradient = self._plain.clone(), torch.zeros_like(latents)
+            if len(rows):
+                found, gradient[rows] = self.evaluate(latents, timestep, rows)
+                _update(score, rows, found)
+        refinements = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
         # Only here does the host wait for the device: which images are below the threshold?
-        active = rows[score.parts["neglect"] > 1 - threshold] if threshold is not None else rows[:0]
+        active = rows[score.parts["neglect"][rows] > 1 - threshold] if threshold is not None else rows[:0]
         for _ in range(self.guidance.max_refinements):
             if not len(active):
                 break
@@ -415,12 +441,7 @@ class Steering:
         elif self.guidance.step_rule == "relative":
             gradient = F.normalize(gradient.flatten(1), eps=1e-30).view_as(gradient)
             size = size * torch.linalg.vector_norm(latents, dim=(1, 2, 3), keepdim=True)
-        return -size * gradient * self._lacking(score)[:, None, None, None]
-
-    def _lacking(self, score: Score) -> Tensor:
-        """Which images have a part that is wrong: bool [images]."""
-        limits = self.guidance.limits
-        return torch.stack([part > limits.get(name, 0.0) for name, part in score.parts.items()]).any(dim=0)
+        return -size * gradient * score.lacking(self.guidance.limits)[:, None, None, None]
 
     def evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Score, Tensor]:
         """Score of some images and its gradient with respect to their latents."""
@@ -449,7 +470,9 @@ class Steering:
             return maps
 
         now = torch.cat([maps.layers[layer].detach() for layer in self._text], dim=1).mean(dim=1, keepdim=True)
-        self._seen = now if self._seen is None or len(now) == len(self._seen) else self._seen.index_copy(0, rows, now)
+        if self._seen is None:
+            self._seen = now.new_zeros(len(self.subjects), *now.shape[1:])
+        self._seen = self._seen.index_copy(0, rows, now)
         if self._before is None:
             return maps
         return replace(maps, before=replace(maps, layers={self._text[0]: self._before[rows]}))

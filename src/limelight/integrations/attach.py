@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError, PromptError
+from ..errors import ModelError, PromptError, SettingsError
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Guidance, Move, Steering, check_order
 from ..models.base import Conditioning
@@ -119,6 +119,10 @@ class Attached:
     """A guidance at work inside a foreign pipeline."""
 
     def __init__(self, pipeline: Any, subjects: SubjectChoice | Sequence[SubjectChoice], guidance: Guidance) -> None:
+        if guidance.look is not None:
+            raise SettingsError(
+                f"look={guidance.look} needs a run ahead, which attach cannot make in a pipeline. Set look=None."
+            )
         self.subjects, self.guidance = subjects, guidance
         self.model = _Foreign(pipeline)
         self._thread, self._overtaken, self._lock = get_ident(), set[int](), RLock()
