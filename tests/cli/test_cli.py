@@ -224,33 +224,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_separate_process_prints_no_traceback(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "limelight",
-        "generate",
-        "a cat",
-        "--subjects",
-        "dig",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: 'dig' is not in the prompt; its words are: a, cat.\n"
-    assert not (tmp_path / "o").exists()
-
-
-def test_the_installed_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "limelight.cli.app", "tokens", "a cat"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "cat</w>" in done.stdout
-    assert done.stderr == ""
-
-
 def test_edit(limelight, tmp_path):
     first, second = tmp_path / "one", tmp_path / "two"
     code, out, _ = limelight(
@@ -289,46 +262,73 @@ def test_bad_edits(limelight, tmp_path, arguments, words):
 
 
 LIGHT = """
-import sys
-sys.argv = ["limelight", *sys.argv[1:]]
+import json, os, sys
 from limelight.cli.app import main
-try:
-    main()
-except SystemExit as end:
-    code = end.code or 0
-heavy = {"torch", "diffusers", "transformers", "matplotlib"} & sys.modules.keys()
-print(code, sorted(heavy), file=sys.stderr)
+
+def child(arguments):
+    sys.argv = ["limelight", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code or 0
+    heavy = {"torch", "diffusers", "transformers", "matplotlib"} & sys.modules.keys()
+    print(code, sorted(heavy), file=sys.stderr)
+
+said = []
+for arguments in json.load(sys.stdin):
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        child(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        said.append([pipe.read(), os.listdir()])
+    os.wait()
+json.dump(said, sys.stdout)
 """
+LIGHT_COMMANDS = [
+    (["--help"], 0, "evaluate"),
+    (["generate", "--help"], 0, "euler-a"),
+    (["evaluate", "run", "--help"], 0, "attend-excite"),
+    (["heads", "compute", "--help"], 0, "paper"),
+    (["generate"], 2, "Missing argument"),
+    (["generate", "a cat", "--seeds", "x"], 2, "error: Cannot read 'x' as seeds"),
+    (["generate", "a cat", "--nonsense"], 2, "No such option: --nonsense"),
+    (["generate", "a cat", "--out", "/dev/null/x"], 2, "error: '/dev/null/x' cannot be written"),
+    (["edit", "a cat", "a dog", "--reweight", "dog"], 2, "not of the form WORD=NUMBER"),
+    (["evaluate", "run", "--out", "x", "--suite", "none"], 2, "error: 'none'"),
+    (["heads", "compute", "--out", "x", "--part", "half"], 2, "error: Cannot read --part half"),
+    (["learn", "images"], 2, "error: Name the word"),
+]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--help"], 0, "evaluate"),
-        (["generate", "--help"], 0, "euler-a"),
-        (["evaluate", "run", "--help"], 0, "attend-excite"),
-        (["heads", "compute", "--help"], 0, "paper"),
-        (["generate"], 2, "Missing argument"),
-        (["generate", "a cat", "--seeds", "x"], 2, "error: Cannot read 'x' as seeds"),
-        (["generate", "a cat", "--nonsense"], 2, "No such option: --nonsense"),
-        (["generate", "a cat", "--out", "/dev/null/x"], 2, "error: '/dev/null/x' cannot be written"),
-        (["edit", "a cat", "a dog", "--reweight", "dog"], 2, "not of the form WORD=NUMBER"),
-        (["evaluate", "run", "--out", "x", "--suite", "none"], 2, "error: 'none'"),
-        (["heads", "compute", "--out", "x", "--part", "half"], 2, "error: Cannot read --part half"),
-        (["learn", "images"], 2, "error: Name the word"),
-    ],
-)
-def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path, arguments, code, said):
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    """What each command prints, and the files that it leaves: forks of one process that has imported the commands."""
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT, *arguments],
+        [sys.executable, "-c", LIGHT],
+        input=json.dumps([arguments for arguments, _, _ in LIGHT_COMMANDS]),
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=tmp_path_factory.mktemp("light"),
         env={**os.environ, "COLUMNS": "200"},
+        check=True,
     )
-    assert said in done.stdout + done.stderr
-    assert done.stderr.endswith(f"{code} []\n")
-    assert list(tmp_path.iterdir()) == []
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("index", range(len(LIGHT_COMMANDS)), ids=lambda i: " ".join(LIGHT_COMMANDS[i][0]))
+def test_help_and_wrong_arguments_import_nothing_heavy(light, index):
+    _, code, expected = LIGHT_COMMANDS[index]
+    said, left = light[index]
+    assert expected in said
+    assert said.endswith(f"{code} []\n")
+    assert left == []
 
 
 def process(*arguments, **options):
@@ -338,12 +338,33 @@ def process(*arguments, **options):
     )
 
 
+# A command line that prints its exit code, and a second one in the same process: imports cost more than commands.
+TWICE = """
+import sys
+from limelight.__main__ import main
+own = sys.argv
+for arguments in (own[1:], ["generate", "a cat", "--subjects", "dig", "--out", "no"]):
+    sys.argv = [own[0], *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print("code", end.code or 0, file=sys.stderr)
+        sys.stderr.flush()
+"""
+
+
 def test_a_terminal_without_letters(tmp_path):
+    """In a process of its own: nothing but what each command says, no notices of other libraries, no traceback."""
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     out = os.fsencode(tmp_path) + "/caf\u00e9".encode()
     options = ("--guidance", "none", "--steps", "1", "--device", "cpu", "--out", out)
-    done = process("-m", "limelight", "generate", "a cat \u732b".encode(), *options, environment=plain)
-    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    done = process("-c", TWICE, "generate", "a cat \u732b".encode(), *options, environment=plain, cwd=tmp_path)
+    said, failed = done.stderr.decode().split("code 0\n")
+    assert said.startswith("warning: The model 'pocket' has never seen '\\u732b'")
+    assert said.count("\n") == 1
+    assert done.stdout.startswith(b"1 images and a-cat-grid-")
+    assert failed == "error: 'dig' is not in the prompt; its words are: a, cat.\ncode 2\n"
+    assert os.listdir(tmp_path) == ["caf\u00e9"]
     (path,) = (tmp_path / "caf\u00e9").glob("a-cat-plain-0-*.png")
     with Image.open(path) as image:
         assert json.loads(image.text["limelight"])["prompt"] == "a cat \u732b"
@@ -356,6 +377,12 @@ def test_arguments_that_are_not_text(text):
     assert done.stderr.decode() == (
         "error: The argument 'a \\udcff cat' is not UTF-8. Write it, or name the file, in UTF-8.\n"
     )
+
+
+def test_the_module_of_the_commands_is_a_program():
+    done = process("-m", "limelight.cli.app", "tokens", "--help")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"tokens" in done.stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -372,6 +399,7 @@ def test_a_full_disk_below_the_output():
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == "MODULE":
