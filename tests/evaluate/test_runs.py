@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,7 +17,7 @@ from limelight import LearnedWord, PromptError, Result, SettingsError
 from limelight.evaluate.runs import run
 from limelight.evaluate.suites import Case, load
 from tests.evaluate.conftest import CASES, METHODS, PICTURES, SMALL, content
-from tests.workers import kill_a_worker
+from tests.workers import FORK, forked_workers, kill_a_worker  # noqa: F401 - a fixture
 
 
 def test_pictures_depend_on_learned_words(quick, pocket, tmp_path):
@@ -59,7 +58,7 @@ def killed_at(count, folder, draw):
 
 
 def in_child(*arguments):
-    child = multiprocessing.get_context("fork").Process(target=killed_at, args=arguments)
+    child = FORK.Process(target=killed_at, args=arguments)
     child.start()
     child.join()
     return child.exitcode
@@ -130,9 +129,10 @@ def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
 
 
 @pytest.mark.parametrize(
-    ("engine", "name"), [("local", "spawn_main"), pytest.param("ray", "ray::_Actor", marks=pytest.mark.slow)]
+    ("engine", "name"), [("local", None), pytest.param("ray", "ray::_Actor", marks=pytest.mark.slow)]
 )
-def test_two_workers_of_which_one_is_killed_equal_one(engine, name, whole, tmp_path):
+def test_two_workers_of_which_one_is_killed_equal_one(engine, name, whole, tmp_path, forked_workers):  # noqa: F811
+    """Local workers that are not forks: tests/heads/test_counting.py."""
     kill, killed = kill_a_worker(name)
     options = {"batch": 2, "engine": engine, "workers": 2, "on_progress": kill, "device": "cpu", **SMALL}
     assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == PICTURES

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,6 +22,7 @@ from limelight.textual_inversion.dataset import sentences
 from limelight.textual_inversion.folder import learn, read_losses
 from limelight.textual_inversion.state import TrainState
 from tests.textual_inversion.images import TINY, drawn
+from tests.workers import FORK
 
 
 def test_a_killed_training_goes_on(tiny_pipeline, folder, tmp_path, monkeypatch):
@@ -35,27 +33,12 @@ def test_a_killed_training_goes_on(tiny_pipeline, folder, tmp_path, monkeypatch)
     config = TrainingConfig(**settings)
     options = {"save_every": 5, "seeds": (0,), "preview_steps": 1}
     learn(model, folder, config, tmp_path / "whole", **options)
-    program = f"""
-import torch, limelight
-from limelight.textual_inversion import folder as folder_module
-from limelight.textual_inversion import training as training_module
-from limelight.textual_inversion import word as word_module
-from limelight.textual_inversion.config import TrainingConfig
-from limelight.textual_inversion.folder import learn
-from pathlib import Path
-torch.set_num_threads(1)
-model = limelight.load({str(tmp_path / "model")!r}, device="cpu")
-learn(model, {str(folder)!r}, TrainingConfig(**{settings!r}), Path({str(tmp_path / "killed")!r}), **{options!r})
-"""
-    running = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for _ in range(3000):
-        if (
-            tmp_path / "killed" / "steps" / "learned_embeds-steps-10.safetensors"
-        ).exists() or running.poll() is not None:
-            break
+    running = FORK.Process(target=learn, args=(model, folder, config, tmp_path / "killed"), kwargs=options)
+    running.start()
+    while not (tmp_path / "killed" / "steps" / "learned_embeds-steps-10.safetensors").exists() and running.is_alive():
         time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.kill()
+    running.join()
     assert 0 < TrainState.load(tmp_path / "killed" / "state").step < 20
     seen = []
     report = learn(model, folder, config, tmp_path / "killed", resume=True, on_step=seen.append, **options)
