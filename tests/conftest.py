@@ -46,7 +46,17 @@ def saved(folder: Path, name: str) -> Path:
     return found
 
 
+# Files that take longest, first of all: the last file of a run would leave the other process without work.
+LONGEST = ("test_attach.py", "test_diffusers.py", "test_notebooks.py", "test_cli.py", "test_docs.py", "test_base.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would put files of many tests first, not long ones
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     missing = {
         "gpu": not torch.cuda.is_available(),
         "hub": not os.environ.get("LIMELIGHT_HUB"),
@@ -119,7 +129,7 @@ def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
     return {"unet": unet, "text_encoder": text, "vae": vae, "tokenizer": tokenizer}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_pipeline(tiny_parts: dict):
     """Builds a fresh tiny pipeline of class `cls`."""
 
@@ -207,7 +217,7 @@ def tiny_ldm_parts() -> dict:
     return {"vqvae": vae, "bert": bert.eval(), "tokenizer": tokenizer, "unet": unet}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_ldm_pipeline(tiny_ldm_parts: dict):
     """Builds a fresh tiny pipeline of latent diffusion."""
 

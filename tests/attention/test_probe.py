@@ -170,7 +170,9 @@ def test_nothing_remains_after_an_exception(tiny, pass_inputs, where):
 def test_nothing_remains_after_guidance(tiny):
     for parameter in tiny.denoiser.parameters():
         parameter.requires_grad_(True)
-    limelight.generate(tiny, "a cat and a dog", guidance=limelight.AttendAndExcite(resolution=8), steps=2)
+    limelight.generate(
+        tiny, "a cat and a dog", guidance=limelight.AttendAndExcite(resolution=8, max_refinements=2), steps=2
+    )
     assert no_trace_of_a_probe(tiny)
     assert all(p.requires_grad and p.grad is None for p in tiny.denoiser.parameters())
 

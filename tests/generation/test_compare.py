@@ -17,7 +17,7 @@ PROMPT = "a cat and a dog"
 
 def test_both_runs_have_the_same_seeds_and_options(tiny, tmp_path):
     names = []
-    guidance = limelight.AttendAndExcite(resolution=8)
+    guidance = limelight.AttendAndExcite(resolution=8, max_refinements=2)
     options = {"seeds": [3, 8], "steps": 2}
     comparison = limelight.compare(tiny, PROMPT, guidance=guidance, on_run=names.append, **options)
     assert names == ["guided", "plain"], "what may fail runs first"
@@ -56,7 +56,7 @@ def test_the_grid_of_a_result_breaks_into_rows(tiny):
 def test_comparisons_of_one_prompt_are_all_kept(tiny, tmp_path):
     paths = set()
     for scale in (10.0, 20.0):
-        guidance = limelight.AttendAndExcite(resolution=8, scale=scale)
+        guidance = limelight.AttendAndExcite(resolution=8, scale=scale, max_refinements=2)
         paths |= set(limelight.compare(tiny, PROMPT, guidance=guidance, steps=2).save(tmp_path))
     # One plain image, which is the same in both, two guided ones and two grids.
     assert len(paths) == len(list(tmp_path.glob("*.png"))) == 5

@@ -16,10 +16,11 @@ from limelight.utils.images import grid
 from tests.conftest import unhashed
 
 
-@pytest.fixture
-def result(tiny):
+@pytest.fixture(scope="module")
+def result(tiny_pipeline):
+    guidance = limelight.AttendAndExcite(resolution=8, max_refinements=1)
     return limelight.generate(
-        tiny, "a cat and a dog", seeds=[3, 8], guidance=limelight.AttendAndExcite(resolution=8), steps=4
+        limelight.load(tiny_pipeline()), "a cat and a dog", seeds=[3, 8], guidance=guidance, steps=4
     )
 
 
@@ -57,7 +58,7 @@ def test_settings_draw_the_same_picture_again(result, tiny):
         height=settings["height"],
         width=settings["width"],
         guidance=limelight.AttendAndExcite(
-            resolution=settings["guidance"]["resolution"], scale=settings["guidance"]["scale"]
+            **{name: settings["guidance"][name] for name in ("resolution", "scale", "max_refinements")}
         ),
     )
     assert torch.allclose(again.latents[0], result.latents[1], atol=1e-8)

@@ -42,7 +42,8 @@ def test_guided_layers_are_chosen_once_and_not_in_each_pass(tiny, monkeypatch):
         return layers(self, model, latent_size)
 
     monkeypatch.setattr(AttendAndExcite, "layers", counted)
-    result = run(tiny, AttendAndExcite(resolution=8), steps=2, seeds=(0, 1, 2), batch=1, record=False)
+    guidance = AttendAndExcite(resolution=8, thresholds={0: 0.9}, max_refinements=2)
+    result = run(tiny, guidance, steps=2, seeds=(0, 1, 2), batch=1, record=False)
     assert len(result.images) == 3
     assert len(chosen) == 1
 
@@ -56,10 +57,10 @@ def test_thresholds_that_fall_on_one_step_are_gentle(tiny):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(tiny_pipeline, dtype):
     model = limelight.load(tiny_pipeline(dtype=dtype))
-    result = run(model, AttendAndExcite(resolution=8), steps=4)
+    result = run(model, AttendAndExcite(resolution=8, thresholds={0: 0.9}, max_refinements=2), steps=2)
     assert result.latents.dtype == dtype
     assert result.latents.isfinite().all()
-    assert not torch.equal(result.latents, run(model, None, steps=4).latents)
+    assert not torch.equal(result.latents, run(model, None, steps=2).latents)
 
 
 def test_a_guidance_without_subjects(tiny):
@@ -79,7 +80,7 @@ def passes(tiny):
 
 
 def test_checkpointing_does_not_change_a_guided_run(tiny):
-    guidance = {"resolution": 8, "thresholds": {0: 0.6}}
+    guidance = {"resolution": 8, "thresholds": {0: 0.6}, "max_refinements": 3}
     plain, lean = (run(tiny, AttendAndExcite(**guidance, checkpoint=c), steps=3) for c in (False, True))
     assert plain.trace[0]["refinements"] != [0]
     assert torch.allclose(plain.latents, lean.latents, atol=1e-10)
@@ -178,8 +179,8 @@ def test_fast_takes_seven_gradient_steps(tiny, passes):
 
 def test_a_compiled_denoiser_is_steered_uncompiled(tiny):
     """Compiled code does not see hooks, and its gradient would have to be checked."""
-    expected = run(tiny, AttendAndExcite(resolution=8), steps=2)
-    compiled = []
+    guidance, compiled = AttendAndExcite(resolution=8, thresholds={0: 0.9}, max_refinements=1), []
+    expected = run(tiny, guidance, steps=2)
 
     def backend(graph, inputs):
         compiled.append(graph)
@@ -189,9 +190,9 @@ def test_a_compiled_denoiser_is_steered_uncompiled(tiny):
     for module in tiny.denoiser.modules():
         if type(module).__name__ == "ResnetBlock2D":
             module.compile(backend=backend)
-    result = run(tiny, AttendAndExcite(resolution=8), steps=2)
+    result = run(tiny, guidance, steps=2)
     assert not compiled, "maps are recorded in every pass"
-    again = run(tiny, AttendAndExcite(resolution=8), steps=2, record=False)
+    again = run(tiny, guidance, steps=2, record=False)
     assert compiled, "ordinary passes are as their owner wants them"
     assert torch.allclose(result.latents, expected.latents, atol=1e-10)
     assert torch.allclose(again.latents, expected.latents, atol=1e-10)
@@ -214,7 +215,9 @@ def test_refinement_beyond_the_guided_steps(tiny):
 
 def test_guidance_lowers_the_loss(tiny):
     losses = [row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={})).trace]
-    still = [row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, scale=0.0)).trace]
+    still = [
+        row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={}, scale=0.0)).trace
+    ]
     assert losses[0] == still[0]
     assert sum(losses) < sum(still)
 
@@ -295,9 +298,10 @@ def test_a_resolution_that_no_layer_has(tiny):
 
 
 def test_inference_mode_of_the_caller(tiny):
+    guidance = AttendAndExcite(resolution=8, thresholds={0: 0.9}, max_refinements=2)
     with torch.inference_mode():
-        inside = run(tiny, AttendAndExcite(resolution=8), steps=2)
-    assert torch.equal(inside.latents, run(tiny, AttendAndExcite(resolution=8), steps=2).latents)
+        inside = run(tiny, guidance, steps=2)
+    assert torch.equal(inside.latents, run(tiny, guidance, steps=2).latents)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,9 @@ def test_the_callers_pipeline_is_left_alone(tiny_pipeline):
     pipeline = tiny_pipeline("pndm")
     model = limelight.load(pipeline)
     before = dict(vars(pipeline.scheduler))
-    limelight.generate(model, "a cat and a dog", guidance=limelight.AttendAndExcite(resolution=8), steps=3)
+    limelight.generate(
+        model, "a cat and a dog", guidance=limelight.AttendAndExcite(resolution=8, max_refinements=2), steps=3
+    )
     assert {k: v for k, v in vars(pipeline.scheduler).items() if k != "timesteps"} == {
         k: v for k, v in before.items() if k != "timesteps"
     }

@@ -137,16 +137,18 @@ def test_same_seed_same_picture_as_diffusers(tiny_pipeline):
     assert result.images[0].tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("thresholds", [{}, REFINE], ids=["unrefined", "refined"])
+@pytest.mark.parametrize("thresholds", [{}, {0: 0.3, 2: 0.3, 4: 0.3}], ids=["unrefined", "refined"])
 @pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler], ids=["ddim", "ancestral"])
 def test_a_batch_equals_its_singles(tiny_pipeline, thresholds, scheduler):
     pipeline = tiny_pipeline()
     if scheduler:
         pipeline.scheduler = scheduler(**BETAS)
     tiny = limelight.load(pipeline)
-    guidance = limelight.AttendAndExcite(thresholds=thresholds, resolution=8)
+    guidance = limelight.AttendAndExcite(thresholds=thresholds, resolution=8, max_refinements=4)
     options = {"subjects": ["cat", "dog"], "guidance": guidance, "steps": 6}
     batch = limelight.generate(tiny, PROMPT, seeds=[0, 1, 2], **options)
+    tries = [set(row["refinements"]) for row in batch.trace]
+    assert any(len(each) > 1 for each in tries) == bool(thresholds), "some images go on without the others"
     for row, seed in enumerate([0, 1, 2]):
         single = limelight.generate(tiny, PROMPT, seeds=seed, **options)
         assert difference(batch.latents[row], single.latents[0]) < 1e-8

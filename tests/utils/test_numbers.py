@@ -93,7 +93,9 @@ def test_json_has_no_word_for_them(tmp_path):
 
 
 def test_the_trace_is_json(tiny, tmp_path):
-    result = limelight.generate(tiny, "a cat and a dog", steps=2, guidance=limelight.AttendAndExcite(resolution=8))
+    result = limelight.generate(
+        tiny, "a cat and a dog", steps=2, guidance=limelight.AttendAndExcite(resolution=8, max_refinements=2)
+    )
     trace = ({**result.trace[0], "presence": [[0.5, NAN]], "loss": [NAN]},)
     (path,) = replace(result, trace=trace).save(tmp_path)
     (row,) = json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)["trace"]
