@@ -51,6 +51,8 @@ def test_thresholds_can_be_reached(tiny):
     """A saturated softmax gives 1 exactly, and rounding must not ask for more than there is."""
     found = package.Calibration({0: torch.ones(4), 0.2: torch.full((4,), 0.498)}, 0.7)
     assert found.thresholds == {0: 0.99, 0.2: 0.49}
+    assert found.preset == {"attend_and_excite": {"thresholds": {"0": 0.99, "0.2": 0.49}}}
+    assert found.subjects == 4
 
 
 def test_a_model_without_thresholds_of_its_own(pocket):

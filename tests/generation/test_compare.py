@@ -10,6 +10,7 @@ from PIL import Image
 
 import limelight
 from limelight import SettingsError
+from limelight.heads.gains import weaken
 from tests.conftest import unhashed
 
 PROMPT = "a cat and a dog"
@@ -51,6 +52,22 @@ def test_the_grid_of_a_result_breaks_into_rows(tiny):
     assert result.grid(2).size == (2 * (width + 4) + 4, 2 * (height + 4) + 4)
     with pytest.raises(SettingsError, match="columns=0 must be at least 1"):
         result.grid(0)
+
+
+def test_results_are_named_by_what_made_them(tiny, tmp_path):
+    options = {"seeds": [3, 8], "steps": 1, "record": False}
+    paths = limelight.generate(tiny, PROMPT, **options).save_all(tmp_path)
+    stem = "a-cat-and-a-dog"
+    assert [unhashed(path) for path in paths] == [f"{stem}-plain-3.png", f"{stem}-plain-8.png", f"{stem}-grid.png"]
+    with Image.open(paths[-1]) as sheet:
+        settings = json.loads(sheet.text["limelight"])
+    assert (settings["seeds"], settings["rows"]) == ([3, 8], ["plain"])
+
+    guidance = limelight.AttendAndExcite(resolution=8)
+    assert limelight.generate(tiny, PROMPT, guidance=guidance, **options).kind == "guided"
+    edits = [weaken([0])]
+    assert limelight.generate(tiny, PROMPT, edits=edits, **options).kind == "edited"
+    assert limelight.generate(tiny, PROMPT, guidance=guidance, edits=edits, **options).kind == "guided"
 
 
 def test_comparisons_of_one_prompt_are_all_kept(tiny, tmp_path):

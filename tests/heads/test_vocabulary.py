@@ -38,6 +38,8 @@ def test_concept_files_of_every_kind(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(paper.words))
     assert Concepts.read(tmp_path / "c.json") == paper
     assert Concepts.read("pocket").each == 7
+    assert Concepts.suited("pocket") == Concepts.read("pocket")
+    assert Concepts.suited("CompVis/stable-diffusion-v1-4") == paper
     for text, message in {
         "A: [yes, no]\nB: [a, b]": "'A' is not text; write it in quotes",
         "A: [a]\nA: [b]": "The concept 'A' is there twice",

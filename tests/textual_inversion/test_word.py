@@ -51,6 +51,11 @@ def test_nearest_words(pocket):
     assert (cat[0], dog[0]) == ("cat", "dog")
     assert cat[1] == pytest.approx(1, abs=1e-5)
 
+    facts = word.facts(pocket, 3)
+    assert [fact.nearest for fact in facts] == list(word.nearest(pocket, 3))
+    assert [fact.lengths for fact in facts] == [(pytest.approx(3 * table[i].norm().item()),) for i in ids]
+    assert [fact.nearest for fact in word.facts()] == [(), ()]
+
 
 @pytest.fixture
 def command(monkeypatch, capsys):

@@ -50,11 +50,9 @@ def calibrate_command(
         )
 
     console.print(_table(calibration, steps))
-    count = len(next(iter(calibration.presence.values())))
-    console.print(f"Presence of {count} subjects, generated without guidance.")
+    console.print(f"Presence of {calibration.subjects} subjects, generated without guidance.")
     console.print("For the limelight.json in the model's folder:")
-    thresholds = {str(key): value for key, value in calibration.thresholds.items()}
-    console.print(json.dumps({"attend_and_excite": {"thresholds": thresholds}}), markup=False, soft_wrap=True)
+    console.print(json.dumps(calibration.preset), markup=False, soft_wrap=True)
 
 
 def _table(calibration: Calibration, steps: int) -> Table:

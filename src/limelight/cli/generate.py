@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..guidance.names import RECOMMENDED
-from ..utils.files import slug
 from .options import (
     Device,
     GuidanceName,
@@ -40,7 +39,6 @@ from .tokens import show_tokens
 
 if TYPE_CHECKING:
     from ..generation.loop import Step
-    from ..generation.result import Result
     from ..prompts.prompt import Prompt
 
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
@@ -180,11 +178,4 @@ def _generate(compared: bool, out: Path, *args: Any, **options: Any) -> list[Pat
 
     if compared:
         return compare(*args, **options).save(out)
-    name = "guided" if options["guidance"] else "edited" if options["edits"] else "plain"
-    return _save(generate(*args, **options), name, out)
-
-
-def _save(result: Result, name: str, out: Path) -> list[Path]:
-    """Save a run, and a grid of its images."""
-    stem = slug(result.settings["prompt"], 70)
-    return [*result.save(out, f"{stem} {name}"), result.save_grid(out, f"{stem} grid", name)]
+    return generate(*args, **options).save_all(out)

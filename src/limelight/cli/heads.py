@@ -77,7 +77,7 @@ def compute(
     """Count which concept every head attends to most while the model generates."""
     portion = parse_part(part)
     lines = read_lines(prompts, "prompts") if prompts else [case.prompt for case in attend_excite()]
-    chosen = Concepts.read(concepts or ("pocket" if model == "pocket" else "paper"))
+    chosen = Concepts.read(concepts) if concepts else Concepts.suited(model)
 
     from ..heads import counting
 

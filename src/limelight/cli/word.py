@@ -43,24 +43,20 @@ def _show(word: LearnedWord, model: Model | None, count: int) -> None:
     for key, value in word.about.items():
         console.print(f"  {escape(key)}: {escape(str(value))}", soft_wrap=True)
 
-    near = _nearest(word, model, count)
-    table = Table("vector", "length", *(["nearest words (cosine)"] if near else []))
-    for i in range(len(word.vectors[0])):
-        lengths = " and ".join(f"{vectors[i].norm():.3f}" for vectors in word.vectors)
-        table.add_row(str(i + 1), lengths, *near[i : i + 1])
-    console.print(table)
-
-
-def _nearest(word: LearnedWord, model: Model | None, count: int) -> list[str]:
-    """For each vector the nearest words as one text; nothing where the word is of another model."""
-    if model is None:
-        return []
     try:
-        near = word.nearest(model, count)
+        facts = word.facts(model, count)
     except SettingsError as error:
         log.print(f"No nearest words: {error} Name its model with --model.", markup=False, soft_wrap=True)
-        return []
-    return [escape(", ".join(f"{name} {cosine:.2f}" for name, cosine in row)) for row in near]
+        facts = word.facts()
+    table = Table("vector", "length")
+    if facts[0].nearest:
+        table.add_column("nearest words (cosine)")
+    for number, fact in enumerate(facts, 1):
+        cells = [str(number), " and ".join(f"{length:.3f}" for length in fact.lengths)]
+        if fact.nearest:
+            cells.append(escape(", ".join(f"{name} {cosine:.2f}" for name, cosine in fact.nearest)))
+        table.add_row(*cells)
+    console.print(table)
 
 
 @app.command()

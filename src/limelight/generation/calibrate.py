@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,16 @@ class Calibration:
         """For `AttendAndExcite(thresholds=...)`, rounded down to hundredths and below 1, which no softmax reaches."""
         exact = {key: values.quantile(self.quantile).item() for key, values in self.presence.items()}
         return {key: min(int(100 * value) / 100, 0.99) for key, value in exact.items()}
+
+    @property
+    def preset(self) -> dict[str, Any]:
+        """The thresholds as the limelight.json in a model's folder has them, see `limelight.models.base.About`."""
+        return {"attend_and_excite": {"thresholds": {str(key): value for key, value in self.thresholds.items()}}}
+
+    @property
+    def subjects(self) -> int:
+        """How many subjects were watched, over all images."""
+        return len(next(iter(self.presence.values())))
 
 
 @torch.no_grad()

@@ -45,6 +45,13 @@ class Result:
     subjects: tuple[Any, ...]
     steps: StepMaps = field(default_factory=StepMaps)
 
+    @property
+    def kind(self) -> str:
+        """How the images were made: "guided", "edited" (attention edits alone) or "plain"."""
+        if self.settings.get("guidance"):
+            return "guided"
+        return "edited" if self.settings.get("edits") else "plain"
+
     def grid(self, columns: int = 8) -> Image.Image:
         """All images in rows of at most `columns`, in the order of the seeds.
 
@@ -104,19 +111,36 @@ class Result:
             ".png": png(settings, self.images[index]),
         }
 
-    def save_grid(self, folder: str | os.PathLike[str], name: str, row: str) -> Path:
-        """Write the grid as a PNG, with the settings, the seeds and the name of the row inside.
+    def save_grid(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the grid as a PNG, with the settings, the seeds and the `kind` inside.
 
         Args:
             folder: made if absent.
-            name: start of the file name, which ends with a short hash of what is in the file.
-            row: what the images are, for example "guided".
+
+        Returns:
+            Its path, whose name holds the words of the prompt and a short hash.
 
         Raises:
             FileError: the folder cannot be written.
         """
-        settings = {**self.settings, "seeds": list(self.seeds), "rows": [row]}
-        return write_new(user_path(folder), slug(name), "png", png(settings, self.grid()))
+        settings = {**self.settings, "seeds": list(self.seeds), "rows": [self.kind]}
+        stem = f"{slug(self.settings['prompt'], 70)}-grid"
+        return write_new(user_path(folder), stem, "png", png(settings, self.grid()))
+
+    def save_all(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the files of every image, see `save`, and the grid.
+
+        Args:
+            folder: made if absent.
+
+        Returns:
+            The paths of the images, whose names hold the words of the prompt and the `kind`; the grid is the last.
+
+        Raises:
+            FileError: the folder cannot be written.
+        """
+        stem = slug(self.settings["prompt"], 70)
+        return [*self.save(folder, f"{stem} {self.kind}"), self.save_grid(folder)]
 
 
 def _known(value: Any) -> Any:

@@ -80,6 +80,11 @@ class Concepts:
         return len(next(iter(self.words.values())))
 
     @classmethod
+    def suited(cls, model: str) -> Concepts:
+        """The shipped concepts of a model, by its name: the embedded model has its own, all others have the paper's."""
+        return cls.read("pocket" if model == "pocket" else "paper")
+
+    @classmethod
     def read(cls, source: str | Path) -> Concepts:
         """Read a file of concepts.
 

@@ -18,6 +18,19 @@ from .binding import bound, check_fit, check_token
 from .formats import placeholder, read_word_files, write_word_file
 
 
+@dataclass(frozen=True)
+class VectorFacts:
+    """One vector of a learned word.
+
+    Attributes:
+        lengths: its 2-norm for each text encoder.
+        nearest: the words of a model that lie next to it and their cosines, see `LearnedWord.nearest`; or empty.
+    """
+
+    lengths: tuple[float, ...]
+    nearest: tuple[tuple[str, float], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class LearnedWord:
     """A learned word: vectors that stand for it in a text encoder's table.
@@ -115,6 +128,21 @@ class LearnedWord:
         with bound(model, self.token, [nn.Parameter(vectors, requires_grad=False) for vectors in self.vectors]):
             yield self
 
+    def facts(self, model: Any | None = None, count: int = 5) -> tuple[VectorFacts, ...]:
+        """Length and neighbors of each vector.
+
+        Args:
+            model: whose words are the neighbors; None leaves them out.
+            count: how many neighbors.
+
+        Raises:
+            SettingsError: the vectors do not fit the model.
+        """
+        lengths = zip(*(vectors.norm(dim=1).tolist() for vectors in self.vectors), strict=True)
+        if model is None:
+            return tuple(map(VectorFacts, lengths))
+        return tuple(map(VectorFacts, lengths, self.nearest(model, count)))
+
     def nearest(self, model: Any, count: int = 5) -> tuple[tuple[tuple[str, float], ...], ...]:
         """For each vector, the words of a model's (first) table that lie next to it.
 
@@ -130,10 +158,11 @@ class LearnedWord:
         table = encoder.get_input_embeddings().weight.detach().to("cpu", torch.float32)[: tokenizer.vocab_size]
         cosines = F.normalize(self.vectors[0], dim=1) @ F.normalize(table, dim=1).T
         best = cosines.topk(min(count, len(table)), dim=1)
-        return tuple(
-            tuple((tokenizer.decode([index]).strip(), value) for index, value in zip(*row, strict=True))
-            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        )
+        found = []
+        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            words = [tokenizer.decode([index]).strip() for index in indices]
+            found.append(tuple(zip(words, values, strict=True)))
+        return tuple(found)
 
 
 def _fit_together(vectors: tuple[Tensor, ...]) -> bool:
