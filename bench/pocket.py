@@ -38,7 +38,7 @@ def main() -> None:
                 for method in args.methods:
                     values = detected[method][subset]
                     missed, bound = 1 - values["detection_success"], values["attribute_binding"]
-                    cells = f"{values['pictures']} | {missed:.1%} | {'' if bound is None else format(bound, '.1%')}"
+                    cells = f"{values['images']} | {missed:.1%} | {'' if bound is None else format(bound, '.1%')}"
                     print(f"| {part}, {subset} | {method} | {cells} |", flush=True)
 
 

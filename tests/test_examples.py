@@ -8,7 +8,7 @@ import pytest
 
 import limelight
 from limelight.attention import maps, probe, recording
-from limelight.evaluate import clip, detectors, methods, preservation, suites
+from limelight.evaluate import clip, detectors, methods, preservation, rows, suites
 from limelight.guidance import attend_and_excite, base, presets
 from limelight.models import base as models_base
 from limelight.models import loading, processors
@@ -30,6 +30,7 @@ from limelight.models import loading, processors
         probe,
         processors,
         recording,
+        rows,
         suites,
     ],
     ids=lambda m: m.__name__,

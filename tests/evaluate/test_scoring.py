@@ -46,7 +46,7 @@ def test_scores(whole, tmp_path, quick):
     spoilt = folder / table[-1]["file"]
     spoilt.write_bytes(spoilt.read_bytes()[:300] + b"garbage")
     seen.clear()
-    left = score(folder, **options)["methods"][table[-1]["method"]]["all"]["pictures"]
+    left = score(folder, **options)["methods"][table[-1]["method"]]["all"]["images"]
     assert (left, seen) == (PICTURES / 2 - 1, [(PICTURES - 1, PICTURES), (PICTURES, PICTURES)])
     assert len(said) == 1
     assert f"'{spoilt}' cannot be read and is left out" in said[0]

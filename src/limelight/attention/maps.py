@@ -56,6 +56,10 @@ class AttentionMaps(Mapping[str, Tensor]):
         """Only the layers for which `keep(layer)` is true, e.g. ``maps.select(lambda l: l.group == "up")``."""
         return AttentionMaps({k: v for k, v in self.layers.items() if keep(k)}, self.latent_size, self.prompts)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> AttentionMaps:
+        """The same maps with `change` applied to the probabilities of every layer."""
+        return replace(self, layers={layer: change(p) for layer, p in self.layers.items()})
+
     def images(self, index: slice) -> AttentionMaps:
         """Only some of the images."""
         return AttentionMaps({k: v[index] for k, v in self.layers.items()}, self.latent_size, self.prompts[index])
@@ -72,15 +76,15 @@ class AttentionMaps(Mapping[str, Tensor]):
                 raise ProbeError("The heads of these maps were averaged; call generate() with record='all'.")
             if not 0 <= index < layer.heads:
                 raise SettingsError(f"The layer '{layer.name}' has no head {index}; it has 0 to {layer.heads - 1}.")
-        return replace(self, layers={layer: p[:, index : index + 1] for layer, p in self.layers.items()})
+        return self.each(lambda p: p[:, index : index + 1])
 
     def groups(self) -> dict[str, AttentionMaps]:
         """The layers by their group and map size, in execution order: "down 8x8", "mid 4x4", "up 8x8"."""
-        names = {layer: "{} {}x{}".format(layer.group, *layer.size(self.latent_size)) for layer in self.layers}
-        return {
-            name: replace(self, layers={k: v for k, v in self.layers.items() if names[k] == name})
-            for name in dict.fromkeys(names.values())
-        }
+        groups: dict[str, dict[AttentionSite, Tensor]] = {}
+        for layer, p in self.layers.items():
+            height, width = layer.size(self.latent_size)
+            groups.setdefault(f"{layer.group} {height}x{width}", {})[layer] = p
+        return {name: replace(self, layers=layers) for name, layers in groups.items()}
 
     def mean(self, size: tuple[int, int] | None = None) -> Tensor:
         """Average over layers and heads. Returns [images, height, width, tokens].
@@ -98,7 +102,7 @@ class AttentionMaps(Mapping[str, Tensor]):
             raise SettingsError(f"The size {size} must be a height and a width of at least 1, for example (64, 64).")
         if size is None:
             height_and_width = self._one_size()
-            stacked = torch.cat([at_least_float32(p) for p in self.layers.values()], dim=1)
+            stacked = torch.cat(list(map(at_least_float32, self.layers.values())), dim=1)
             return stacked.mean(dim=1).unflatten(1, height_and_width)
 
         sums, heads = [], 0
@@ -149,7 +153,8 @@ class AttentionMaps(Mapping[str, Tensor]):
         mask = self.mask(subject, threshold)
         heat = self.map(subject, self.latent_size)
         part = connected(heat == heat.amax(dim=(1, 2), keepdim=True), mask, corners=True)
-        (top, bottom), (left, right) = (_extent(part.any(dim=axis)) for axis in (2, 1))
+        top, bottom = _extent(part.any(dim=2))
+        left, right = _extent(part.any(dim=1))
         return torch.stack([left, top, right, bottom], dim=1)
 
     def __getitem__(self, subject: str | int) -> Tensor:
@@ -166,10 +171,10 @@ class AttentionMaps(Mapping[str, Tensor]):
             return False
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(word.text for word in self.prompts[0].words if word.positions))
+        return iter(dict.fromkeys(self.prompts[0].read))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(set(self.prompts[0].read))
 
 
 def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -196,7 +201,8 @@ def connected(seed: Tensor, mask: Tensor, *, corners: bool) -> Tensor:
         if corners:
             near = F.max_pool2d(cells, 3, stride=1, padding=1)
         else:
-            down, across = (F.max_pool2d(cells, k, stride=1, padding=(k[0] // 2, k[1] // 2)) for k in ((3, 1), (1, 3)))
+            down = F.max_pool2d(cells, (3, 1), stride=1, padding=(1, 0))
+            across = F.max_pool2d(cells, (1, 3), stride=1, padding=(0, 1))
             near = torch.maximum(down, across)
         grown = (near > 0) & mask
         if torch.equal(grown, part):
@@ -219,8 +225,12 @@ def none(latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
 
 def join(parts: Sequence[AttentionMaps]) -> AttentionMaps:
     """The maps of several batches as those of one."""
-    layers = {layer: torch.cat([part.layers[layer] for part in parts]) for layer in parts[0].layers}
-    return AttentionMaps(layers, parts[0].latent_size, tuple(prompt for part in parts for prompt in part.prompts))
+    layers, prompts = {}, list[Prompt]()
+    for layer in parts[0].layers:
+        layers[layer] = torch.cat([part.layers[layer] for part in parts])
+    for part in parts:
+        prompts += part.prompts
+    return AttentionMaps(layers, parts[0].latent_size, tuple(prompts))
 
 
 def add(one: AttentionMaps, other: AttentionMaps) -> AttentionMaps:
@@ -230,9 +240,9 @@ def add(one: AttentionMaps, other: AttentionMaps) -> AttentionMaps:
 
 def scaled(maps: AttentionMaps, factor: float) -> AttentionMaps:
     """Every probability times a factor."""
-    return replace(maps, layers={layer: p * factor for layer, p in maps.layers.items()})
+    return maps.each(lambda p: p * factor)
 
 
 def without_heads(maps: AttentionMaps) -> AttentionMaps:
     """Averaged over heads, which leaves one map per layer."""
-    return replace(maps, layers={layer: p.mean(dim=1, keepdim=True) for layer, p in maps.layers.items()})
+    return maps.each(lambda p: p.mean(dim=1, keepdim=True))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import reduce
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from ..errors import ProbeError
 from ..models.sites import AttentionSite
@@ -33,13 +34,16 @@ class RunningMean:
 
 def spilled(maps: AttentionMaps) -> AttentionMaps:
     """A copy to be kept for long: in the main memory, as float16."""
-    return replace(maps, layers={layer: p.to("cpu", torch.float16, copy=True) for layer, p in maps.layers.items()})
+    return maps.each(lambda p: p.to("cpu", torch.float16, copy=True))
 
 
 def size_of(layers: Sequence[AttentionSite], latent_size: tuple[int, int], tokens: int, heads: bool) -> int:
     """Bytes that the `spilled` maps of one image and one step take, with or without their heads."""
-    pixels = [h * w * (layer.heads if heads else 1) for layer in layers for h, w in [layer.size(latent_size)]]
-    return sum(pixels) * tokens * torch.float16.itemsize
+    cells = 0
+    for layer in layers:
+        pixels = math.prod(layer.size(latent_size))
+        cells += pixels * layer.heads if heads else pixels
+    return cells * tokens * torch.float16.itemsize
 
 
 class StepMaps(Sequence[AttentionMaps]):
@@ -61,8 +65,7 @@ class StepMaps(Sequence[AttentionMaps]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Results of one call share their parts; pickled, each takes its own rows alone.
-        steps = [self[i] for i in range(len(self))]
-        own = [replace(maps, layers={layer: p.clone() for layer, p in maps.layers.items()}) for maps in steps]
+        own = [self[i].each(Tensor.clone) for i in range(len(self))]
         return {"parts": [own] if own else [], "rows": slice(None)}
 
     def __len__(self) -> int:
@@ -87,6 +90,5 @@ class StepMaps(Sequence[AttentionMaps]):
 
     def mean(self) -> AttentionMaps:
         """The mean over these steps, with all layers and heads that they have; float32 or more."""
-        first = self[0]
-        first = replace(first, layers={layer: at_least_float32(p) for layer, p in first.layers.items()})
-        return scaled(reduce(add, (self[i] for i in range(1, len(self))), first), 1 / len(self))
+        first = self[0].each(at_least_float32)
+        return scaled(reduce(add, map(self.__getitem__, range(1, len(self))), first), 1 / len(self))

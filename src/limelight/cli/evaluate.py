@@ -154,7 +154,7 @@ def score_command(
     for method, subsets in scores["methods"].items():
         values = subsets["all"]
         known = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
-        console.print(f"{escape(method)}: {values['pictures']} images, {known}")
+        console.print(f"{escape(method)}: {values['images']} images, {known}")
     console.print(f"scores.parquet and scores.json in {escape(str(out or folder))}")
 
 

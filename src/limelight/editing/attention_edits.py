@@ -158,7 +158,7 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
 
 def changed(source: Prompt, target: Prompt) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Find the words of the source that the target lacks, and the other way round, as `Prompt.find` takes them."""
-    old, new = [word.key for word in source.words], [word.key for word in target.words]
+    old, new = source.keys, target.keys
     lost, gained = list[str](), list[str]()
     for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind != "equal":

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..models.loading import POCKET
+from ..prompts.subjects import Box
 from .clip import Clip
 from .suites import COLORS, Wanted
 
@@ -35,7 +36,7 @@ class Detection:
 
     word: str
     score: float
-    box: tuple[float, float, float, float]
+    box: Box
     color: str
 
 
@@ -87,33 +88,31 @@ class PocketDetector(nn.Module):
         if not images:
             return []
 
-        resized = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
+        resized = []
+        for image in images:
+            resized.append(np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
+        pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
         outputs = [self(part.float() / 127.5 - 1) for part in pixels.split(64)]
-        words, sides, colors = (torch.cat(part) for part in zip(*outputs, strict=True))
+        words, sides, colors = map(torch.cat, zip(*outputs, strict=True))
 
         scores = words.sigmoid()
         peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1))
-        limit = self.threshold if threshold is None else threshold
-        return [self._read(p, s, c, limit) for p, s, c in zip(peaks, sides, colors, strict=True)]
+        peaks = peaks * (peaks >= (self.threshold if threshold is None else threshold))
+        return list(map(self._read, peaks, sides, colors))
 
-    def _read(self, peaks: Tensor, sides: Tensor, colors: Tensor, threshold: float) -> list[Detection]:
+    def _read(self, peaks: Tensor, sides: Tensor, colors: Tensor) -> list[Detection]:
+        """What one image shows, of its cells with a peak."""
         found: list[Detection] = []
-        index = (peaks >= threshold).nonzero()
+        index = peaks.nonzero()
         order = peaks[tuple(index.T)].argsort(descending=True)
         for k, y, x in index[order].tolist():
+            score, color = float(peaks[k, y, x]), self.colors[int(colors[:, y, x].argmax())]
             left, top, right, bottom = sides[:, y, x].tolist()
             cells = SIDE / STRIDE
-            box = (
-                (x + 0.5 - left) / cells,
-                (y + 0.5 - top) / cells,
-                (x + 0.5 + right) / cells,
-                (y + 0.5 + bottom) / cells,
-            )
-            clipped = tuple(min(max(v, 0.0), 1.0) for v in box)
-            if all(overlap(clipped, other.box) < 0.5 for other in found):
-                color = self.colors[int(colors[:, y, x].argmax())]
-                found.append(Detection(self.words[k], float(peaks[k, y, x]), clipped, color))
+            x, y = x + 0.5, y + 0.5  # the cell's middle
+            box = _clipped((x - left) / cells, (y - top) / cells, (x + right) / cells, (y + bottom) / cells)
+            if _is_apart(box, found):
+                found.append(Detection(self.words[k], score, box, color))
         return found
 
     def knows(self, word: str) -> bool:
@@ -163,6 +162,17 @@ def check_scene(found: Sequence[Detection], things: Sequence[Wanted]) -> SceneCh
         present.append(best is not None)
         colored.append(None if thing.color is None else best is not None and best.color == thing.color)
     return SceneCheck(tuple(present), tuple(colored))
+
+
+def _clipped(*box: float) -> Box:
+    """A box (left, top, right, bottom) without what lies outside the image."""
+    left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in box)
+    return left, top, right, bottom
+
+
+def _is_apart(box: Sequence[float], others: Sequence[Detection]) -> bool:
+    """Whether no other detection has the place of a box."""
+    return all(overlap(box, other.box) < 0.5 for other in others)
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -262,9 +272,8 @@ class OpenVocabulary:
             said = found["text_labels"][i]
             word = next((word for word in words if word in said.split() or said.endswith(word)), None)
             left, top, right, bottom = found["boxes"][i].tolist()
-            box = (left / image.width, top / image.height, right / image.width, bottom / image.height)
-            box = tuple(min(max(side, 0.0), 1.0) for side in box)
-            if word is None or any(overlap(box, other.box) >= 0.5 for other in kept):
+            box = _clipped(left / image.width, top / image.height, right / image.width, bottom / image.height)
+            if word is None or not _is_apart(box, kept):
                 continue
             color = self._color(image, box, word) if word in colored else ""
             kept.append(Detection(word, float(found["scores"][i]), box, color))

@@ -91,26 +91,28 @@ class Sample:
         return [check_scene(found, things) for found in detector.find(self.images, things)]
 
     @cached_property
-    def pairs(self) -> list[tuple[int, Before]]:
-        """The images that have one before, by their places."""
-        return [(i, before) for i, before in enumerate(self.before) if before is not None]
+    def pairs(self) -> dict[int, Before]:
+        """What was before the images that have one before, by their places."""
+        return {i: before for i, before in enumerate(self.before) if before is not None}
 
     @cached_property
     def patches(self) -> dict[int, tuple[Tensor, Tensor]]:
         """CLIP's features of patches, before and after, of the images whose edit is marked, by their places."""
-        marked = [(i, before) for i, before in self.pairs if before.mask is not None]
-        if not marked:
+        places, earlier, later = [], [], []
+        for i, before in self.pairs.items():
+            if before.mask is not None:
+                places.append(i)
+                earlier.append(before.image)
+                later.append(self.images[i])
+        if not places:
             return {}
-        after = self.clip.patches([self.images[i] for i, _ in marked])
-        earlier = self.clip.patches([before.image for _, before in marked])
-        return {i: (earlier[n], after[n]) for n, (i, _) in enumerate(marked)}
+        patches = zip(self.clip.patches(earlier), self.clip.patches(later), strict=True)
+        return dict(zip(places, patches, strict=True))
 
     def of_pairs(self, values: Sequence[float | None]) -> Values:
         """Values of `pairs` as those of all images."""
-        found: Values = [None] * len(self.images)
-        for (i, _), value in zip(self.pairs, values, strict=True):
-            found[i] = value
-        return found
+        by_place = dict(zip(self.pairs, values, strict=True))
+        return list(map(by_place.get, range(len(self.images))))
 
 
 def _full_text(sample: Sample) -> Values | None:
@@ -163,25 +165,30 @@ def _image_image(sample: Sample) -> Values | None:
     """CLIP similarity to the image before, -1..1."""
     if not sample.pairs:
         return None
-    before = sample.clip.images([before.image for _, before in sample.pairs])
-    own = sample.features[[i for i, _ in sample.pairs]]
+    before = sample.clip.images([before.image for before in sample.pairs.values()])
+    own = sample.features[list(sample.pairs)]
     return sample.of_pairs(image_image(own, before).tolist())
 
 
 def _structure(sample: Sample) -> Values | None:
     """Change of structure outside the place of an edit, 0..2."""
-    changes = []
-    for i, before in sample.pairs:
-        known = before.mask is not None
-        changes.append(structure_change(*sample.patches[i], before.mask) if known else None)  # type: ignore[arg-type]
+    changes: Values = []
+    for i, before in sample.pairs.items():
+        change = None
+        if before.mask is not None:
+            change = structure_change(*sample.patches[i], before.mask)
+        changes.append(change)
     return sample.of_pairs(changes)
 
 
 def _pixels(sample: Sample) -> Values | None:
     """Change of pixels outside the place of an edit, 0..1."""
-    changes = []
-    for i, before in sample.pairs:
-        changes.append(None if before.mask is None else pixel_change(before.image, sample.images[i], before.mask))
+    changes: Values = []
+    for i, before in sample.pairs.items():
+        change = None
+        if before.mask is not None:
+            change = pixel_change(before.image, sample.images[i], before.mask)
+        changes.append(change)
     return sample.of_pairs(changes)
 
 

@@ -11,15 +11,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, LimelightError, MissingDependency, SettingsError
 from ..utils.files import write
 from ..utils.images import open_image
-from ..utils.statistics import Difference, best_of, compare, mean_of_known
+from ..utils.statistics import Difference, best_of, compare
 from .metrics import METRICS
-from .scoring import Row
+from .rows import Row, by_subset, column, grouped, mean
 
 CHOSEN_BY = "full_text"  # how the best of several images is chosen: what a person without a detector has
 SHOWN, SEEDS = 4, 4  # cases at either end, and images of each
@@ -31,7 +32,7 @@ class Line:
     """A row of the table: a method on a subset.
 
     Attributes:
-        means: by name, over its images.
+        means: by name, over its images; those of `COLUMNS` come last.
         changes: by name, against the reference; empty for the reference itself.
     """
 
@@ -74,20 +75,19 @@ def report(
         FileError: a folder was not scored, or nothing can be written.
         MissingDependency: pyarrow or jinja2 is not installed.
     """
-    rows, backbones = _rows([Path(folder) for folder in folders])
+    rows, backbones = _rows(list(map(Path, folders)))
     base = _reference(rows, reference)
-    names = _measured(rows)
+    names = [name for name in METRICS if column(rows, name)]
     lines = table(rows, base, names)
-    target = next((name for name in ("present", "minimum_object") if name in names), names[0])
-    methods = [method for method in _methods(rows) if method != base]
+    target = _target(names)
     page = _page(
         lines=lines,
         names=names,
         base=base,
-        examples={method: _examples(rows, base, method, target) for method in methods},
+        examples=_examples(rows, base, target),
         target=METRICS[target].title,
         backbones=backbones,
-        folders=[str(folder) for folder in folders],
+        folders=list(map(str, folders)),
     )
 
     out = Path(out)
@@ -96,18 +96,24 @@ def report(
     return out / "report.html"
 
 
-def _measured(rows: Sequence[Row]) -> list[str]:
-    """The metrics that some image has."""
-    return [name for name in METRICS if any(row[name] is not None for row in rows)]
+_method = itemgetter("method")
 
 
-def _methods(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(row["method"] for row in rows))
+def _case(row: Row) -> str:
+    return row["prompt"] if row["source"] is None else f"{row['source']} -> {row['prompt']}"
+
+
+def _target(names: Sequence[str]) -> str:
+    """The score by which the examples are chosen."""
+    for name in ("present", "minimum_object"):
+        if name in names:
+            return name
+    return names[0]
 
 
 def _reference(rows: Sequence[Row], wanted: str | None) -> str:
     """The method that the others are compared with."""
-    methods = _methods(rows)
+    methods = list(grouped(rows, _method))
     if wanted is None and "plain" in methods:
         return "plain"
     if wanted is None:
@@ -119,13 +125,13 @@ def _reference(rows: Sequence[Row], wanted: str | None) -> str:
 
 def table(rows: Sequence[Row], base: str, names: Sequence[str]) -> list[Line]:
     """All methods, and for each that costs more than the reference the best of as many plain images, by subset."""
-    subsets = list(dict.fromkeys(row["subset"] for row in rows))
-    if len(subsets) == 1:
-        subsets = []
-    matched = _matched(_by_method(rows), base)
+    subsets = by_subset(rows)
+    if len(subsets) == 2:  # the one subset is the whole
+        subsets = {"all": rows}
+    matched = _matched(grouped(rows, _method), base)
     lines = []
-    for subset in ["all", *subsets]:
-        by = _by_method(row for row in rows if subset in ("all", row["subset"]))
+    for subset, part in subsets.items():
+        by = grouped(part, _method)
         reference = by.pop(base, [])
         if reference:
             lines.append(_line(base, subset, reference, [], names))
@@ -137,42 +143,37 @@ def table(rows: Sequence[Row], base: str, names: Sequence[str]) -> list[Line]:
     return lines
 
 
-def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["method"], []).append(row)
-    return found
-
-
 def _line(method: str, subset: str, own: list[Row], reference: list[Row], names: Sequence[str]) -> Line:
     """A method, and what it changes against the reference, if there is one."""
     changes = {}
     for name in names:
         pairs = _paired(own, reference, name)
         if pairs:
-            change = compare([a for a, _ in pairs.values()], [b for _, b in pairs.values()])
+            ours, theirs = zip(*pairs.values(), strict=True)
+            change = compare(ours, theirs)
             if METRICS[name].lower_is_better:
                 change = replace(change, wins=1 - change.wins)
             changes[name] = change
-    means = {name: mean_of_known(row[name] for row in own) for name in (*names, *COLUMNS)}
+    means = {name: mean(own, name) for name in (*names, *COLUMNS)}
     return Line(method, subset, len(own), means, changes)
 
 
 def _best_line(label: str, count: float, subset: str, reference: list[Row], names: Sequence[str]) -> Line:
     """The reference's best of `count` images a prompt."""
-    cases = list(_by_case(reference).values())
+    cases = list(grouped(reference, _case).values())
     means: dict[str, float | None] = {}
     changes = {}
     for name in names:
         best, single = _best(cases, name, count)
-        means[name] = mean_of_known(best)
+        means[name] = None
         if best:
+            means[name] = sum(best) / len(best)
             changes[name] = compare(best, single)
     for name in COLUMNS:
-        one = mean_of_known(row[name] for row in reference)
+        one = mean(reference, name)
         means[name] = None if one is None else one * count
 
-    fewest = min((len(own) for own in cases), default=count)
+    fewest = min(map(len, cases), default=count)
     if fewest < count:
         label += f", but only {fewest:.0f} seeds"
     return Line(label, subset, len(reference), means, changes)
@@ -182,11 +183,10 @@ def _best(cases: Sequence[list[Row]], name: str, count: float) -> tuple[list[flo
     """Of each case the value of the best of `count` images, and the mean of all."""
     best, single = [], []
     for own in cases:
-        known = [row for row in own if row[name] is not None and row[CHOSEN_BY] is not None]
-        if known:
-            values = [row[name] for row in known]
-            scores = [row[CHOSEN_BY] for row in known]
-            best.append(best_of(min(count, len(known)), scores, {"": values})[""])
+        own = [row for row in own if row[CHOSEN_BY] is not None and row[name] is not None]
+        if own:
+            values = column(own, name)
+            best.append(best_of(min(count, len(own)), column(own, CHOSEN_BY), {"": values})[""])
             single.append(sum(values) / len(values))
     return best, single
 
@@ -194,7 +194,7 @@ def _best(cases: Sequence[list[Row]], name: str, count: float) -> tuple[list[flo
 def _matched(by: Mapping[str, list[Row]], base: str) -> list[tuple[str, str, float]]:
     """For each method that costs more than the reference, by denoiser calls and by seconds: how many times as much."""
     reference = by.get(base, [])
-    if all(row[CHOSEN_BY] is None for row in reference):
+    if not column(reference, CHOSEN_BY):
         return []
 
     found = []
@@ -210,7 +210,7 @@ def _matched(by: Mapping[str, list[Row]], base: str) -> list[tuple[str, str, flo
 
 def _ratio(own: Iterable[Row], reference: Iterable[Row], name: str) -> float | None:
     """How many times as much a method costs as the reference; None where that is unknown."""
-    ours, one = mean_of_known(row[name] for row in own), mean_of_known(row[name] for row in reference)
+    ours, one = mean(own, name), mean(reference, name)
     return ours / one if ours and one else None
 
 
@@ -230,37 +230,44 @@ def _paired(own: Iterable[Row], base: Iterable[Row], name: str) -> dict[str, tup
     return means
 
 
-def _examples(rows: Sequence[Row], base: str, method: str, target: str) -> dict[str, list[Example]]:
-    """The cases that a method helped and hurt most; of equal ones those whose CLIP similarity says so too."""
-    by = _by_method(rows)
-    finer = _paired(by[method], by[base], "minimum_object")
-    changes = {case: a - b for case, (a, b) in _paired(by[method], by[base], target).items()}
+def _examples(rows: Sequence[Row], base: str, target: str) -> dict[str, dict[str, list[Example]]]:
+    """For each method the cases that it helped ("best") and hurt ("worst") most."""
+    by = grouped(rows, _method)
+    reference = by.pop(base)
+    return {method: _ends({base: reference, method: own}, target) for method, own in by.items()}
+
+
+def _ends(rivals: Mapping[str, list[Row]], target: str) -> dict[str, list[Example]]:
+    """The cases that the second of two methods helped and hurt most; of equal ones those where CLIP says so too."""
+    base, own = rivals.values()
+    finer = _paired(own, base, "minimum_object")
+    changes = {case: a - b for case, (a, b) in _paired(own, base, target).items()}
 
     def rank(case: str) -> tuple[float, float]:
         a, b = finer.get(case, (0.0, 0.0))
         return changes[case], a - b
 
     order = sorted(changes, key=rank)
-    ends = {
-        "best": [case for case in reversed(order[-SHOWN:]) if rank(case) > (0, 0)],
-        "worst": [case for case in order[:SHOWN] if rank(case) < (0, 0)],
+    cases = [grouped(rows, _case) for rows in rivals.values()]
+
+    def example(case: str) -> Example:
+        strips = _strips(*(by[case] for by in cases))
+        return Example(case, changes[case], tuple(zip(rivals, strips, strict=True)))
+
+    return {
+        "best": [example(case) for case in reversed(order[-SHOWN:]) if rank(case) > (0, 0)],
+        "worst": [example(case) for case in order[:SHOWN] if rank(case) < (0, 0)],
     }
-    rivals = {name: _by_case(by[name]) for name in (base, method)}
-    found: dict[str, list[Example]] = {}
-    for end, cases in ends.items():
-        found[end] = [Example(case, changes[case], _strips(rivals, case)) for case in cases]
-    return found
 
 
-def _strips(rivals: Mapping[str, Mapping[str, list[Row]]], case: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _strips(*rivals: Sequence[Row]) -> list[tuple[str, ...]]:
     """A case by several methods: their images of the first seeds that all have."""
-    own = {method: by[case] for method, by in rivals.items()}
-    shared = set.intersection(*({row["seed"] for row in rows} for rows in own.values()))
+    seeds = [set(column(rows, "seed")) for rows in rivals]
     strips = []
-    for method, rows in own.items():
-        chosen = [row for row in rows if row["seed"] in shared][:SEEDS]
-        strips.append((method, tuple(_thumbnail(Path(row["file"])) for row in chosen)))
-    return tuple(strips)
+    for rows in rivals:
+        files = [row["file"] for row in rows if row["seed"] in set.intersection(*seeds)]
+        strips.append(tuple(map(_thumbnail, map(Path, files[:SEEDS]))))
+    return strips
 
 
 def _rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
@@ -272,7 +279,9 @@ def _rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
     if len(used) > 1:
         raise SettingsError(f"The folders were scored by different backbones: {'; '.join(used)}.")
 
-    counts = Counter(method for rows in parts for method in _methods(rows))
+    counts = Counter[str]()
+    for rows in parts:
+        counts.update(set(map(_method, rows)))
     whole = []
     for folder, rows in zip(folders, parts, strict=True):
         for row in rows:
@@ -303,24 +312,23 @@ def _scores(folder: Path) -> tuple[list[Row], str]:
 
 
 def _markdown(lines: Sequence[Line], names: Sequence[str], base: str) -> str:
-    head = ["subset", "method", "images", *(METRICS[name].title for name in names), *COLUMNS.values()]
-    text = [_cells(head), _cells(["---"] * len(head))]
+    titles = [METRICS[name].title for name in names]
+    means = [["subset", "method", "images", *titles, *COLUMNS.values()]]
+    changes = [["subset", "method", *titles]]
     for line in lines:
-        values = [shown(line.means[name]) for name in (*names, *COLUMNS)]
-        text.append(_cells([_text(line.subset), _text(line.method), str(line.images), *values]))
-    text += ["", f"Change against {base}, 95 % interval by bootstrap over prompts, and share of prompts won:", ""]
-    head = ["subset", "method", *(METRICS[name].title for name in names)]
-    text += [_cells(head), _cells(["---"] * len(head))]
-    for line in lines:
+        head = [_text(line.subset), _text(line.method)]
+        means.append([*head, str(line.images), *map(shown, line.means.values())])
         if line.changes:
-            text.append(
-                _cells([_text(line.subset), _text(line.method), *(changed(line.changes.get(name)) for name in names)])
-            )
-    return "\n".join(text) + "\n"
+            changes.append([*head, *map(changed, map(line.changes.get, names))])
+
+    between = f"Change against {base}, 95 % interval by bootstrap over prompts, and share of prompts won:"
+    return f"{_markdown_table(means)}\n{between}\n\n{_markdown_table(changes)}"
 
 
-def _cells(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = rows
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
 
 
 def _text(text: str) -> str:
@@ -330,7 +338,9 @@ def _text(text: str) -> str:
 
 def shown(value: float | None) -> str:
     """A number as tables have it."""
-    return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    if value is None:
+        return ""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def changed(value: Difference | None) -> str:
@@ -349,14 +359,18 @@ def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:
         encoding="utf-8"
     )
     overall = [line for line in lines if line.subset == "all" and line.changes]
-    charts = {name: _chart(overall, name) for name in names}
+    charts = {}
+    for name in names:
+        chart = _chart(overall, name)
+        if chart:
+            charts[name] = chart
     template = Environment(autoescape=True).from_string(source)
     return template.render(
         lines=lines,
         names=names,
         labels={name: metric.title for name, metric in METRICS.items()},
         columns=COLUMNS,
-        charts={name: chart for name, chart in charts.items() if chart},
+        charts=charts,
         shown=shown,
         changed=changed,
         **facts,
@@ -365,18 +379,19 @@ def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:
 
 def _chart(lines: Sequence[Line], name: str) -> list[dict[str, Any]]:
     """Intervals of one score as places on a line, in percent; 50 is no change."""
-    known = [(line.method, line.changes[name]) for line in lines if name in line.changes]
-    reach = max((max(abs(c.low), abs(c.high)) for _, c in known), default=0.0)
+    changes = {line.method: line.changes[name] for line in lines if name in line.changes}
+    reach = max((max(abs(c.low), abs(c.high)) for c in changes.values()), default=0.0)
     if not reach:
         return []
 
     def place(value: float) -> float:
         return round(50 + 48 * value / reach, 2)
 
-    return [
-        {"method": m, "low": place(c.low), "high": place(c.high), "mean": place(c.mean), "text": changed(c)}
-        for m, c in known
-    ]
+    bars = []
+    for method, c in changes.items():
+        places = {"low": place(c.low), "high": place(c.high), "mean": place(c.mean)}
+        bars.append({"method": method, **places, "text": changed(c)})
+    return bars
 
 
 def _thumbnail(path: Path, side: int = 128) -> str:
@@ -389,14 +404,3 @@ def _thumbnail(path: Path, side: int = 128) -> str:
     small.thumbnail((side, side))
     small.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _case(row: Row) -> str:
-    return row["prompt"] if row["source"] is None else f"{row['source']} -> {row['prompt']}"
-
-
-def _by_case(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(_case(row), []).append(row)
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 import warnings
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, product, starmap
 from typing import Any
 
 import torch
@@ -103,7 +103,6 @@ class Worker:
         self.methods = {label: build(label, self.model) for label in labels}
         common = {**options, **exact_provenance(self.model)}
         self._settings = {label: {**method.settings(), **common} for label, method in self.methods.items()}
-        self._hashes = {label: digest(settings) for label, settings in self._settings.items()}
         self._options = options
 
     def settings(self, job: None = None) -> dict[str, dict[str, Any]]:
@@ -116,22 +115,23 @@ class Worker:
         Raises:
             SettingsError: a method cannot generate a case.
         """
-        edits = [method.edit for method in self.methods.values() if method.edit is not None]
         lacking = sorted(self._options.keys() & {"eta", "clip_skip"})
-        if edits and lacking:
-            raise SettingsError(f"Edits have no {lacking[0]}; leave it out.")
-        for settings in edits:
+        for method in self.methods.values():
+            if method.edit is None:
+                continue
+            if lacking:
+                raise SettingsError(f"Edits have no {lacking[0]}; leave it out.")
             for case in cases:
-                settings(case)
+                method.edit(case)
 
-        prompts = [self.model.prompt(text) for text in self._texts(cases)]
+        prompts = list(map(self.model.prompt, self._texts(cases)))
         return tuple(map(str, prompt_warnings(self.model, prompts, negatives(self._options.get("negative"), 1))))
 
     def _texts(self, cases: Sequence[Case]) -> list[str]:
         """Return every prompt that the methods read for the cases."""
         texts = set[str]()
         for method in self.methods.values():
-            texts.update(method.prompt(case) for case in cases)
+            texts.update(map(method.prompt, cases))
             if method.edit is not None:
                 texts.update(case.source for case in cases if case.source)
         return sorted(texts)
@@ -147,7 +147,8 @@ class Worker:
         files = []
         for seed, image in zip(job.seeds, result.images, strict=True):
             files.append(png({**result.settings, "seed": seed}, image))
-        return GeneratedPass(files, masks, self._hashes[job.method], _calls(result, count[0]), seconds)
+        settings = digest(self._settings[job.method])
+        return GeneratedPass(files, masks, settings, _calls(result, count[0]), seconds)
 
     def _images(self, job: Job) -> tuple[Result, list[bytes | None]]:
         """Return the images of a job, and the mask of each: where the words are that an edit changes."""
@@ -259,8 +260,7 @@ def run(
             say(note)
 
         store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
-        hashes = {label: digest(facts) for label, facts in settings.items()}
-        return _add_missing(store, executor, jobs, hashes, on_progress)
+        return _add_missing(store, executor, jobs, settings, on_progress)
 
 
 def _jobs(methods: Sequence[str], cases: Sequence[Case], seeds: Sequence[int], batch: int) -> list[Job]:
@@ -271,21 +271,21 @@ def _jobs(methods: Sequence[str], cases: Sequence[Case], seeds: Sequence[int], b
         raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one image.")
 
     parts = [tuple(seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
-    return [Job(*job) for job in itertools.product(dict.fromkeys(methods), cases, parts)]
+    return list(starmap(Job, product(dict.fromkeys(methods), cases, parts)))
 
 
 def _add_missing(
-    store: Run, executor: Executor, jobs: Sequence[Job], hashes: Mapping[str, str], on_progress: Progress
+    store: Run, executor: Executor, jobs: Sequence[Job], settings: Mapping[str, Any], on_progress: Progress
 ) -> int:
     """Do the jobs of which an image is missing, add these images, and return how many they are."""
-    wanted = set[Key]().union(*(job.keys for job in jobs))
+    wanted = set[Key](chain.from_iterable(job.keys for job in jobs))
     there = len(wanted & store.done.keys())
     generated = 0
     on_progress(there, len(wanted))
 
     left = [job for job in jobs if not store.done.keys() >= set(job.keys)]
     for job, result in executor.map(Worker.generate, left):
-        if result.settings != hashes[job.method]:
+        if result.settings != digest(settings[job.method]):
             raise SettingsError(
                 f"Two workers would generate '{job.method}' differently: they have other weights, versions or devices."
             )

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,14 @@ from ..utils.files import json_text, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say
 from ..utils.parallel import device_of, open_executor
-from ..utils.statistics import mean_of_known
 from .clip import Captioner, Clip
 from .detectors import Detector, OpenVocabulary, PocketDetector
 from .metrics import METRICS, Before, Instruments, Sample
 from .preservation import read_mask
+from .rows import Row, by_subset, column, grouped, mean
 from .store import Key, digest, key, read_case, read_facts
 from .suites import Case, wanted
 
-Row = dict[str, Any]
 REAL = {
     "clip": "openai/clip-vit-base-patch16",
     "captioner": "Salesforce/blip-image-captioning-base",
@@ -221,12 +221,8 @@ class _Work:
 
     def batches(self, known: Mapping[Key, Row]) -> Iterator[Batch]:
         """What is left: images of one method and case at a time, read only when it is their turn."""
-        groups: dict[tuple[str, str], list[Key]] = {}
-        for k in self.entries:
-            if k not in known:
-                groups.setdefault(k[:2], []).append(k)
-
-        for own in groups.values():
+        left = [k for k in self.entries if k not in known]
+        for own in grouped(left, itemgetter(0, 1)).values():
             for i in range(0, len(own), CHUNK):
                 yield self._batch(tuple(own[i : i + CHUNK]))
 
@@ -243,15 +239,14 @@ def _work(folder: Path, backbones: Mapping[str, Any], say: Say) -> _Work:
     embedded = facts is not None and all(
         method["settings"].get("model") == "pocket" for method in facts["methods"].values()
     )
-    defaults = {} if embedded else REAL
-    names = Backbones(**{**defaults, **backbones})
+    names = Backbones(**backbones) if embedded else Backbones(**{**REAL, **backbones})
     return _Work(_stamped(entries), names, digest({**asdict(names), "embedded": _embedded(names)}))
 
 
 def _foreign_entries(folder: Path) -> dict[Key, Entry]:
     """The images of a folder in the layout of the authors' scripts."""
     found: dict[Key, Entry] = {}
-    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+    for path in sorted(filter(Path.is_dir, folder.glob("*"))):
         case = Case(path.name, folder.name, wanted(path.name))
         for file in sorted(path.rglob("*")):
             if file.suffix.lower() in (".png", ".jpg", ".jpeg") and not file.name.endswith(".mask.png"):
@@ -284,7 +279,7 @@ def _run_entries(folder: Path, facts: Mapping[str, Any], say: Say) -> dict[Key, 
 
 def _stamped(entries: Mapping[Key, Entry]) -> dict[Key, Entry]:
     """Entries with their stamps, and with the images before: of the source, or plain, with the same seed."""
-    hashes = {k: hashlib.sha256(_read(entry.path)).hexdigest() for k, entry in entries.items()}
+    hashes = {k: _sha256(entry.path) for k, entry in entries.items()}
     found = {}
     for k, entry in entries.items():
         other = ("plain" if entry.case.source is None else "source", *k[1:])
@@ -315,26 +310,24 @@ def _table(work: _Work, known: Mapping[Key, Row], out: Path, say: Say) -> list[R
 def aggregate(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Means by method and subset ("all" is the whole), under the names of `Metric.mean`, and std_similarity, the
     deviation of the captions' similarity, as the authors' scripts have it."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        for subset in ("all", row["subset"]):
-            groups.setdefault((row["method"], subset), []).append(row)
-
-    found: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for (method, subset), own in groups.items():
-        means: dict[str, float | int | None] = {"pictures": len(own)}
-        for metric in METRICS.values():
-            means[metric.mean] = mean_of_known(row[metric.name] for row in own)
-            if metric.name == "text_text":
-                means["std_similarity"] = _deviation(own, metric.name)
-        means["denoiser_calls"] = mean_of_known(row["calls"] for row in own)
-        means["seconds"] = mean_of_known(row["seconds"] for row in own)
-        found.setdefault(method, {})[subset] = means
+    found = {}
+    for method, own in grouped(rows, itemgetter("method")).items():
+        found[method] = {subset: _means(part) for subset, part in by_subset(own).items()}
     return found
 
 
-def _deviation(rows: Sequence[Row], name: str) -> float | None:
-    values = [row[name] for row in rows if row[name] is not None]
+def _means(rows: Sequence[Row]) -> dict[str, float | int | None]:
+    means: dict[str, float | int | None] = {"images": len(rows)}
+    for metric in METRICS.values():
+        means[metric.mean] = mean(rows, metric.name)
+        if metric.name == "text_text":
+            means["std_similarity"] = _deviation(column(rows, metric.name))
+    means["denoiser_calls"] = mean(rows, "calls")
+    means["seconds"] = mean(rows, "seconds")
+    return means
+
+
+def _deviation(values: Sequence[float]) -> float | None:
     return torch.tensor(values, dtype=torch.float64).std(correction=0).item() if values else None
 
 
@@ -345,8 +338,11 @@ def _embedded(names: Backbones) -> dict[str, str]:
         "captioner": "captioner/model.safetensors",
         "detector": "detector.safetensors",
     }
-    used = {kind: POCKET / file for kind, file in files.items() if getattr(names, kind) == "pocket"}
-    return {kind: hashlib.sha256(_read(path)).hexdigest() for kind, path in used.items()}
+    return {kind: _sha256(POCKET / file) for kind, file in files.items() if getattr(names, kind) == "pocket"}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(_read(path)).hexdigest()
 
 
 def _rows(path: Path) -> Iterator[Row]:

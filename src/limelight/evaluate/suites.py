@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,11 @@ class Wanted:
 
     word: str
     color: str | None = None
+
+    @property
+    def phrase(self) -> str:
+        """The thing in words: "car", "red car"."""
+        return f"{self.color} {self.word}" if self.color else self.word
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,13 @@ class Case:
     @property
     def subjects(self) -> tuple[str, ...]:
         """The wanted words as `limelight.generate` takes them: "red car", and a second "car" is "car#2"."""
-        words = [f"{thing.color} {thing.word}" if thing.color else thing.word for thing in self.wanted]
-        counts = [words[: i + 1].count(word) for i, word in enumerate(words)]
-        return tuple(word if n == 1 else f"{word}#{n}" for word, n in zip(words, counts, strict=True))
+        phrases: list[str] = []
+        names = []
+        for thing in self.wanted:
+            phrases.append(thing.phrase)
+            count = phrases.count(thing.phrase)
+            names.append(thing.phrase if count == 1 else f"{thing.phrase}#{count}")
+        return tuple(names)
 
 
 def attend_excite() -> tuple[Case, ...]:
@@ -82,12 +92,12 @@ def head_relevance(*names: str) -> tuple[Case, ...]:
     Jungwon Park, Jungmin Ko, Dongnam Byun, Jangwon Suh, Wonjong Rhee, "Cross-Attention Head Position Patterns Can Align
     with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://arxiv.org/abs/2412.02237
     """
-    kinds = {name: "txt" if name.startswith("multi") else "csv" for name in names}
-    return tuple(
-        replace(case, concept=_EDITS.get(name))
-        for name, kind in kinds.items()
-        for case in read(DATA / "hrv" / f"{name}.{kind}", name)
-    )
+    found = []
+    for name in names:
+        kind = "txt" if name.startswith("multi") else "csv"
+        for case in read(DATA / "hrv" / f"{name}.{kind}", name):
+            found.append(replace(case, concept=_EDITS.get(name)))
+    return tuple(found)
 
 
 ANIMALS = tuple("cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split())
@@ -102,20 +112,25 @@ def single() -> tuple[Case, ...]:
 
 def colored() -> tuple[Case, ...]:
     """Each of the benchmark's 12 objects in each of its 11 colors."""
-    return tuple(_case("colors", Wanted(word, color)) for word in OBJECTS for color in COLORS)
+    return tuple(_case("colors", Wanted(*pair)) for pair in itertools.product(OBJECTS, COLORS))
 
 
 def three() -> tuple[Case, ...]:
     """68 prompts of three of the benchmark's subjects, for models to which two are easy."""
-    words = ANIMALS + OBJECTS
-    trios = [(words[i % 24], words[(i * 5 + 7) % 24], words[(i * 11 + i // 24 + 14) % 24]) for i in range(72)]
-    return tuple(_case("three", *map(Wanted, trio)) for trio in trios if len(set(trio)) == 3)
+    words, cases = ANIMALS + OBJECTS, []
+    for i in range(72):
+        trio = words[i % 24], words[(i * 5 + 7) % 24], words[(i * 11 + i // 24 + 14) % 24]
+        if len(set(trio)) == 3:
+            cases.append(_case("three", *map(Wanted, trio)))
+    return tuple(cases)
 
 
 def _case(subset: str, *things: Wanted) -> Case:
-    phrases = [f"{thing.color} {thing.word}" if thing.color else thing.word for thing in things]
-    named = " and ".join(f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}" for phrase in phrases)
-    return Case(named, subset, things)
+    phrases = []
+    for thing in things:
+        article = "an" if thing.phrase[0] in "aeiou" else "a"
+        phrases.append(f"{article} {thing.phrase}")
+    return Case(" and ".join(phrases), subset, things)
 
 
 _EDITS = {
@@ -329,7 +344,7 @@ def wanted(prompt: str) -> tuple[Wanted, ...]:
     phrases = re.split(r" and | with ", prompt)
     if not all(re.fullmatch(r"(?:(?:an?|the) )?(?:[\w-]+ )?[\w-]+", phrase) for phrase in phrases):
         return ()
-    return tuple(_thing(phrase) for phrase in phrases)
+    return tuple(map(_thing, phrases))
 
 
 def _thing(phrase: str) -> Wanted:

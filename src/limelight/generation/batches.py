@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -61,8 +62,7 @@ class PassResult:
     def part(self, rows: slice) -> tuple[list[Any], Tensor, AttentionMaps]:
         """Images, latents and maps of some rows, in memory of their own: kept or pickled, they hold no other row."""
         maps = self.maps.images(rows)
-        own = {layer: _own(p) for layer, p in maps.layers.items()}
-        return self.images[rows], _own(self.latents[rows]), replace(maps, layers=own)
+        return self.images[rows], _own(self.latents[rows]), maps.each(_own)
 
 
 def _own(rows: Tensor) -> Tensor:
@@ -74,13 +74,9 @@ def _joined(moves: list[Move]) -> Move:
     """One step's moves of several passes; images with fewer subjects than others are filled up with NaN."""
     subjects = max(move.presence.shape[1] for move in moves)
     wide = [F.pad(m.presence, (0, subjects - m.presence.shape[1]), value=float("nan")) for m in moves]
-    return Move(
-        torch.cat([move.latents for move in moves]),
-        torch.cat([move.loss for move in moves]),
-        torch.cat(wide),
-        {name: torch.cat([move.parts[name] for move in moves]) for name in moves[0].parts},
-        torch.cat([move.refinements for move in moves]),
-    )
+    parts = {name: torch.cat([move.parts[name] for move in moves]) for name in moves[0].parts}
+    latents, losses, refinements = zip(*map(attrgetter("latents", "loss", "refinements"), moves), strict=True)
+    return Move(torch.cat(latents), torch.cat(losses), torch.cat(wide), parts, torch.cat(refinements))
 
 
 def decoded(
@@ -164,7 +160,9 @@ def in_passes(
     By default 8 on a CPU, 64 elsewhere. Where memory runs out: first the model makes room, then passes become smaller,
     last `run` is asked to be lean.
     """
-    limit = batch if batch is not None else 8 if model.device.type == "cpu" else 64
+    limit = 8 if model.device.type == "cpu" else 64
+    if batch is not None:
+        limit = batch
     if limit < 1:
         raise SettingsError(f"batch={limit} must be at least 1.")
     with exclusive(model.denoiser), undone(partial(model.stow, away=False)):
@@ -218,11 +216,11 @@ def limited(device: torch.device, memory: float | None) -> Iterator[None]:
     # A device has one limit for the whole process: the least of those of all calls that run.
     def keep(limit: float | None) -> None:
         with _GUARD:
-            _LIMITS[own] = (device, 1.0 if limit is None else limit)
-            least = min(value for where, value in _LIMITS.values() if where == device)
+            _LIMITS.pop(own, None)
+            if limit is not None:
+                _LIMITS[own] = (device, limit)
+            least = min((value for where, value in _LIMITS.values() if where == device), default=1.0)
             torch.cuda.set_per_process_memory_fraction(least, device)
-            if limit is None:
-                _LIMITS.pop(own, None)
 
     with undone(partial(keep, None)):
         keep(share)

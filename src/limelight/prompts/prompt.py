@@ -118,7 +118,7 @@ class Prompt:
         name, occurrence = _numbered(subject)
         found = self._occurrence(subject, name, occurrence)
         if not all(word.positions for word in found):
-            read = ", ".join(word.text for word in self.words if word.positions)
+            read = ", ".join(self.read)
             raise PromptError(
                 f"'{subject}' lies beyond the {len(self.ids)} tokens that this model reads; shorten the prompt, which "
                 f"has {self.size}. It reads these words: {read}."
@@ -141,8 +141,7 @@ class Prompt:
 
     def _whole_words(self, wanted: list[str]) -> list[tuple[Word, ...]]:
         """Every place where words with these keys follow each other."""
-        keys, length = self._keys, len(wanted)
-        return [self.words[i : i + length] for i in _places(keys, wanted)]
+        return [self.words[i : i + len(wanted)] for i in _places(self.keys, wanted)]
 
     def _parts_of_words(self, name: str, spans: list[tuple[int, int]]) -> list[tuple[Word, ...]]:
         """Every place of a name that has letters of a script without spaces, also inside words."""
@@ -165,8 +164,14 @@ class Prompt:
         positions = tuple(i for i in word.positions if self.spans[i][0] < stop and self.spans[i][1] > start)
         return Word(self.text[start:stop], (start, stop), positions, word.learned)
 
+    @property
+    def read(self) -> list[str]:
+        """The words that the model reads, as they are written."""
+        return [word.text for word in self.words if word.positions]
+
     @cached_property
-    def _keys(self) -> list[str]:
+    def keys(self) -> list[str]:
+        """What makes two spellings of each word the same."""
         return [word.key for word in self.words]
 
     @cached_property

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from ..errors import PromptError
@@ -36,7 +37,7 @@ class Subject(NamedTuple):
     @property
     def all_positions(self) -> tuple[int, ...]:
         """The token positions of the noun and of its modifiers."""
-        return (*self.positions, *(position for modifier in self.modifiers for position in modifier))
+        return tuple(chain(self.positions, *self.modifiers))
 
 
 _DETERMINERS = frozenset(
@@ -143,7 +144,7 @@ def described_nouns(prompt: Prompt) -> tuple[str, ...]:
 def _describes(prompt: Prompt, i: int) -> bool:
     """Whether word i belongs to the word after it."""
     word = prompt.words[i]
-    return word.key not in _BREAKS | _DETERMINERS and not word.learned and not _parted(prompt, i + 1)
+    return word.key not in FUNCTION_WORDS and not word.learned and not _parted(prompt, i + 1)
 
 
 def nouns(prompt: Prompt) -> tuple[str, ...]:
@@ -175,13 +176,13 @@ def _noun_indices(prompt: Prompt) -> list[int]:
 
 def _after_determiners(prompt: Prompt) -> list[int]:
     """The last words of the phrases that begin with an article or a number."""
-    found = []
+    keys, found = [*prompt.keys, ""], []
     for first in _phrase_starts(prompt):
         stop = first + 1
         while stop < len(prompt.words) and not _ends_phrase(prompt, stop):
             stop += 1
 
-        last, following = prompt.words[stop - 1].key, prompt.words[stop].key if stop < len(prompt.words) else ""
+        last, following = keys[stop - 1 : stop + 1]
         of_something = following == "of" and last in _MEDIA  # "a photo of"
         close_up = last == "close" and following == "up"
         if not of_something and not close_up:
@@ -191,18 +192,18 @@ def _after_determiners(prompt: Prompt) -> list[int]:
 
 def _phrase_starts(prompt: Prompt) -> list[int]:
     """The words after an article or a number, or after several."""
-    keys = [word.key for word in prompt.words]
-    return [i for i in range(1, len(keys)) if keys[i - 1] in _DETERMINERS and keys[i] not in _BREAKS | _DETERMINERS]
+    keys = prompt.keys
+    return [i for i in range(1, len(keys)) if keys[i - 1] in _DETERMINERS and keys[i] not in FUNCTION_WORDS]
 
 
 def _ends_phrase(prompt: Prompt, i: int) -> bool:
     """Whether word i does not belong to the phrase of the word before it."""
-    return prompt.words[i].key in _BREAKS | _DETERMINERS or _parted(prompt, i)
+    return prompt.words[i].key in FUNCTION_WORDS or _parted(prompt, i)
 
 
 def _between_joiners(prompt: Prompt) -> list[int]:
     """The last words of the parts between "and", "with" and punctuation, where all parts are short."""
-    keys, ends, start = [word.key for word in prompt.words], [], 0
+    keys, ends, start = prompt.keys, [], 0
     for i, word in enumerate(keys):
         joined = i + 1 < len(keys) and keys[i + 1] not in ("and", "with") and not _parted(prompt, i + 1)
         if joined:
@@ -221,8 +222,11 @@ def _by_spacy(prompt: Prompt) -> list[int]:
         return []
     document = read(prompt.text)
     starts = {word.span[0]: i for i, word in enumerate(prompt.words)}
-    heads = [chunk.root.idx for chunk in document.noun_chunks if chunk.root.pos_ in ("NOUN", "PROPN")]
-    return [starts[head] for head in heads if head in starts]
+    found = []
+    for chunk in document.noun_chunks:
+        if chunk.root.pos_ in ("NOUN", "PROPN") and chunk.root.idx in starts:
+            found.append(starts[chunk.root.idx])
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -250,9 +254,9 @@ def _names(prompt: Prompt, phrases: Sequence[Sequence[Word]]) -> tuple[str, ...]
 
 def _name(prompt: Prompt, first: int, stop: int) -> str:
     """The words from `first` to before `stop` as `Prompt.find` takes them: "dog", "red car", "dog#2"."""
-    keys, name = [word.key for word in prompt.words[:stop]], " ".join(word.text for word in prompt.words[first:stop])
-    wanted = keys[first:stop]
-    occurrence = sum(keys[i : i + len(wanted)] == wanted for i in range(first + 1))
+    name = " ".join(word.text for word in prompt.words[first:stop])
+    wanted = prompt.keys[first:stop]
+    occurrence = sum(prompt.keys[i : i + len(wanted)] == wanted for i in range(first + 1))
     return name if occurrence == 1 else f"{name}#{occurrence}"
 
 
