@@ -8,7 +8,8 @@ import pytest
 
 import limelight
 from limelight.attention import maps, probe, recording
-from limelight.evaluate import clip, detectors, methods, preservation, rows, suites
+from limelight.evaluate import clip, detectors, methods, preservation, report, rows, runs, scoring, suites
+from limelight.generation import calibrate, generate, loop
 from limelight.guidance import attend_and_excite, base, presets
 from limelight.models import base as models_base
 from limelight.models import loading, processors
@@ -19,9 +20,12 @@ from limelight.models import loading, processors
     [
         attend_and_excite,
         base,
+        calibrate,
         clip,
         detectors,
+        generate,
         loading,
+        loop,
         maps,
         methods,
         models_base,
@@ -30,7 +34,10 @@ from limelight.models import loading, processors
         probe,
         processors,
         recording,
+        report,
         rows,
+        runs,
+        scoring,
         suites,
     ],
     ids=lambda m: m.__name__,

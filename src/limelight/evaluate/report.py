@@ -74,6 +74,17 @@ def report(
         SettingsError: a folder has no images of the reference.
         FileError: a folder was not scored, or nothing can be written.
         MissingDependency: pyarrow or jinja2 is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from limelight.evaluate.scoring import score
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a cat").mkdir()
+        >>> Image.new("RGB", (64, 64)).save(folder / "a cat" / "0.png")
+        >>> _ = score(folder, {"clip": "none", "captioner": "none", "detector": "pocket"}, workers=1)
+        >>> report([folder], folder).name
+        'report.html'
     """
     rows, backbones = _rows(list(map(Path, folders)))
     base = _reference(rows, reference)

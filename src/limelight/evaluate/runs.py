@@ -244,6 +244,13 @@ def run(
         FileError: the folder cannot be written, the disk is full, or another run writes it.
         PromptError: a subject is not in its prompt.
         ExecutorError: a job failed again and again.
+
+    Examples:
+        >>> import tempfile
+        >>> from limelight.evaluate.suites import Case, wanted
+        >>> cases = [Case("a cat and a dog", "animals", wanted("a cat and a dog"))]
+        >>> run(tempfile.mkdtemp(), cases, ["plain"], seeds=[0, 1], steps=2, workers=1)
+        2
     """
     jobs = _jobs(methods, cases, sorted(set(seeds)), batch)
     options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}

@@ -144,6 +144,16 @@ def score(
         SettingsError: a setting is out of range.
         FileError: the folder has no images, or the scores cannot be written.
         ModelError: a backbone cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a cat").mkdir()
+        >>> Image.new("RGB", (64, 64)).save(folder / "a cat" / "0.png")
+        >>> scores = score(folder, {"clip": "none", "captioner": "none", "detector": "pocket"}, workers=1)
+        >>> scores["methods"][folder.name]["all"]["detection_success"]
+        0.0
     """
     folder = Path(folder)
     out = folder if out is None else Path(out)

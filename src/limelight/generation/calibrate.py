@@ -88,6 +88,11 @@ def calibrate(
     Raises:
         PromptError: a subject is not in its prompt, or there are no prompts.
         SettingsError: a setting is out of range.
+
+    Examples:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> list(limelight.calibrate(model, ["a cat and a dog"], steps=1).thresholds)
+        [0, 0.2, 0.4]
     """
     _check(prompts, quantile, batch)
     watched = _without_moves(AttendAndExcite.suited(model) if guidance is None else guidance)

@@ -112,6 +112,12 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         UnknownWords: the prompt has words that the model has never seen, where its folder lists those it knows.
         LostWords: the prompt or the negative prompt is longer than the model reads.
         UnsupportedMarkup: one of them has markup of other programs, for example "(cat:1.3)".
+
+    Examples:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> result = limelight.generate(model, "a cat and a dog", seeds=[0, 1], steps=2)
+        >>> len(result.images), result.subjects, tuple(result.maps["cat"].shape)
+        (2, ('cat', 'dog'), (2, 8, 8))
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []

@@ -85,6 +85,13 @@ def denoise(
         guided_layers: those that guidance reads; by default `layers_to_guide`.
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
+
+    Examples:
+        >>> model = limelight.load("pocket", device="cpu")
+        >>> noise = model.noise([torch.Generator().manual_seed(0)], *model.default_size)
+        >>> steps = limelight.denoise(model, model.encode([model.prompt("a cat")], ""), noise, steps=2)
+        >>> [(step.index, tuple(step.latents.shape)) for step in steps]
+        [(0, (1, 4, 16, 16)), (1, (1, 4, 16, 16))]
     """
     guidance_scale = model.scale_or_own(guidance_scale)
     check_finite(steps=steps, guidance_scale=guidance_scale, eta=eta)
