@@ -176,7 +176,7 @@ def weakening(
             out / name,
             seeds=[10 * (i + 1) for i in range(seeds)],
             counts=counts,
-            pictures=True,
+            images=True,
             steps=steps,
         )
         pictures.curves(found).save(out / name / "curves.png")

@@ -15,7 +15,7 @@ OPTIONS = {"subjects": ["cat", "dog"], "steps": 10, "guidance": limelight.Attend
 def test_pocket_on_cuda(dtype):
     on_gpu = limelight.generate(limelight.load("pocket", device="cuda", dtype=dtype), "a cat and a dog", **OPTIONS)
     on_cpu = limelight.generate(limelight.load("pocket", device="cpu"), "a cat and a dog", **OPTIONS)
-    # The same noise, and so nearly the same picture: what differs is rounding, and near-ties of the loss.
+    # The same noise, and so nearly the same image: what differs is rounding, and near-ties of the loss.
     correlation = torch.corrcoef(torch.stack([on_gpu.latents.float().cpu().flatten(), on_cpu.latents.flatten()]))[0, 1]
     assert correlation > 0.9
 

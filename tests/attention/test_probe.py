@@ -137,13 +137,13 @@ def test_nothing_remains_after_an_interrupt(tiny, pass_inputs):
 
 
 def test_an_adapters_second_attention_is_left_alone(tiny, pass_inputs):
-    """IP-Adapter attends to its picture inside the same layer, after the words."""
+    """IP-Adapter attends to its image inside the same layer, after the words."""
 
     class Twice(AttnProcessor2_0):
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
             words = super().__call__(attn, hidden_states, encoder_hidden_states)
-            picture = None if encoder_hidden_states is None else encoder_hidden_states[:, :4]
-            return words + super().__call__(attn, hidden_states, picture)
+            image = None if encoder_hidden_states is None else encoder_hidden_states[:, :4]
+            return words + super().__call__(attn, hidden_states, image)
 
     tiny.denoiser.set_attn_processor(Twice())
     with Probe(tiny) as probe, torch.no_grad():

@@ -12,7 +12,7 @@ from limelight.evaluate.suites import attend_excite
 CASES = attend_excite()[::60][:2]
 METHODS = ("plain", "attend-and-excite")
 SMALL = {"steps": 2, "height": 32, "width": 32}
-PICTURES = len(CASES) * len(METHODS) * 3
+IMAGES = len(CASES) * len(METHODS) * 3
 
 
 @pytest.fixture
@@ -20,10 +20,10 @@ def quick(monkeypatch, pocket):
     """Runs with a model that is already there."""
     monkeypatch.setattr(module, "load", lambda *args, **options: pocket)
 
-    def draw(folder, **changes):
+    def quickly(folder, **changes):
         return run(folder, CASES, METHODS, range(3), **{"batch": 2, "workers": 1, **SMALL, **changes})
 
-    return draw
+    return quickly
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +32,16 @@ def whole(tmp_path_factory, pocket):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load", lambda *args, **options: pocket)
-        assert run(folder, CASES, METHODS, range(3), batch=2, workers=1, **SMALL) == PICTURES
+        assert run(folder, CASES, METHODS, range(3), batch=2, workers=1, **SMALL) == IMAGES
     return folder
 
 
 def content(folder: Path):
-    """The manifest's rows, none of them twice, the pictures' bytes, and all else that lies there."""
+    """The manifest's rows, none of them twice, the images' bytes, and all else that lies there."""
     rows = (folder / "manifest.jsonl").read_text().splitlines()
     assert len(set(rows)) == len(rows)
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    pictures = {name: path.read_bytes() for name, path in files.items() if name.endswith(".png")}
-    assert pictures.keys() == {json.loads(row)["file"] for row in rows}
-    others = set(files) - set(pictures) - {".lock"}
-    return set(rows), pictures, others
+    images = {name: path.read_bytes() for name, path in files.items() if name.endswith(".png")}
+    assert images.keys() == {json.loads(row)["file"] for row in rows}
+    others = set(files) - set(images) - {".lock"}
+    return set(rows), images, others

@@ -64,9 +64,9 @@ def directly(images, texts):
 @pytest.mark.parametrize("paper", [False, True])
 def test_clip_against_transformers(clip, images, paper):
     def expected(text):
-        pictures, texts = directly(images, in_templates(text, paper))
+        features, texts = directly(images, in_templates(text, paper))
         mean = texts.mean(dim=0)
-        return pictures @ (mean / mean.norm())
+        return features @ (mean / mean.norm())
 
     assert len(TEMPLATES) == 80
     whole, halves = expected(PROMPT), [expected("a cat"), expected("a red bow")]

@@ -26,7 +26,7 @@ def test_what_changes_outside_a_mask():
     assert structure_change(one, 3 * one, mask) == pytest.approx(0, abs=1e-7)
     assert structure_change(one, other, torch.ones(4, 4, dtype=torch.bool)) is None
     assert grown(mask[None])[0].tolist() == [[True] * 3 + [False]] * 3 + [[False] * 4]
-    # Of a wide picture the patches see the middle.
+    # Of a wide image the patches see the middle.
     wide = torch.nn.functional.pad(mask, (2, 2), value=True)
     assert structure_change(one, other, wide) == structure_change(one, other, mask)
 

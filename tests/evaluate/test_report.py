@@ -38,7 +38,7 @@ def test_a_report(tmp_path):
     page = report([folder], tmp_path / "out")
     assert "Content-Security-Policy" in page.read_text()
     html, text = page.read_text(), (tmp_path / "out" / "report.md").read_text()
-    # Two cases of three got better, one worse; of each two pictures of both methods.
+    # Two cases of three got better, one worse; of each two images of both methods.
     assert html.count("data:image/jpeg;base64,") == 3 * 2 * 2
     assert "&lt;b&gt;" in html
     assert "<b>" not in html.replace('<b style="left', "")
@@ -47,7 +47,7 @@ def test_a_report(tmp_path):
     means = [line for line in text.splitlines() if line.startswith("| all | ")][:3]
     assert "| all | plain | 6 | 0.333 | 100.0 | 1.000 |" in means
     assert "| all | guided | 6 | 0.400 | 150.0 | 1.500 |" in means
-    # Between one picture (0.333) and the better of two (0.4), in the middle.
+    # Between one image (0.333) and the better of two (0.4), in the middle.
     assert "| all | plain, best of 1.50 (denoiser calls of guided) | 6 | 0.367 | 150.0 | 1.500 |" in means
     assert cells["guided"][2].startswith("+0.067 [-0.100, +0.200], 67%")
     with pytest.raises(SettingsError, match="No image is by 'magic'"):

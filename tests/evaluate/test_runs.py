@@ -16,7 +16,7 @@ import limelight.evaluate.runs as module
 from limelight import LearnedWord, PromptError, Result, SettingsError
 from limelight.evaluate.runs import run
 from limelight.evaluate.suites import Case, load
-from tests.evaluate.conftest import CASES, METHODS, PICTURES, SMALL, content
+from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
 from tests.workers import FORK, forked_workers, kill_a_worker  # noqa: F401 - a fixture
 
 
@@ -33,8 +33,8 @@ def test_pictures_depend_on_learned_words(quick, pocket, tmp_path):
     assert not pocket.prompt("a <my-cat>").words[-1].learned
 
 
-def killed_at(count, folder, draw):
-    """Draw, and end by SIGKILL in the middle of the count-th call that writes. In a child process."""
+def killed_at(count, folder, work):
+    """Work, and end by SIGKILL in the middle of the count-th call that writes. In a child process."""
     calls = 0
 
     def watched(call):
@@ -53,7 +53,7 @@ def killed_at(count, folder, draw):
 
     writing = os.write
     os.write, os.fsync, os.replace = watched(os.write), watched(os.fsync), watched(os.replace)
-    draw(folder)
+    work(folder)
     Path(folder, "calls").write_text(str(calls))
 
 
@@ -65,12 +65,12 @@ def in_child(*arguments):
 
 
 def noise(model, prompt, *, subjects, seeds, guidance, batch, record, **options):
-    """Stands in for `generate`: a picture that depends on its seed, its prompt and its method."""
-    pictures = []
+    """Stands in for `generate`: an image that depends on its seed, its prompt and its method."""
+    images = []
     for seed in seeds:
         generator = np.random.default_rng([seed, len(prompt), guidance is None])
-        pictures.append(Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
-    return Result(pictures, None, None, (), {"prompt": prompt}, tuple(seeds), subjects)
+        images.append(Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+    return Result(images, None, None, (), {"prompt": prompt}, tuple(seeds), subjects)
 
 
 def test_killed_anywhere_and_run_again(quick, tmp_path, monkeypatch):
@@ -79,14 +79,14 @@ def test_killed_anywhere_and_run_again(quick, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     quick(whole)
     total = int((tmp_path / "all" / "calls").read_text())
-    assert total >= 5 * PICTURES
+    assert total >= 5 * IMAGES
     for point in random.Random(7).sample(range(1, total + 1), 10):
         folder = tmp_path / str(point)
         assert in_child(point, folder, quick) == -signal.SIGKILL
         there = (
             len((folder / "manifest.jsonl").read_bytes().splitlines()) if (folder / "manifest.jsonl").exists() else 0
         )
-        assert there <= PICTURES
+        assert there <= IMAGES
         quick(folder)
         assert content(folder) == content(whole)
         assert quick(folder) == 0
@@ -96,8 +96,8 @@ def test_exactly_what_is_missing(quick, whole, tmp_path):
     folder = tmp_path / "run"
     seen = []
     assert run(folder, CASES[:1], ["plain"], [1, 0], batch=2, workers=1, **SMALL) == 2
-    assert quick(folder, on_progress=lambda *numbers: seen.append(numbers)) == PICTURES - 2
-    assert (seen[0], seen[-1]) == ((2, PICTURES), (PICTURES, PICTURES))
+    assert quick(folder, on_progress=lambda *numbers: seen.append(numbers)) == IMAGES - 2
+    assert (seen[0], seen[-1]) == ((2, IMAGES), (IMAGES, IMAGES))
     assert content(folder) == content(whole)
 
 
@@ -135,6 +135,6 @@ def test_two_workers_of_which_one_is_killed_equal_one(engine, name, whole, tmp_p
     """Local workers that are not forks: tests/heads/test_counting.py."""
     kill, killed = kill_a_worker(name)
     options = {"batch": 2, "engine": engine, "workers": 2, "on_progress": kill, "device": "cpu", **SMALL}
-    assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == PICTURES
+    assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == IMAGES
     assert len(killed) == 1
     assert content(tmp_path / "run") == content(whole)

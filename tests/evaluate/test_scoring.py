@@ -7,7 +7,7 @@ from pyarrow import parquet
 
 from limelight import FileError
 from limelight.evaluate.scoring import score
-from tests.evaluate.conftest import PICTURES
+from tests.evaluate.conftest import IMAGES
 
 
 def test_another_detector_measures_again(whole, tmp_path, monkeypatch, pocket):
@@ -17,7 +17,7 @@ def test_another_detector_measures_again(whole, tmp_path, monkeypatch, pocket):
     monkeypatch.setattr("limelight.evaluate.scoring._embedded", lambda names: {"detector": "trained again"})
     seen.clear()
     score(whole, {"clip": "none", "captioner": "none"}, **options)
-    assert seen[0] == (0, PICTURES)
+    assert seen[0] == (0, IMAGES)
 
 
 def test_scores(whole, tmp_path, quick):
@@ -25,29 +25,29 @@ def test_scores(whole, tmp_path, quick):
     folder, said, seen = tmp_path / "run", [], []
     options = {"workers": 1, "say": said.append, "on_progress": lambda *numbers: seen.append(numbers)}
     first = score(folder, **options)
-    assert (said, seen[0], seen[-1]) == ([], (0, PICTURES), (PICTURES, PICTURES))
+    assert (said, seen[0], seen[-1]) == ([], (0, IMAGES), (IMAGES, IMAGES))
     table = parquet.read_table(folder / "scores.parquet").to_pylist()
-    assert len(table) == PICTURES
+    assert len(table) == IMAGES
     for row in table:
         assert -1 <= row["minimum_object"] <= row["full_text"] + 2 <= 3
         assert (row["image_image"] is None) == (row["method"] == "plain")
         # Two branches in each of two steps; one guided step of the two.
         assert row["calls"] == (4 if row["method"] == "plain" else 5)
     everything = first["methods"]["plain"]["all"]
-    mean = sum(row["full_text"] for row in table if row["method"] == "plain") / (PICTURES / 2)
+    mean = sum(row["full_text"] for row in table if row["method"] == "plain") / (IMAGES / 2)
     assert everything["full_text_aggregation"] == pytest.approx(mean)
     stated = ("min_first_second_aggregation", "average_similarity", "std_similarity", "detection_success")
     assert all(isinstance(everything[name], float) for name in stated)
     assert json.loads((folder / "scores.json").read_text()) == first
-    # Again: nothing is measured. One picture is spoilt: it alone is.
+    # Again: nothing is measured. One image is damaged: it alone is.
     seen.clear()
     assert score(folder, **options) == first
-    assert seen == [(PICTURES, PICTURES)]
+    assert seen == [(IMAGES, IMAGES)]
     spoilt = folder / table[-1]["file"]
     spoilt.write_bytes(spoilt.read_bytes()[:300] + b"garbage")
     seen.clear()
     left = score(folder, **options)["methods"][table[-1]["method"]]["all"]["images"]
-    assert (left, seen) == (PICTURES / 2 - 1, [(PICTURES - 1, PICTURES), (PICTURES, PICTURES)])
+    assert (left, seen) == (IMAGES / 2 - 1, [(IMAGES - 1, IMAGES), (IMAGES, IMAGES)])
     assert len(said) == 1
     assert f"'{spoilt}' cannot be read and is left out" in said[0]
     # Another image lies in the place of one that was generated.

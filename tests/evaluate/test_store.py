@@ -11,7 +11,7 @@ import pytest
 from limelight import FileError, SettingsError
 from limelight.evaluate.runs import run
 from limelight.evaluate.store import Run
-from tests.evaluate.conftest import CASES, METHODS, PICTURES, SMALL, content
+from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
 
 
 def test_changed_settings_are_refused(quick, whole):
@@ -68,16 +68,16 @@ def test_damage_is_named_and_mended(quick, whole, tmp_path):
     quick(tmp_path)
     manifest = tmp_path / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
-    pictures = [tmp_path / json.loads(line)["file"] for line in lines]
-    pictures[0].unlink()
-    pictures[1].write_bytes(pictures[1].read_bytes()[:200])
+    images = [tmp_path / json.loads(line)["file"] for line in lines]
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:200])
     manifest.write_bytes(b"".join([*lines[:5], b"\x00\x00\n", *lines[6:-1], lines[-1][:-30]]))
     (tmp_path / ".a.png.1.part").write_text("left by a kill")
     said = []
     assert quick(tmp_path, say=said.append) == 4
     assert [f"Line {n} of '{manifest}' {what}; its work is done again." in said for n, what in (
-        (6, "cannot be read"), (PICTURES, "is cut off"))] == [True, True]  # fmt: skip
-    assert f"'{pictures[0]}' is not there; it is generated again." in said
+        (6, "cannot be read"), (IMAGES, "is cut off"))] == [True, True]  # fmt: skip
+    assert f"'{images[0]}' is not there; it is generated again." in said
     assert any("has 200 bytes instead of" in text for text in said)
     assert content(tmp_path) == content(whole)
 

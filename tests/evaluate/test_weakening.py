@@ -78,10 +78,10 @@ EXPERIMENT = Experiment("Animals", (("a cat", "cat"), ("a frog", "frog")))
 
 def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
     relevance, jobs = Relevance.load("pocket"), []
-    options = {"seeds": (0,), "counts": (20,), "steps": 1, "pictures": True}
+    options = {"seeds": (0,), "counts": (20,), "steps": 1, "images": True}
     first = weakened(pocket, relevance, EXPERIMENT, tmp_path, on_job=lambda done, of: jobs.append(of), **options)
     assert first.counts == (0, 20, len(relevance.heads))
-    assert jobs == [5] * 5  # none and all are drawn once, not once per order
+    assert jobs == [5] * 5  # none and all are generated once, not once per order
     for end in (0, -1):
         assert len({float(first.mean(order)[end]) for order in first.scores}) == 1
     assert len({float(first.mean(order)[1]) for order in first.scores}) == 3
@@ -97,7 +97,7 @@ def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
 
 
 def test_weakening_everything_loses_the_animal(pocket, tmp_path):
-    """The ends of the curves: with every head turned away from the prompt, pictures say less of it."""
+    """The ends of the curves: with every head turned away from the prompt, images say less of it."""
     curves = weakened(
         pocket, Relevance.load("pocket"), EXPERIMENT, tmp_path, seeds=(0,), counts=(), steps=10, orders=("MoRHF",)
     )

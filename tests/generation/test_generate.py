@@ -65,7 +65,7 @@ def test_passes_shrink_where_memory_is_short(tiny, monkeypatch):
 
 
 def test_the_last_picture_is_drawn_leanly(tiny, monkeypatch):
-    """Where even one picture does not fit, guidance recomputes; where that does not help either, it is said."""
+    """Where even one image does not fit, guidance recomputes; where that does not help either, it is said."""
     predict, lean = type(tiny).predict, []
 
     def short(self, *args, until=None, **kwargs):
@@ -83,7 +83,7 @@ def test_the_last_picture_is_drawn_leanly(tiny, monkeypatch):
 
 
 class _Elsewhere(torch.nn.Module):
-    """Stands for a text encoder on a device that this machine does not have: notes where it is told to go."""
+    """Stands for a text encoder on a device that this machine does not have: notes where it is moved."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -103,14 +103,14 @@ def test_the_text_encoder_leaves_the_device_where_memory_is_short(tiny, monkeypa
     monkeypatch.setattr(UNet, "device", property(lambda self: torch.device("meta")))
     prompts, tried = [tiny.prompt("a cat")], []
 
-    def draw(rows, lean):
+    def one_pass(rows, lean):
         tiny.encode(prompts, "")
         tried.append(encoder.where[-1])
         if len(tried) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows
 
-    assert in_passes(tiny, draw, 2, 2, (8, 8), lean=True) == [range(2)], "no smaller pass was needed"
+    assert in_passes(tiny, one_pass, 2, 2, (8, 8), lean=True) == [range(2)], "no smaller pass was needed"
     assert tried == ["meta", "cpu"], "gone while the pass runs"
     assert set(encoder.ran) == {"meta"}, "there while it encodes"
     assert encoder.where[-1] == "meta", "back when all passes are done"
@@ -214,11 +214,11 @@ def test_numbers_out_of_range(tiny, options, message):
 
 def test_given_latents_do_not_change_later_noise(tiny):
     noise = tiny.noise([torch.Generator().manual_seed(5)], 32, 32)
-    drawn, given = (
+    own, given = (
         limelight.generate(tiny, "a cat", seeds=5, steps=3, eta=1.0, latents=latents).latents
         for latents in (None, noise)
     )
-    assert torch.equal(drawn, given)
+    assert torch.equal(own, given)
 
 
 def test_settings_of_a_folder_that_do_not_fit(tiny):

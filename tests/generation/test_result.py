@@ -25,11 +25,11 @@ def result(tiny_pipeline):
 
 
 def test_save(result, tmp_path):
-    pictures = result.save(tmp_path / "new" / "folder")
-    assert [unhashed(path) for path in pictures] == ["a-cat-and-a-dog-3.png", "a-cat-and-a-dog-8.png"]
-    written = sorted(map(unhashed, pictures[0].parent.iterdir()))
+    paths = result.save(tmp_path / "new" / "folder")
+    assert [unhashed(path) for path in paths] == ["a-cat-and-a-dog-3.png", "a-cat-and-a-dog-8.png"]
+    written = sorted(map(unhashed, paths[0].parent.iterdir()))
     assert written == [f"a-cat-and-a-dog-{seed}.{kind}" for seed in (3, 8) for kind in ("json", "png", "safetensors")]
-    with Image.open(pictures[1]) as image:
+    with Image.open(paths[1]) as image:
         assert image.tobytes() == result.images[1].tobytes()
         settings = json.loads(image.text["limelight"])
     assert settings["seed"] == 8
@@ -38,10 +38,10 @@ def test_save(result, tmp_path):
     guidance = settings["guidance"]
     assert (guidance["name"], guidance["objective"], guidance["scale"]) == ("AttendAndExcite", "excite", 20.0)
     assert guidance["thresholds"] == {"0": 0.05, "0.2": 0.5, "0.4": 0.8}
-    tensors = load_file(pictures[1].with_suffix(".safetensors"))
+    tensors = load_file(paths[1].with_suffix(".safetensors"))
     assert torch.equal(tensors["latents"], result.latents[1])
     assert sum(name.startswith("maps.") for name in tensors) == len(result.maps.layers)
-    record = json.loads(pictures[1].with_suffix(".json").read_text())
+    record = json.loads(paths[1].with_suffix(".json").read_text())
     assert record["settings"] == settings
     assert [row["loss"] for row in record["trace"]] == [row["loss"][1] for row in result.trace]
 
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(FileError, match="cannot be written"):
-        write(blocked / "picture.png", b"content")
+        write(blocked / "image.png", b"content")
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileError, match="cannot be written"):
         write(tmp_path / "folder", b"content")

@@ -32,8 +32,8 @@ from tests.heads.test_gains import random_relevance
 PROMPT = "a cat and a dog"
 
 
-def drawn(pipeline: LDMTextToImagePipeline, prompt: str | list[str], **options) -> tuple[torch.Tensor, list]:
-    """Latents and pictures of diffusers' own loop."""
+def by_diffusers(pipeline: LDMTextToImagePipeline, prompt: str | list[str], **options) -> tuple[torch.Tensor, list]:
+    """Latents and images of diffusers' own loop."""
     seen, decode = [], pipeline.vqvae.decode
     pipeline.vqvae.decode = lambda z, *a, **k: seen.append(z) or decode(z, *a, **k)
     try:
@@ -51,7 +51,7 @@ def test_equals_diffusers(tiny_ldm_pipeline, scheduler, guidance_scale):
     prompts = [PROMPT, "A photo of the red cats"]
     noise = model.noise([torch.Generator().manual_seed(seed) for seed in (0, 1)], *model.default_size)
     options = {"guidance_scale": guidance_scale, "latents": noise.clone()}
-    expected, images = drawn(pipeline, prompts, num_inference_steps=4, **options)
+    expected, images = by_diffusers(pipeline, prompts, num_inference_steps=4, **options)
     results = limelight.generate(model, prompts, steps=4, **options)
     for i, result in enumerate(results):
         assert (result.latents[0] - expected[i]).abs().max() < 1e-8
@@ -61,7 +61,7 @@ def test_equals_diffusers(tiny_ldm_pipeline, scheduler, guidance_scale):
 def test_the_same_seed_gives_the_same_picture(tiny_ldm_pipeline):
     pipeline = tiny_ldm_pipeline()
     options = {"guidance_scale": 5.0, "generator": torch.Generator().manual_seed(9)}
-    expected, _ = drawn(pipeline, PROMPT, num_inference_steps=2, **options)
+    expected, _ = by_diffusers(pipeline, PROMPT, num_inference_steps=2, **options)
     result = limelight.generate(limelight.load(pipeline), PROMPT, steps=2, guidance_scale=5.0, seeds=9)
     assert (result.latents - expected).abs().max() < 1e-8
 
@@ -337,8 +337,8 @@ def test_editing(tiny_ldm):
 
 
 def test_editing_a_picture(tiny_ldm):
-    picture = Image.effect_noise((128, 128), 60).convert("RGB")
-    inversion = limelight.invert_image(tiny_ldm, picture, "a red cat", steps=2, guidance_scale=1.0)
+    image = Image.effect_noise((128, 128), 60).convert("RGB")
+    inversion = limelight.invert_image(tiny_ldm, image, "a red cat", steps=2, guidance_scale=1.0)
     assert inversion.noise.shape == (1, 4, 16, 16)
     edited = limelight.edit(tiny_ldm, "a red cat", "a blue cat", image=inversion, steps=2, guidance_scale=1.0)
     assert edited.target.images[0].size == (128, 128)

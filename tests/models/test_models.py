@@ -92,6 +92,17 @@ def test_settings_of_training_under_their_earlier_name(tiny_pipeline, tmp_path):
         assert limelight.load(tmp_path, device="cpu").about.preset("textual_inversion") == {"steps": 7}
 
 
+@pytest.mark.parametrize(("relative", "rule"), [(True, {"step_rule": "relative"}), (False, {})])
+def test_settings_of_guidance_under_their_earlier_name(tiny_pipeline, tmp_path, relative, rule):
+    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path)
+    settings = {"relative": relative, "scale": 0.25}
+    (tmp_path / "limelight.json").write_text(json.dumps({"guidance": settings}))
+    model = limelight.load(tmp_path, device="cpu")
+    assert model.about.preset("guidance") == {**rule, "scale": 0.25}
+    guidance = limelight.preset("conform", model)
+    assert (guidance.step_rule, guidance.scale) == (rule.get("step_rule", limelight.Guidance.step_rule), 0.25)
+
+
 def test_guidance_on_xl(tiny_xl):
     model = limelight.load(tiny_xl)
     guidance = limelight.AttendAndExcite(thresholds={}, until=1.0)

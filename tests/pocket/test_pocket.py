@@ -1,4 +1,4 @@
-"""What is embedded: the generator, its detector, its CLIP and its captioner, looking at the same pictures."""
+"""What is embedded: the generator, its detector, its CLIP and its captioner, looking at the same images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WANTED = [Wanted("cat"), Wanted("frog"), Wanted("car", "red"), Wanted("balloon",
 
 
 @pytest.fixture(scope="module")
-def pictures(pocket):
+def images(pocket):
     results = limelight.generate(pocket, PROMPTS, seeds=0, steps=20, record=False)
     return [result.images[0] for result in results]
 
 
-def test_the_detector_finds_what_was_drawn(pictures):
+def test_the_detector_finds_what_was_generated(images):
     detector = PocketDetector.load()
-    for found, thing in zip(detector.detect(pictures), WANTED, strict=True):
+    for found, thing in zip(detector.detect(images), WANTED, strict=True):
         seen = check_scene(found, [thing])
         assert not seen.missing, (thing, found)
         assert seen.colored != (False,), (thing, found)
@@ -33,16 +33,16 @@ def test_the_detector_finds_what_was_drawn(pictures):
     assert {thing.word for case in attend_excite() for thing in case.wanted} <= set(detector.words)
 
 
-def test_clip_tells_the_pictures_apart(pictures):
+def test_clip_tells_the_images_apart(images):
     clip = Clip()
-    images = clip.images(pictures)
+    images = clip.images(images)
     assert torch.allclose(images.norm(dim=-1), torch.ones(4), atol=1e-5)
     similar = torch.stack([image_text(clip, images, prompt) for prompt in PROMPTS])
     assert similar.argmax(dim=0).tolist() == [0, 1, 2, 3]
 
 
-def test_captions(pictures):
-    assert Captioner().captions(pictures[:2]) == PROMPTS[:2]
+def test_captions(images):
+    assert Captioner().captions(images[:2]) == PROMPTS[:2]
 
 
 def test_the_words_that_it_knows(pocket):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import limelight
-from tests.textual_inversion.images import drawn
+from tests.textual_inversion.images import patches
 
 
 @pytest.fixture(params=["tiny", "tiny_xl"])
@@ -19,7 +19,7 @@ def folder(tmp_path):
     """Images in files, between files of other kinds."""
     where = tmp_path / "images"
     where.mkdir()
-    for i, image in enumerate(drawn()):
+    for i, image in enumerate(patches()):
         image.save(where / f"{i}.png")
     for name in (".DS_Store", "._0.png", "notes.txt"):
         (where / name).write_bytes(b"no image")

@@ -21,7 +21,7 @@ from limelight.textual_inversion.config import TrainingConfig
 from limelight.textual_inversion.dataset import sentences
 from limelight.textual_inversion.folder import learn, read_losses
 from limelight.textual_inversion.state import TrainState
-from tests.textual_inversion.images import TINY, drawn
+from tests.textual_inversion.images import TINY, patches
 from tests.workers import FORK
 
 
@@ -117,7 +117,7 @@ def test_patience_keeps_the_best_step(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
     # Without a learning rate nothing gets better.
     config = TrainingConfig(**{**TINY, "lr": 0.0}, steps=40)
-    report = learn(tiny, drawn(), config, tmp_path, save_every=2, patience=2, seeds=(0,), preview_steps=1)
+    report = learn(tiny, patches(), config, tmp_path, save_every=2, patience=2, seeds=(0,), preview_steps=1)
     assert report.stopped
     assert report.rows[-1].step == 4
     assert report.best.step == 0
@@ -151,7 +151,7 @@ def test_prompts_are_parsed_and_states_saved_once(tiny, tmp_path, counted, monke
     if known:
         words = set(" ".join(sentences(tiny, "object")).replace("{}", "").split())
         monkeypatch.setattr(tiny, "about", replace(tiny.about, words=frozenset(words)))
-    learn(tiny, drawn(), TrainingConfig(**TINY, steps=2), tmp_path, seeds=(0,), preview_steps=1)
+    learn(tiny, patches(), TrainingConfig(**TINY, steps=2), tmp_path, seeds=(0,), preview_steps=1)
     assert counted["save"] == 2  # before the first step and after the last
     # Each sentence once, to see that the vectors fit; four images, the sentence of two measurements and of two
     # previews, each with its empty negative prompt.
@@ -162,9 +162,9 @@ def test_a_folder_of_an_earlier_version_goes_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
     options = {"seeds": (0,), "preview_steps": 1}
     begun = []
-    report = learn(tiny, drawn(), {**TINY, "steps": 2}, tmp_path, on_begin=begun.append, **options)
+    report = learn(tiny, patches(), {**TINY, "steps": 2}, tmp_path, on_begin=begun.append, **options)
     (tmp_path / "word.json").rename(tmp_path / "concept.json")
-    again = learn(tiny, drawn(), {"steps": 3}, tmp_path, resume=True, on_begin=begun.append, **options)
+    again = learn(tiny, patches(), {"steps": 3}, tmp_path, resume=True, on_begin=begun.append, **options)
     assert (report.rows[-1].step, again.rows[-1].step) == (2, 3)
     assert [(state.step, state.config.steps) for state in begun] == [(0, 2), (2, 3)]
     assert again.rows[:3] == report.rows
@@ -180,7 +180,7 @@ def test_a_word_begins_as_another_one(tiny, tmp_path, monkeypatch):
     other.save(tmp_path / "other")
     config = {"token": "<thing>", "steps": 1, "batch": 1}
     options = {"seeds": (0,), "preview_steps": 1}
-    limelight.learn(tiny, drawn(), config, tmp_path / "new", start=tmp_path / "other", **options)
+    limelight.learn(tiny, patches(), config, tmp_path / "new", start=tmp_path / "other", **options)
     assert torch.equal(TrainState.load(tmp_path / "new" / "state").begun[0], other.vectors[0])
 
 

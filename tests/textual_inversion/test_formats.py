@@ -20,7 +20,7 @@ from limelight.errors import FileError, LimelightError
 from tests.textual_inversion.words import SENTENCE, kept, learned_word, old_dictionary, original
 
 
-def test_diffusers_reads_what_we_write_and_draws_the_same(tiny_pipeline, tmp_path):
+def test_diffusers_reads_what_we_write_and_generates_the_same(tiny_pipeline, tmp_path):
     cat = learned_word(3)
     cat.save(tmp_path / "cat.safetensors")
     theirs = tiny_pipeline()
@@ -145,10 +145,10 @@ class Rude:
         ("a.safetensors", b"hello", "'a.safetensors' cannot be read as a learned word"),
         ("none.pt", None, "'none.pt' cannot be read: No such file"),
         ("none.safetensors", None, "'none.safetensors' cannot be read: No such file"),
-        ("a.pt", {"model": {"w": V}, "epoch": 3}, "'a.pt' holds no learned word, but 'model', 'epoch'."),
-        ("a.pt", [V], "'a.pt' holds no learned word."),
-        ("a.pt", original({"*": "x"}), "'a.pt' holds something else than vectors for '*'."),
-        ("a.safetensors", {"<a>": torch.zeros(2, 2, 2)}, "holds no learned word, but '<a>'"),
+        ("a.pt", {"model": {"w": V}, "epoch": 3}, "'a.pt' does not hold a learned word, but 'model', 'epoch'."),
+        ("a.pt", [V], "'a.pt' does not hold a learned word."),
+        ("a.pt", original({"*": "x"}), "'a.pt' does not hold vectors for '*'."),
+        ("a.safetensors", {"<a>": torch.zeros(2, 2, 2)}, "does not hold a learned word, but '<a>'"),
         ("a.safetensors", {"<a>": torch.zeros(0, 4)}, "these are [0, 4]"),
         ("a.safetensors", {"<a>": torch.tensor([float("nan")])}, "not all finite"),
         ("a.safetensors", {"<MyCat>": V}, "The token '<MyCat>' has upper-case letters"),

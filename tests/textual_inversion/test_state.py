@@ -11,21 +11,21 @@ from limelight.errors import SettingsError
 from limelight.textual_inversion.config import TrainingConfig
 from limelight.textual_inversion.state import TrainState, first_vectors
 from limelight.textual_inversion.training import train_word
-from tests.textual_inversion.images import TINY, drawn
+from tests.textual_inversion.images import TINY, patches
 
 
 def test_a_resumed_training_equals_one_without_a_break(tiny, tmp_path):
     config = TrainingConfig(
         **{**TINY, "vectors": 2, "accumulate": 2, "norm": "keep", "anchor_weight": 0.1, "grow_every": 6}, steps=10
     )
-    *_, whole = train_word(tiny, drawn(), config)
-    *_, half = train_word(tiny, drawn(), replace(config, steps=5))
+    *_, whole = train_word(tiny, patches(), config)
+    *_, half = train_word(tiny, patches(), replace(config, steps=5))
     # Of two vectors one waits until step 6.
     assert torch.equal(half.state.vectors[0][1], half.state.begun[0][1])
     assert not torch.equal(half.state.vectors[0][0], half.state.begun[0][0])
     half.state.save(tmp_path / "state")
-    torch.manual_seed(99)  # what the rest of the program draws has no part in it
-    *_, again = train_word(tiny, drawn(), config, state=TrainState.load(tmp_path / "state"))
+    torch.manual_seed(99)  # the random numbers of the rest of the program have no part in it
+    *_, again = train_word(tiny, patches(), config, state=TrainState.load(tmp_path / "state"))
     assert (again.loss, again.gradient) == (whole.loss, whole.gradient)
     for a, b in zip(again.state.moments, whole.state.moments, strict=True):
         assert all(map(torch.equal, a, b))
@@ -34,9 +34,9 @@ def test_a_resumed_training_equals_one_without_a_break(tiny, tmp_path):
     torch.testing.assert_close(whole.state.vectors[0].norm(dim=1), whole.state.begun[0].norm(dim=1))
     for changes, reason in (({"lr": 0.1}, "lr=0.02, not 0.1"), ({"seed": 3}, "seed=0, not 3")):
         with pytest.raises(SettingsError, match=reason):
-            train_word(tiny, drawn(), replace(config, **changes), state=half.state)
+            train_word(tiny, patches(), replace(config, **changes), state=half.state)
     with pytest.raises(SettingsError, match="other images"):
-        train_word(tiny, drawn(2), config, state=half.state)
+        train_word(tiny, patches(2), config, state=half.state)
 
 
 def test_a_word_begins_as_its_init_word(pocket):

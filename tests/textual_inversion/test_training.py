@@ -16,7 +16,7 @@ import limelight
 from limelight.errors import SettingsError
 from limelight.textual_inversion.config import TrainingConfig, generator
 from limelight.textual_inversion.training import encode, held_loss, train_word
-from tests.textual_inversion.images import TINY, drawn
+from tests.textual_inversion.images import TINY, patches
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -25,7 +25,7 @@ def test_loss_and_gradient_are_those_of_training_a_resized_table(tiny_pipeline, 
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction)
     model = limelight.load(pipeline)
     config = TrainingConfig(**{**TINY, "batch": 1}, steps=1, flip=0, templates=["a photo of a {}"])
-    images = encode(model, drawn(1), config)
+    images = encode(model, patches(1), config)
     step = next(train_word(model, images, config))
 
     random = generator(0, "pass", 0, 0)
@@ -61,7 +61,7 @@ def test_only_the_new_rows_learn_and_nothing_remains(family, request):
     tiny.prompt("a cat")  # a tokenizer keeps the padding of its last call, which may have been another test's
     words = tiny.pipeline.tokenizer.backend_tokenizer.to_str()
     config = TrainingConfig(**TINY, steps=12, templates=["a {}"])
-    images = encode(tiny, drawn(), config)
+    images = encode(tiny, patches(), config)
     steps = train_word(tiny, images, config)
     first = next(steps)
     start = held_loss(tiny, images, config)
@@ -81,7 +81,7 @@ def test_only_the_new_rows_learn_and_nothing_remains(family, request):
 def test_xl_learns_for_both_encoders(tiny_xl):
     model = limelight.load(tiny_xl)
     *_, last = train_word(
-        model, drawn(1, 64), TrainingConfig(**{**TINY, "batch": 1, "vectors": 2}, steps=2, checkpoint=True)
+        model, patches(1, 64), TrainingConfig(**{**TINY, "batch": 1, "vectors": 2}, steps=2, checkpoint=True)
     )
     assert [tuple(v.shape) for v in last.state.vectors] == [(2, 32), (2, 32)]
     assert all((v != b).all(dim=0).any() for v, b in zip(last.state.vectors, last.state.begun, strict=True))
@@ -89,11 +89,11 @@ def test_xl_learns_for_both_encoders(tiny_xl):
 
 def test_checkpointing_changes_nothing_and_the_attention_term_holds_the_word_back(tiny):
     config = TrainingConfig(**TINY, steps=6, attention_weight=0.0, templates=["a {} and a dog"])
-    plain = list(train_word(tiny, drawn(), config))[-1]
-    lean = list(train_word(tiny, drawn(), replace(config, checkpoint=True)))[-1]
+    plain = list(train_word(tiny, patches(), config))[-1]
+    lean = list(train_word(tiny, patches(), replace(config, checkpoint=True)))[-1]
     torch.testing.assert_close(lean.state.vectors[0], plain.state.vectors[0])
-    watched = list(train_word(tiny, drawn(), replace(config, attention_weight=1e-9)))
-    held = list(train_word(tiny, drawn(), replace(config, attention_weight=100.0, checkpoint=True)))
+    watched = list(train_word(tiny, patches(), replace(config, attention_weight=1e-9)))
+    held = list(train_word(tiny, patches(), replace(config, attention_weight=100.0, checkpoint=True)))
     assert watched[0].attention == pytest.approx(0, abs=1e-9)  # the word is its init word
     assert held[-1].attention < watched[-1].attention
 

@@ -36,7 +36,7 @@ def test_what_does_not_fit_is_said(tiny, tiny_xl, tmp_path):
         learned_word(token="<|endoftext|>").bind(tiny).__enter__()
     with pytest.raises(ModelError, match="'int' has no text encoder"):
         learned_word().bind(3).__enter__()
-    with pytest.raises(SettingsError, match=r"names no format; end it with .safetensors or .pt"):
+    with pytest.raises(SettingsError, match=r"has no suffix of a known format\. End it with .safetensors or .pt"):
         learned_word().save(tmp_path / "cat.bin")
     with pytest.raises(SettingsError, match=r"a .pt file is for one text encoder, '<my-cat>' has 2"):
         learned_word(encoders=2).save(tmp_path / "cat.pt")

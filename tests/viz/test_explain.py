@@ -90,14 +90,14 @@ def test_files(explanation, tmp_path):
 
 def test_the_page_holds_everything(explanation):
     page = Page(explanation.html())
-    pictures = page.all("img")
-    assert len(pictures) == 10
-    for picture in pictures:
-        kind, data = re.fullmatch(r"data:image/(png|webp);base64,(.+)", picture["src"]).groups()
+    tags = page.all("img")
+    assert len(tags) == 10
+    for tag in tags:
+        kind, data = re.fullmatch(r"data:image/(png|webp);base64,(.+)", tag["src"]).groups()
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
             assert image.format == kind.upper()
-            assert (str(image.width), str(image.height)) == (picture["width"], picture["height"])
-        assert len(picture["alt"]) > 40
+            assert (str(image.width), str(image.height)) == (tag["width"], tag["height"])
+        assert len(tag["alt"]) > 40
     # Nothing comes from elsewhere, and nothing runs.
     assert not [a for tag, a in page.elements if tag in ("script", "link", "iframe")]
     assert not [a for _, a in page.elements if "href" in a or any(name.startswith("on") for name in a)]
@@ -128,17 +128,17 @@ def test_a_plain_explanation_without_subjects(pocket):
 
 
 def test_bad_input_says_what_to_do(pocket):
-    drawn = []
+    generated = []
     for options, error, message in [
         ({"words": ["dig"]}, PromptError, "'dig' is not in the prompt; its words are: a, cat"),
         ({"words": []}, SettingsError, "words is empty"),
         ({"compare": True}, SettingsError, "nothing to compare without guidance"),
     ]:
         with pytest.raises(error, match=message):
-            explain(pocket, "a cat", run=lambda *a, **k: drawn.append(a), **options)
+            explain(pocket, "a cat", run=lambda *a, **k: generated.append(a), **options)
     with pytest.raises(SettingsError, match="the prompt is empty"):
         explain(pocket, "")
-    assert not drawn, "it is found out before the images are generated"
+    assert not generated, "it is found out before the images are generated"
 
 
 def test_without_jinja2(explanation, monkeypatch):
@@ -175,4 +175,4 @@ def test_the_page_in_a_browser(explanation, tmp_path):
     with Image.open(shot) as image:
         assert image.size == (1240, 2400)
         colors = image.convert("RGB").resize((310, 600)).getcolors(1 << 24)
-    assert len(colors) > 2000, "the pictures are on the page"
+    assert len(colors) > 2000, "the images are on the page"

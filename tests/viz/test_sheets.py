@@ -47,7 +47,7 @@ def maps(prompt, size, share):
     return AttentionMaps({AttentionSite("one", "cross", "up", 1, 1): p}, size, (prompt,))
 
 
-def picture(size, color="#88aacc"):
+def scene(size, color="#88aacc"):
     image = Image.new("RGB", (size[1] * 8, size[0] * 8), color)
     draw = ImageDraw.Draw(image)
     draw.ellipse([size[1], size[0], size[1] * 3, size[0] * 4], fill="#f0b030")
@@ -55,7 +55,7 @@ def picture(size, color="#88aacc"):
     return image
 
 
-def drawn(tokenizer, subjects=("cat", "dog"), prompt=PROMPT, size=(8, 12), share=1.0, color="#88aacc"):
+def example(tokenizer, subjects=("cat", "dog"), prompt=PROMPT, size=(8, 12), share=1.0, color="#88aacc"):
     """A result without a model."""
     parsed = parse(prompt, tokenizer, 77)
     steps = [maps(parsed, size, share * (i + 1) / 8) for i in range(8)]
@@ -71,12 +71,12 @@ def drawn(tokenizer, subjects=("cat", "dog"), prompt=PROMPT, size=(8, 12), share
     )
     guidance = {"thresholds": {"0": 0.05, "0.2": 0.5, "0.4": 0.8, "7": 0.9}}
     settings = {"prompt": prompt, "steps": 8, "guidance": guidance}
-    image, whole = picture(size, color), maps(parsed, size, share)
+    image, whole = scene(size, color), maps(parsed, size, share)
     return Result([image], torch.zeros(1, 4, *size), whole, trace, settings, (3,), subjects, StepMaps([steps]))
 
 
 def check(image: Image.Image, name: str) -> None:
-    """Compare with a golden image; letters may be drawn a little differently elsewhere."""
+    """Compare with a golden image; letters may be rendered a little differently elsewhere."""
     path = GOLDEN / f"{name}.png"
     if os.environ.get("LIMELIGHT_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
@@ -89,29 +89,29 @@ def check(image: Image.Image, name: str) -> None:
 
 
 def test_overlay(tokenizer):
-    result = drawn(tokenizer)
+    result = example(tokenizer)
     check(show.overlay(result.images[0], result.maps["cat"][0], side=192), "overlay")
 
 
 def test_strip_of_six_with_a_long_word(tokenizer):
-    result = drawn(tokenizer)
+    result = example(tokenizer)
     check(show.strip(result.images[0], result.maps, SIX, columns=4, side=120), "strip")
 
 
 def test_strip_of_one_in_a_tall_image(tokenizer):
-    result = drawn(tokenizer, prompt="a cat", size=(12, 7))
+    result = example(tokenizer, prompt="a cat", size=(12, 7))
     image = show.strip(result.images[0], result.maps, ["cat"], side=120)
     assert image.height > 120 + theme.HEAD
     check(image, "strip-tall")
 
 
 def test_compare(tokenizer):
-    plain, guided = drawn(tokenizer, share=0.4), drawn(tokenizer, color="#aaccaa")
+    plain, guided = example(tokenizer, share=0.4), example(tokenizer, color="#aaccaa")
     check(show.compare(plain, guided, ["cat", "dog", LONG], side=120), "compare")
 
 
 def test_progress_and_animation(tokenizer):
-    result = drawn(tokenizer)
+    result = example(tokenizer)
     check(show.progress(result, ["cat", "dog"], moments=4, side=96), "progress")
     for kind in ("webp", "gif"):
         with Image.open(io.BytesIO(show.animation(result, ["cat", "dog"], kind=kind, side=96))) as moving:
@@ -134,8 +134,8 @@ def _last_step(result):
 
 @pytest.mark.parametrize("subjects", [("cat",), SIX])
 def test_trace(tokenizer, subjects):
-    plain = replace(drawn(tokenizer, subjects, share=0.3), settings={"prompt": PROMPT, "steps": 8, "guidance": None})
-    check(trace(drawn(tokenizer, subjects), plain=plain), f"trace-{len(subjects)}")
+    plain = replace(example(tokenizer, subjects, share=0.3), settings={"prompt": PROMPT, "steps": 8, "guidance": None})
+    check(trace(example(tokenizer, subjects), plain=plain), f"trace-{len(subjects)}")
 
 
 def test_without_matplotlib(monkeypatch):
@@ -151,7 +151,7 @@ def test_words_shown_by_default(tokenizer):
 
 
 def test_bad_input_says_what_to_do(tokenizer):
-    result = drawn(tokenizer)
+    result = example(tokenizer)
     image = result.images[0]
     nothing = replace(result, maps=result.maps.select(lambda _: False), trace=(), steps=StepMaps())
     for call, error, message in [
@@ -160,14 +160,14 @@ def test_bad_input_says_what_to_do(tokenizer):
         (lambda: show.strip(image, result.maps, "cat"), SettingsError, "must be a list"),
         (lambda: show.strip(image, result.maps, index=1), SettingsError, "There is no image 1; there are 1"),
         (lambda: show.strip(image, nothing.maps), ProbeError, "record=True"),
-        (lambda: show.strip(picture((8, 8)), result.maps), SettingsError, "64x64 does not belong to maps of 8x12"),
+        (lambda: show.strip(scene((8, 8)), result.maps), SettingsError, "64x64 does not belong to maps of 8x12"),
         (lambda: show.progress(nothing), ProbeError, "record='steps'"),
         (lambda: show.animation(nothing), ProbeError, "record='steps'"),
         (lambda: show.animation(result, kind="mp4"), SettingsError, "kind='mp4' must be 'webp' or 'gif'"),
         (lambda: trace(nothing), SettingsError, "nothing was guided"),
         (lambda: show.compare(result, replace(result, seeds=(4,))), SettingsError, "the same seeds"),
         (
-            lambda: show.compare(result, drawn(tokenizer, size=(16, 24))),
+            lambda: show.compare(result, example(tokenizer, size=(16, 24))),
             SettingsError,
             "The maps of the two results differ in size",
         ),

@@ -224,7 +224,7 @@ def weaken(
             counts=sizes,
             factor=factor,
             clip=Clip(clip, opened.device),
-            pictures=True,
+            images=True,
             on_job=show,
             steps=steps,
             batch=batch,

@@ -83,7 +83,7 @@ def read_arguments() -> None:
         except UnicodeDecodeError as error:
             raise SettingsError(f"The argument {text!a} is not UTF-8. Write it, or name the file, in UTF-8.") from error
         except UnicodeEncodeError:
-            pass  # it is no argument of the system's
+            pass  # the argument is not from the system
 
 
 def say(text: object, kind: str = "note") -> None:

@@ -105,14 +105,14 @@ class Curves:
         """The area under a curve by the trapezoid rule, as a share of all heads: the mean similarity along it."""
         return float(torch.trapezoid(self.mean(order), torch.tensor(self.counts).float())) / self.heads
 
-    def between(self, confidence: float = 0.95, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    def between(self, confidence: float = 0.95, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
         """The area between LeRHF and MoRHF, positive when the vectors are right, and its confidence interval.
 
         A percentile bootstrap over prompts, see `bootstrap_interval`.
         """
         gap = (self.scores["LeRHF"] - self.scores["MoRHF"]).mean(dim=2)
         each = torch.trapezoid(gap, torch.tensor(self.counts).float(), dim=0) / self.heads  # [prompts]
-        low, high = bootstrap_interval(each.tolist(), confidence=confidence, resamples=draws, seed=seed)
+        low, high = bootstrap_interval(each.tolist(), confidence=confidence, resamples=resamples, seed=seed)
         return float(each.mean()), low, high
 
 
@@ -127,7 +127,7 @@ def weakened(
     orders: Sequence[str] = ORDERS,
     factor: float = -2.0,
     clip: Clip | None = None,
-    pictures: bool = False,
+    images: bool = False,
     on_job: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Curves:
@@ -137,13 +137,13 @@ def weakened(
         model: see `limelight.load`.
         relevance: vectors that fit it.
         experiment: its prompts.
-        folder: keeps `scores.jsonl`, a line per image, and with `pictures` the images of the first seed that ran there.
+        folder: keeps `scores.jsonl`, a line per image, and with `images` those of the first seed that ran there.
         seeds: of every prompt.
         counts: numbers of weakened heads; 0 and all are added. By default `counts_of_heads`.
         orders: some of "MoRHF", "LeRHF", "random".
         factor: what weakened heads are multiplied by, see `limelight.heads.gains.weaken`.
         clip: scores; by default the embedded model's.
-        pictures: keep the images of the first seed, for `strip`.
+        images: keep the images of the first seed, for `strip`.
         on_job: called after every (order, number) with the done and all of them.
         options: for `limelight.generate`.
 
@@ -169,8 +169,8 @@ def weakened(
                 rows = _scored(clip, result, {**facts, **settings})
                 log.add(rows)
                 known |= {(order, number, prompt, row["seed"]): row["score"] for row in rows}
-                path = picture_path(Path(folder), prompt, order, number)
-                if pictures and not path.exists():
+                path = image_path(Path(folder), prompt, order, number)
+                if images and not path.exists():
                     write(path, png({}, result.images[0]))
             if on_job:
                 on_job(done + 1, len(jobs))
@@ -253,7 +253,7 @@ def _curves(
     return Curves(experiment, heads, numbers, scores)
 
 
-def picture_path(folder: Path, prompt: str, order: str, number: int) -> Path:
+def image_path(folder: Path, prompt: str, order: str, number: int) -> Path:
     """Where `weakened` keeps an image."""
     return folder / own_slug(prompt) / f"{order}-{number:04d}.png"
 
@@ -263,7 +263,7 @@ def strip(folder: str | os.PathLike[str], curves: Curves, prompt: str) -> Image.
     rows = []
     for order in curves.scores:
         names = [order if 0 < n < curves.heads else "all" for n in curves.counts]
-        paths = [picture_path(Path(folder), prompt, o, n) for o, n in zip(names, curves.counts, strict=True)]
+        paths = [image_path(Path(folder), prompt, o, n) for o, n in zip(names, curves.counts, strict=True)]
         rows.append([open_image(path) for path in paths])
     labels = [f"{order}: {', '.join(map(str, curves.counts))} heads weakened" for order in curves.scores]
     return grid(rows, labels)

@@ -238,7 +238,7 @@ class Relevance:
         unit = torch.nn.functional.normalize(self.by_step().double().mean(dim=1), dim=1)
         return unit @ unit.T
 
-    def interval(self, confidence: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def interval(self, confidence: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Lower and upper limit of every element, two tensors [concepts, heads].
 
         A percentile bootstrap over blocks of prompts (B. Efron, "Bootstrap Methods: Another Look at the Jackknife",
@@ -254,8 +254,8 @@ class Relevance:
         # and all elements need the same resamples, because a row is divided by its own sum.
         blocks = self._filled_blocks().double()
         generator = torch.Generator().manual_seed(seed)
-        resamples = torch.randint(len(blocks), (draws, len(blocks)), generator=generator)
-        weights = torch.nn.functional.one_hot(resamples, len(blocks)).sum(dim=1).double()  # [draws, blocks]
+        chosen = torch.randint(len(blocks), (resamples, len(blocks)), generator=generator)
+        weights = torch.nn.functional.one_hot(chosen, len(blocks)).sum(dim=1).double()  # [resamples, blocks]
 
         tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
         limits = []
@@ -266,12 +266,12 @@ class Relevance:
         lower, upper = torch.stack(limits, dim=1).float()
         return lower, upper
 
-    def agreement(self, *, draws: int = 100, seed: int = 0) -> list[tuple[int, Tensor]]:
+    def agreement(self, *, pairs: int = 100, seed: int = 0) -> list[tuple[int, Tensor]]:
         """How many prompts are enough: how well two disjoint samples of the same number of prompts agree.
 
         Returns:
-            (number of prompts, cosine between the vectors of two such samples [concepts], mean over `draws` random
-            pairs), for growing numbers up to half of the prompts.
+            (number of prompts, cosine between the vectors of two such samples [concepts], mean over so many random
+            `pairs`), for growing numbers up to half of the prompts.
 
         Raises:
             SettingsError: the vectors have fewer than two blocks of counts.
@@ -284,11 +284,11 @@ class Relevance:
         found = []
         for size in (*filter(lambda size: 2 * size < len(blocks), _SIZES), half):
             total = torch.zeros(blocks.shape[2], dtype=torch.float64)
-            for _ in range(draws):
+            for _ in range(pairs):
                 chosen = torch.randperm(len(blocks), generator=generator)
                 one, other = blocks[chosen[:size]].sum(dim=0), blocks[chosen[size : 2 * size]].sum(dim=0)
                 total += torch.nn.functional.cosine_similarity(one.T, other.T, dim=1)
-            found.append((round(size * each), (total / draws).float()))
+            found.append((round(size * each), (total / pairs).float()))
         return found
 
     def _filled_blocks(self) -> Tensor:

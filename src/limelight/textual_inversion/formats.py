@@ -114,7 +114,9 @@ def write_word_file(
         torch.save(content, held)
         write_file(path, held.getvalue())
     else:
-        raise SettingsError(f"'{path}' names no format; end it with .safetensors or .pt, or name a folder.")
+        raise SettingsError(
+            f"'{path}' has no suffix of a known format. End it with .safetensors or .pt, or name a folder."
+        )
 
 
 def _sorted_header(content: bytes) -> bytes:
@@ -209,7 +211,8 @@ def _in_image(file: Path) -> dict[str, Any]:
         text = getattr(image, "text", {}).get("sd-ti-embedding")
     if text is None:
         raise FileError(
-            f"'{file}' is an image without a learned word in its text; websites remove it. Get the .pt or .safetensors."
+            f"'{file}' is an image without a learned word in its text, which websites remove. Get the .pt or "
+            ".safetensors file."
         )
 
     content = json.loads(base64.b64decode(text))
@@ -228,7 +231,7 @@ def _entries(content: Any, metadata: Mapping[str, str], file: Path) -> list[_Ent
     if keys:
         return [(metadata.get("token") or metadata.get("name") or file.stem, [facts[key] for key in keys], {})]
     if not facts or not all(map(_is_vectors, facts.values())):
-        raise FileError(f"'{file}' holds no learned word{_listed(facts)}.")
+        raise FileError(f"'{file}' does not hold a learned word{_listed(facts)}.")
     return [(str(name), [value], {}) for name, value in facts.items()]
 
 
@@ -240,7 +243,7 @@ def _check_lora(facts: Mapping[str, Any], file: Path) -> None:
     """
     if any(_LORA.search(str(key)) for key in facts):
         raise FileError(
-            f"'{file}' is a LoRA, which changes a model's weights, and no learned word; load it into the pipeline with "
+            f"'{file}' is a LoRA, which changes a model's weights, not a learned word. Load it into the pipeline with "
             "`load_lora_weights` of diffusers, and give that pipeline to `limelight.load`."
         )
 
@@ -284,7 +287,7 @@ def _vectors(vectors: Sequence[Any], token: str, file: Path) -> tuple[Tensor, ..
         FileError: they are something else, or a file of a few bytes says that they are many.
     """
     if not all(_is_vectors(v) for v in vectors):
-        raise FileError(f"'{file}' holds something else than vectors for '{token}'.")
+        raise FileError(f"'{file}' does not hold vectors for '{token}'.")
     for v in vectors:
         if v.numel() * v.element_size() > v.untyped_storage().nbytes():
             raise FileError(

@@ -37,8 +37,8 @@ def bootstrap_interval(
     Args:
         values: one per independent unit, for example one per prompt.
         confidence: share of the resampled means within the interval, 0..1, for example 0.95.
-        resamples: how often as many values are drawn with replacement.
-        seed: of the draws, which are the same in every call.
+        resamples: how often as many values are taken, with replacement.
+        seed: of the resamples, which are the same in every call.
 
     Raises:
         ValueError: there are no values, or the confidence is out of range.
