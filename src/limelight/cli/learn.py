@@ -105,9 +105,10 @@ def learn_command(
     if token is None and not (resume and out):
         raise SettingsError("Name the word to learn, for example --token '<my-cat>'.")
     folder = out or Path("learned") / slug(token or "")
+    first, start = _beginning(init)
     settings = _without_none(
         token=token,
-        init=None if _is_path(init) else init,
+        init=first,
         vectors=num_vectors,
         steps=steps,
         lr=lr,
@@ -137,7 +138,7 @@ def learn_command(
                 settings,
                 folder,
                 resume=resume,
-                start=init if _is_path(init) else None,
+                start=start,
                 save_every=save_every,
                 patience=patience,
                 preview=preview or [],
@@ -180,9 +181,11 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return found
 
 
-def _is_path(init: str | None) -> bool:
-    """Whether --init names the file of another learned word; words do not look like paths."""
-    return init is not None and (os.sep in init or bool(Path(init).suffix))
+def _beginning(init: str | None) -> tuple[str | None, str | None]:
+    """The word of --init, and the file of another learned word: what looks like a path is not a word."""
+    if init is not None and (os.sep in init or Path(init).suffix):
+        return None, init
+    return init, None
 
 
 def _print_beginning(state: TrainState, folder: Path, init: str | None, resume: bool) -> None:

@@ -132,9 +132,7 @@ def denoise(
                 maps = probe.take(latents, encoded[index].prompts)
             assert prediction is not None  # no `until` was given
 
-            latents = model.step(prediction, timestep, latents, generators, eta)
-            if move and move.after is not None:
-                latents = latents + move.after
+            latents = _moved_after(model.step(prediction, timestep, latents, generators, eta), move)
 
         now = perf_counter()
         sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
@@ -155,6 +153,13 @@ def _copy(generator: torch.Generator) -> torch.Generator:
     copy = torch.Generator(generator.device)
     copy.set_state(generator.get_state())
     return copy
+
+
+def _moved_after(latents: Tensor, move: Move | None) -> Tensor:
+    """The latents after a step, with what guidance adds to them only then."""
+    if move is None or move.after is None:
+        return latents
+    return latents + move.after
 
 
 def _of_each_step(
