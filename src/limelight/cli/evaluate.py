@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -27,8 +27,10 @@ from .options import (
     Width,
     WordFiles,
     Workers,
+    parse_names,
     parse_seeds,
     read_words,
+    without_none,
 )
 from .terminal import bar, console, say
 
@@ -73,7 +75,7 @@ def run_command(
     cases = load_suite(suite)[first::every]
     if not cases:
         raise SettingsError(f"The suite '{suite}' has no prompt {first}.")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = parse_names(methods)
 
     from ..evaluate.runs import run
 
@@ -135,8 +137,7 @@ def score_command(
     """Measure every image: scores.parquet has the values, scores.json the means."""
     from ..evaluate.scoring import score
 
-    given = {"clip": clip, "captioner": captioner, "detector": detector}
-    backbones: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    backbones = without_none({"clip": clip, "captioner": captioner, "detector": detector})
     with bar("scoring") as show:
         scores = score(
             folder,

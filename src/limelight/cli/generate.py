@@ -168,7 +168,7 @@ def _ask(parsed: Prompt) -> str:
 
 
 def _progress(verbose: bool, subjects: Sequence[Any]) -> AbstractContextManager[Callable[[Step], None]]:
-    return step_table("generating", [str(name) for name in subjects]) if verbose else step_bar("generating")
+    return step_table("generating", list(map(str, subjects))) if verbose else step_bar("generating")
 
 
 def _generate(compared: bool, out: Path, *args: Any, **options: Any) -> list[Path]:

@@ -108,7 +108,7 @@ def merge(
     from ..heads import counting
     from ..heads.relevance import Relevance
 
-    relevance = counting.merge([Relevance.load(path) for path in parts])
+    relevance = counting.merge(list(map(Relevance.load, parts)))
     relevance.save(out)
     _print_counted(relevance, out)
 

@@ -6,14 +6,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from ..errors import SettingsError
 from ..utils.files import slug, user_path
-from .options import Device, read_lines
+from .options import Device, read_lines, without_none
 from .terminal import bar, console, log
 
 if TYPE_CHECKING:
@@ -106,23 +106,23 @@ def learn_command(
         raise SettingsError("Name the word to learn, for example --token '<my-cat>'.")
     folder = out or Path("learned") / slug(token or "")
     first, start = _beginning(init)
-    settings = _without_none(
-        token=token,
-        init=first,
-        vectors=num_vectors,
-        steps=steps,
-        lr=lr,
-        batch=batch,
-        accumulate=accumulate,
-        templates=_sentences(style, templates),
-        size=size,
-        fit=fit,
-        flip=flip,
-        norm=norm,
-        attention_weight=attention,
-        checkpoint=checkpoint or None,
-        seed=seed,
-    )
+    settings = {
+        "token": token,
+        "init": first,
+        "vectors": num_vectors,
+        "steps": steps,
+        "lr": lr,
+        "batch": batch,
+        "accumulate": accumulate,
+        "templates": _sentences(style, templates),
+        "size": size,
+        "fit": fit,
+        "flip": flip,
+        "norm": norm,
+        "attention_weight": attention,
+        "checkpoint": checkpoint or None,
+        "seed": seed,
+    }
 
     from ..textual_inversion.folder import learn
 
@@ -135,7 +135,7 @@ def learn_command(
             report = learn(
                 model,
                 images,
-                settings,
+                without_none(settings),
                 folder,
                 resume=resume,
                 start=start,
@@ -153,11 +153,6 @@ def learn_command(
         raise typer.Exit(130) from None
 
     _print_report(report, folder)
-
-
-def _without_none(**given: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _sentences(style: bool, file: Path | None) -> str | list[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,6 +77,11 @@ RayAddress = Annotated[
 GpusPerWorker = Annotated[float, typer.Option(help="GPUs (or CPU cores) that each Ray worker takes.", min=0.01)]
 
 
+def without_none(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def parse_seeds(text: str) -> list[int]:
     """Parse seeds as they are typed: "0-3,7" is [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
@@ -93,7 +98,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_guidance(model: Model, name: str, **changes: Any) -> Guidance | None:
     """The guidance of --guidance, with the options that were given; none for "none"."""
-    given = {option: value for option, value in changes.items() if value is not None}
+    given = without_none(changes)
     if name == "none":
         if given:
             raise SettingsError(f"--{next(iter(given))} is a setting of guidance. Leave out --guidance none.")
@@ -106,8 +111,15 @@ def parse_guidance(model: Model, name: str, **changes: Any) -> Guidance | None:
 
 def parse_subjects(text: str) -> Any:
     """Parse "cat, 5" to ["cat", 5]; "auto" stays."""
-    names = [part.strip() for part in text.strip("[] ").split(",") if part.strip()]
-    return "auto" if names == ["auto"] else [int(name) if name.isdecimal() else name for name in names]
+    names = parse_names(text.strip("[] "))
+    if names == ["auto"]:
+        return "auto"
+    return [int(name) if name.isdecimal() else name for name in names]
+
+
+def parse_names(text: str) -> list[str]:
+    """Parse "cat, dog" to ["cat", "dog"]."""
+    return list(filter(None, map(str.strip, text.split(","))))
 
 
 def parse_factors(texts: Sequence[str]) -> dict[str, float]:
@@ -128,7 +140,7 @@ def parse_numbers(text: str, option: str) -> list[int]:
     for number in numbers:
         if not number.strip().isdecimal():
             raise SettingsError(f"{option}: '{number}' is not a whole number. Write for example 10,20,30.")
-    return [int(number) for number in numbers]
+    return list(map(int, numbers))
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -151,11 +163,11 @@ def parse_adjust(text: str, relevance: Relevance) -> tuple[str, str, str]:
     """Parse "word=Desired-Undesired" to its parts; concepts may have hyphens of their own."""
     word, mark, both = text.rpartition("=")
     pieces = both.split("-")
-    known = {name.casefold() for name in relevance.concepts}
+    known = set(map(str.casefold, relevance.concepts))
 
     for cut in range(1, len(pieces)):
         pair = "-".join(pieces[:cut]).strip(), "-".join(pieces[cut:]).strip()
-        if mark and word.strip() and all(name.casefold() in known for name in pair):
+        if mark and word.strip() and known.issuperset(map(str.casefold, pair)):
             return word.strip(), *pair
 
     raise SettingsError(
@@ -218,7 +230,7 @@ def read_lines(path: Path, purpose: str) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"'{path}' cannot be read as {purpose} ({error}).") from error
-    return [line.strip() for line in lines if line.strip()]
+    return list(filter(None, map(str.strip, lines)))
 
 
 def check_folder(folder: Path) -> None:

@@ -93,8 +93,10 @@ class Captioner:
         # LAVIS' limit of 30 counts the begin token and the beginning; ours of 20 counts what follows the begin token.
         most = min(30 if paper else 21, self.model.config.text_config.max_position_embeddings)
         ids = self.model.generate(**inputs.to(self.model.device), max_length=most, do_sample=False, **options)
-        found = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
-        return [text.removeprefix(_BEGINNING).strip() for text in found] if paper else found
+        found = map(str.strip, self.processor.batch_decode(ids, skip_special_tokens=True))
+        if paper:
+            return [text.removeprefix(_BEGINNING).strip() for text in found]
+        return list(found)
 
 
 _BEGINNING = "a picture of"
@@ -122,8 +124,10 @@ def parts(prompt: str, paper: bool = False) -> list[str]:
     """
     if not paper:
         return re.split(r" and | with ", prompt)
-    joiner = next((word for word in (" and ", " with ") if word in prompt), None)
-    return prompt.split(joiner)[:2] if joiner else []
+    for joiner in (" and ", " with "):
+        if joiner in prompt:
+            return prompt.split(joiner)[:2]
+    return []
 
 
 def image_text(clip: Clip, images: Tensor, prompt: str, paper: bool = False) -> Tensor:

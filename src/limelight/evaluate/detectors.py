@@ -97,7 +97,9 @@ class PocketDetector(nn.Module):
 
         scores = words.sigmoid()
         peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1))
-        peaks = peaks * (peaks >= (self.threshold if threshold is None else threshold))
+        if threshold is None:
+            threshold = self.threshold
+        peaks = peaks * (peaks >= threshold)
         return list(map(self._read, peaks, sides, colors))
 
     def _read(self, peaks: Tensor, sides: Tensor, colors: Tensor) -> list[Detection]:

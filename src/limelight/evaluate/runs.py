@@ -162,8 +162,8 @@ class Worker:
         if not words:
             return self._sampled(job), [None] * len(job.seeds)
         result = self._sampled(job, record=True)
-        masks = torch.stack([result.maps.mask(word) for word in words]).any(dim=0)
-        return result, [mask_png(mask) for mask in grown(masks)]
+        masks = torch.stack(list(map(result.maps.mask, words))).any(dim=0)
+        return result, list(map(mask_png, grown(masks)))
 
     def _edited(self, job: Job, settings: dict[str, Any]) -> Result:
         """Edit the images of the case's source prompt."""

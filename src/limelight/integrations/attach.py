@@ -174,7 +174,7 @@ class Attached:
             self._prompts = [] if embedded is None else [unread(embedded.shape[1])] * len(embedded)
         else:
             texts = prompt if self._listed else [prompt]
-            self._prompts = [self.model.read(text) for text in texts]
+            self._prompts = list(map(self.model.read, texts))
         self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
 
         return original(*args, **kwargs)

@@ -284,7 +284,7 @@ def _parsed(model: _Lent, prompt: str | list[str] | None, embeds: Tensor | None)
     if embeds is not None:
         return [unread(embeds.shape[1])] * len(embeds)
     texts = [prompt] if isinstance(prompt, str) else prompt or []
-    return [model.prompt(text) for text in texts]
+    return list(map(model.prompt, texts))
 
 
 def _request(

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -62,14 +63,16 @@ class TrainingImages:
             FileError: a folder has no images, or one of them cannot be read.
         """
         images = tuple(fit_image(image, size or model.default_size, fit) for image in read_images(source))
-        found = hashlib.sha256()
-        rows = []
+        found, mean, std = hashlib.sha256(), list[Tensor](), list[Tensor]()
         for image in images:  # one by one: an autoencoder takes more memory than a denoiser
             found.update(repr(image.size).encode() + image.tobytes())
-            views = [image, ImageOps.mirror(image)] if mirrored else [image]
-            rows.append([torch.cat(part) for part in zip(*(model.posterior([view]) for view in views), strict=True)])
-        mean, std = (torch.stack(part) for part in zip(*rows, strict=True))
-        return cls(mean, std, images, found.hexdigest()[:16])
+            views = [image]
+            if mirrored:
+                views.append(ImageOps.mirror(image))
+            means, deviations = zip(*[model.posterior([view]) for view in views], strict=True)
+            mean.append(torch.cat(means))
+            std.append(torch.cat(deviations))
+        return cls(torch.stack(mean), torch.stack(std), images, found.hexdigest()[:16])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,12 +86,12 @@ def read_images(source: Source) -> list[Image.Image]:
         SettingsError: the list is empty.
     """
     if isinstance(source, str | Path):
-        return [open_image(path) for path in _files(user_path(source))]
+        return list(map(open_image, _files(user_path(source))))
     if not isinstance(source, list | tuple):
         return [open_image(source)]
     if not source:
         raise SettingsError("The list of images is empty.")
-    return [image for part in source for image in read_images(part)]
+    return list(chain.from_iterable(map(read_images, source)))
 
 
 def _files(path: Path) -> list[Path]:

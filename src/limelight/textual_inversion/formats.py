@@ -286,7 +286,7 @@ def _vectors(vectors: Sequence[Any], token: str, file: Path) -> tuple[Tensor, ..
     Raises:
         FileError: they are something else, or a file of a few bytes says that they are many.
     """
-    if not all(_is_vectors(v) for v in vectors):
+    if not all(map(_is_vectors, vectors)):
         raise FileError(f"'{file}' does not hold vectors for '{token}'.")
     for v in vectors:
         if v.numel() * v.element_size() > v.untyped_storage().nbytes():

@@ -181,14 +181,17 @@ def _steps(run: _Run, state: TrainState) -> Generator[TrainStep, None, None]:
             length = _gradient(rows, config, index)
             _update(optimizer, rows, begun, config, index)
 
-            moments = [(optimizer.state[row]["exp_avg"], optimizer.state[row]["exp_avg_sq"]) for row in rows]
-            state = replace(
-                state,
-                step=index + 1,
-                vectors=tuple(row.detach().to("cpu", copy=True) for row in rows),
-                moments=tuple((m.to("cpu", copy=True), v.to("cpu", copy=True)) for m, v in moments),
-            )
+            moments = []
+            for row in rows:
+                kept = optimizer.state[row]
+                moments.append((_copied(kept["exp_avg"]), _copied(kept["exp_avg_sq"])))
+            state = replace(state, step=index + 1, vectors=tuple(map(_copied, rows)), moments=tuple(moments))
             yield TrainStep(errors / config.accumulate, drifts / config.accumulate, config.rate, length, state)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy in the main memory, without a gradient."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _optimizer(rows: list[nn.Parameter], config: TrainingConfig, state: TrainState) -> torch.optim.Optimizer:

@@ -90,7 +90,7 @@ class Explanation:
         return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
             prompt=result.settings["prompt"],
             words=self.words,
-            names=[str(subject) for subject in result.subjects],
+            names=list(map(str, result.subjects)),
             seeds=list(zip(result.seeds, self.figures, strict=True)),
             runs=self.runs,
             settings={name: _rows(run.settings) for name, run in self.runs.items()},

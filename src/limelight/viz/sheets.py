@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from ..attention.maps import AttentionMaps
@@ -97,8 +97,9 @@ def compare(
     """
     if (plain.settings["prompt"], plain.seeds) != (guided.settings["prompt"], guided.seeds):
         raise SettingsError("The two results must have one prompt and the same seeds to be compared.")
-    words = guided.subjects if words is None else words
-    old, new = (result.images[check_index(index, len(result.images))] for result in (plain, guided))
+    if words is None:
+        words = guided.subjects
+    old, new = _image(plain, index), _image(guided, index)
     before, after = _heats(old, plain.maps, words, index), _heats(new, guided.maps, words, index)
     change = _change(before, after)
 
@@ -133,8 +134,8 @@ def _change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
 
 def _difference(old: Image.Image, new: Image.Image, side: int) -> Image.Image:
     """The absolute difference of two images in grey, the mean of the three colors."""
-    first, second = (np.asarray(sized(image, side).convert("RGB"), dtype=np.float32) / 255 for image in (old, new))
-    grey = np.abs(second - first).mean(axis=2) * 255
+    change = ImageChops.difference(sized(old, side).convert("RGB"), sized(new, side).convert("RGB"))
+    grey = np.asarray(change, dtype=np.float32).mean(axis=2)
     return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
 
 
@@ -152,9 +153,10 @@ def progress(
         ProbeError: the result has no maps of single steps (``record="steps"``).
     """
     image, frames, scale = _over_steps(result, words, index)
-    chosen = sorted({round(i * (len(frames) - 1) / max(moments - 1, 1)) for i in range(moments)})
-    columns = [_word_tiles(image, frames[i], scale, side, note=f"step {i + 1} of {len(frames)}") for i in chosen]
-    return sheet_of([list(row) for row in zip(*columns, strict=True)], [scale])
+    columns = []
+    for i in sorted({round(i * (len(frames) - 1) / max(moments - 1, 1)) for i in range(moments)}):
+        columns.append(_word_tiles(image, frames[i], scale, side, note=f"step {i + 1} of {len(frames)}"))
+    return sheet_of(list(zip(*columns, strict=True)), [scale])
 
 
 def animation(
@@ -205,7 +207,8 @@ def _heats(image: Image.Image, maps: AttentionMaps, words: Sequence[str | int] |
     """The map of each word for one image, [height, width] in float32 on the CPU, by caption."""
     check_index(index, len(maps.prompts))
     prompt = maps.prompts[index]
-    words = every_word(prompt) if words is None else words
+    if words is None:
+        words = every_word(prompt)
     if isinstance(words, str) or not words:
         raise SettingsError("words must be a list with at least one word of the prompt, for example ['cat'].")
     height, width = maps.latent_size
@@ -219,15 +222,18 @@ def _heats(image: Image.Image, maps: AttentionMaps, words: Sequence[str | int] |
     return {display_name(prompt, word): own.map(word, size)[0].detach().float().cpu() for word in words}
 
 
+def _image(result: Result, index: int) -> Image.Image:
+    return result.images[check_index(index, len(result.images))]
+
+
 def _over_steps(
     result: Result, words: Sequence[str | int] | None, index: int
 ) -> tuple[Image.Image, list[dict[str, Tensor]], Scale]:
-    image = result.images[check_index(index, len(result.images))]
-    # With record="all" single steps have more layers than the mean; the first one says if there is no step.
-    frames = [
-        _heats(image, result.steps[i].select(result.maps.layers.__contains__), words, index)
-        for i in range(max(len(result.steps), 1))
-    ]
+    image, frames = _image(result, index), []
+    for i in range(max(len(result.steps), 1)):  # the first one says if there is no step
+        # With record="all" single steps have more layers than the mean.
+        maps = result.steps[i].select(result.maps.layers.__contains__)
+        frames.append(_heats(image, maps, words, index))
     return image, frames, attention_scale(_largest(frames))
 
 

@@ -138,7 +138,7 @@ def wrapped(tiles: list[Tile], columns: int = 6) -> list[list[Tile]]:
 def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.Image:
     """Put captioned tiles of one size in rows and columns, with the legends at the right."""
     width, height = rows[0][0].image.size
-    columns = max(len(row) for row in rows)
+    columns = max(map(len, rows))
     bar = min(max(height, 96), 260)
     legend = 84
     sheet_size = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -54,18 +55,28 @@ def trace(result: Result, *, index: int = 0, plain: Result | None = None, side: 
 
 def _curves(above: Any, below: Any, run: Result, index: int, *, dashed: bool = False) -> None:
     """The loss above, and the presence of each subject below."""
-    steps = [row["step"] + 1 for row in run.trace]
+    steps = _steps(run.trace)
     style: dict[str, Any] = {"linestyle": "-", "alpha": 1.0, "linewidth": 1.8}
     if dashed:
         style |= {"linestyle": "--", "alpha": 0.6}
     if len(steps) < 4:
         style["marker"] = "."
 
-    above.plot(steps, [row["loss"][index] for row in run.trace], color=INK, **style)
+    above.plot(steps, _losses(run.trace, index), color=INK, **style)
     for k, subject in enumerate(run.subjects):
         presence = [row["presence"][index][k] for row in run.trace]
         label = None if dashed else _shortened(display_name(run.maps.prompts[index], subject))
         below.plot(steps, presence, color=COLORS[k % len(COLORS)], label=label, **style)
+
+
+def _steps(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The steps of some rows of a trace, counted from 1."""
+    return [row["step"] + 1 for row in rows]
+
+
+def _losses(rows: Iterable[Mapping[str, Any]], index: int) -> list[float]:
+    """The losses of one image."""
+    return [row["loss"][index] for row in rows]
 
 
 def _shortened(name: str) -> str:
@@ -95,7 +106,7 @@ def _mark_refinements(above: Any, result: Result, index: int) -> None:
     if not refined:
         return
 
-    steps, losses = [row["step"] + 1 for row in refined], [row["loss"][index] for row in refined]
+    steps, losses = _steps(refined), _losses(refined, index)
     look = {"facecolor": PAPER, "edgecolor": INK, "label": "refined", "zorder": 5, "clip_on": False}
     above.scatter(steps, losses, marker="^", s=44, **look)
     box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
