@@ -168,7 +168,9 @@ def _ask(parsed: Prompt) -> str:
 
 
 def _progress(verbose: bool, subjects: Sequence[Any]) -> AbstractContextManager[Callable[[Step], None]]:
-    return step_table("generating", list(map(str, subjects))) if verbose else step_bar("generating")
+    if verbose:
+        return step_table("generating", list(map(str, subjects)))
+    return step_bar("generating")
 
 
 def _generate(compared: bool, out: Path, *args: Any, **options: Any) -> list[Path]:

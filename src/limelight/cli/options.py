@@ -85,11 +85,14 @@ def without_none(given: Mapping[str, Any]) -> dict[str, Any]:
 def parse_seeds(text: str) -> list[int]:
     """Parse seeds as they are typed: "0-3,7" is [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
+    unreadable = SettingsError(f"Cannot read '{text}' as seeds. Write for example 0-3,7.")
     for part in text.strip("[] ").split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if match is None:
+            raise unreadable
+        first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= 2**63:
-            raise SettingsError(f"Cannot read '{text}' as seeds. Write for example 0-3,7.")
+            raise unreadable
         if last - first >= 10_000:
             raise SettingsError(f"'{text}' is {last - first + 1} seeds. Give at most 10000 at once.")
         seeds += range(first, last + 1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, SettingsError
+from ..prompts.prompt import occurrence_name
 from ..utils.files import DATA
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "black", "white")
@@ -68,8 +69,7 @@ class Case:
         names = []
         for thing in self.wanted:
             phrases.append(thing.phrase)
-            count = phrases.count(thing.phrase)
-            names.append(thing.phrase if count == 1 else f"{thing.phrase}#{count}")
+            names.append(occurrence_name(thing.phrase, phrases.count(thing.phrase)))
         return tuple(names)
 
 

@@ -187,11 +187,14 @@ def _numbers(counts: Sequence[int] | None, heads: int) -> tuple[int, ...]:
 
 
 def _jobs(numbers: Sequence[int], orders: Sequence[str], heads: int) -> list[tuple[str, int]]:
-    """Every number in every order; no heads and all heads give the same images in every order, and come once."""
-    jobs = []
-    for number in numbers:
-        jobs += [(order, number) for order in orders] if 0 < number < heads else [("all", number)]
-    return jobs
+    """Every number in every order, each that is kept once."""
+    jobs = itertools.product(numbers, orders)
+    return list(dict.fromkeys((_kept_as(order, number, heads), number) for number, order in jobs))
+
+
+def _kept_as(order: str, number: int, heads: int) -> str:
+    """The order under which scores and images are kept: none or all of the heads are the same in every order."""
+    return order if 0 < number < heads else "all"
 
 
 def _generate(
@@ -246,7 +249,7 @@ def _curves(
     for order in orders:
         values = torch.zeros(len(numbers), len(experiment.prompts), len(seeds))
         for i, number in enumerate(numbers):
-            name = order if 0 < number < heads else "all"
+            name = _kept_as(order, number, heads)
             for k, (prompt, _) in enumerate(experiment.prompts):
                 values[i, k] = torch.tensor([known[name, number, prompt, seed] for seed in seeds])
         scores[order] = values
@@ -262,9 +265,11 @@ def strip(folder: str | os.PathLike[str], curves: Curves, prompt: str) -> Image.
     """The kept images of one prompt: a row per order, more heads weakened from left to right."""
     rows = []
     for order in curves.scores:
-        names = [order if 0 < n < curves.heads else "all" for n in curves.counts]
-        paths = [image_path(Path(folder), prompt, o, n) for o, n in zip(names, curves.counts, strict=True)]
-        rows.append([open_image(path) for path in paths])
+        images = []
+        for number in curves.counts:
+            name = _kept_as(order, number, curves.heads)
+            images.append(open_image(image_path(Path(folder), prompt, name, number)))
+        rows.append(images)
     labels = [f"{order}: {', '.join(map(str, curves.counts))} heads weakened" for order in curves.scores]
     return grid(rows, labels)
 

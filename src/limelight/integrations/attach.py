@@ -170,11 +170,12 @@ class Attached:
         prompt, embedded = given.get("prompt"), given.get("prompt_embeds")
         self._listed, self._named = not isinstance(prompt, str), prompt is not None
 
-        if prompt is None:
-            self._prompts = [] if embedded is None else [unread(embedded.shape[1])] * len(embedded)
-        else:
+        self._prompts = []
+        if prompt is not None:
             texts = prompt if self._listed else [prompt]
             self._prompts = list(map(self.model.read, texts))
+        elif embedded is not None:
+            self._prompts = [unread(embedded.shape[1])] * len(embedded)
         self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
 
         return original(*args, **kwargs)

@@ -163,9 +163,9 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
             latents = self._noise(request, generator)
         guidance = AttendAndExcite(
             until=num_inference_steps + 1 if max_iter_to_alter is None else math.ceil(max_iter_to_alter),
-            thresholds={0: 0.05, 10: 0.5, 20: 0.8} if thresholds is None else _thresholds(thresholds),
+            thresholds=_thresholds(thresholds),
             scale=scale_factor,
-            resolution=attn_res if attn_res is None else _oriented(attn_res, request.size),
+            resolution=_oriented(attn_res, request.size),
             own_tokens=False,
         )
 
@@ -340,8 +340,10 @@ def _positions(indices: Sequence[int], last: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _thresholds(given: Mapping[float | int, float]) -> dict[float | int, float]:
-    """Thresholds by step; 1 and more are never reached, and 0 and less always are."""
+def _thresholds(given: Mapping[float | int, float] | None) -> dict[float | int, float]:
+    """Thresholds by step, by default diffusers'; 1 and more are never reached, and 0 and less always are."""
+    if given is None:
+        return {0: 0.05, 10: 0.5, 20: 0.8}
     return {int(step) if float(step).is_integer() else step: min(max(value, 0.0), 1.0) for step, value in given.items()}
 
 
@@ -352,7 +354,7 @@ def _lora_scale(kwargs: Mapping[str, Any] | None) -> float | None:
         raise SettingsError(
             f"cross_attention_kwargs has {', '.join(map(repr, others))}, which cannot be passed on; 'scale' alone can."
         )
-    return None if kwargs is None else kwargs.get("scale")
+    return (kwargs or {}).get("scale")
 
 
 @contextmanager
@@ -372,13 +374,14 @@ def _lora_scaled(unet: Any, scale: float | None) -> Iterator[None]:
 def _watchable(unet: Any) -> Iterator[None]:
     """Let the UNet attend by torch's scaled_dot_product_attention for the time of a `with`."""
     before = unet.attn_processors
-    if all(type(processor).__name__.endswith("2_0") for processor in before.values()):
+    wanted = dict(before)
+    for name, processor in before.items():
+        if not type(processor).__name__.endswith("2_0"):
+            wanted[name] = AttnProcessor2_0()
+    if wanted == before:
         yield
         return
 
-    wanted = {}
-    for name, processor in before.items():
-        wanted[name] = processor if type(processor).__name__.endswith("2_0") else AttnProcessor2_0()
     try:
         unet.set_attn_processor(wanted)
         yield
@@ -394,9 +397,11 @@ def _generators(generator: torch.Generator | list[torch.Generator] | None, image
     return [generator] * images
 
 
-def _oriented(attn_res: int | tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def _oriented(attn_res: int | tuple[int, int] | None, size: tuple[int, int]) -> int | tuple[int, int] | None:
     """Height and width: scripts that know diffusers' order give the longer side of a wide image first."""
-    short, long = (attn_res, attn_res) if isinstance(attn_res, int) else sorted(attn_res)
+    if attn_res is None or isinstance(attn_res, int):
+        return attn_res
+    short, long = sorted(attn_res)
     if size[0] <= size[1]:
         return short, long
     return long, short

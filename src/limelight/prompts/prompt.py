@@ -227,6 +227,11 @@ def _numbered(subject: str) -> tuple[str, int]:
     return subject, 1
 
 
+def occurrence_name(name: str, occurrence: int) -> str:
+    """A word or phrase as `Prompt.find` takes its occurrence, counted from 1: "dog", "dog#2"."""
+    return name if occurrence == 1 else f"{name}#{occurrence}"
+
+
 def unread(length: int) -> Prompt:
     """A prompt of which only `length` encoded tokens are known, and neither its words nor where they end."""
     return Prompt("", (0,) * length, ("",) * length, length - 1, ())

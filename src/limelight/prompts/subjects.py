@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import PromptError
 from .markup import without_markup
-from .prompt import Prompt, Word
+from .prompt import Prompt, Word, occurrence_name
 
 SubjectName = str | int | Sequence[int]
 """A word, a phrase ("red car"), a later occurrence ("dog#2"), a token index or several."""
@@ -257,7 +257,7 @@ def _name(prompt: Prompt, first: int, stop: int) -> str:
     name = " ".join(word.text for word in prompt.words[first:stop])
     wanted = prompt.keys[first:stop]
     occurrence = sum(prompt.keys[i : i + len(wanted)] == wanted for i in range(first + 1))
-    return name if occurrence == 1 else f"{name}#{occurrence}"
+    return occurrence_name(name, occurrence)
 
 
 def _parted(prompt: Prompt, i: int) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..attention.maps import AttentionMaps
 from ..errors import SettingsError
 from ..generation.result import Result
-from ..prompts.prompt import Prompt
+from ..prompts.prompt import Prompt, occurrence_name
 from .theme import (
     CHANGE,
     SIDE,
@@ -44,7 +44,9 @@ def overlay(
         opacity: 0 is the image in grey, 1 the map alone.
         side: longer side of the result in pixels.
     """
-    return blend(image, heat, attention_scale(float(heat.max()) if limit is None else limit), opacity, side)
+    if limit is None:
+        limit = float(heat.max())
+    return blend(image, heat, attention_scale(limit), opacity, side)
 
 
 def strip(
@@ -176,7 +178,7 @@ def animation(
     Raises:
         ProbeError: the result has no maps of single steps (``record="steps"``).
     """
-    if kind not in ("webp", "gif"):
+    if kind not in _ENCODING:
         raise SettingsError(f"kind='{kind}' must be 'webp' or 'gif'.")
     image, heats, scale = _over_steps(result, words, index)
     frames = []
@@ -187,9 +189,12 @@ def animation(
     pause = max(round(1000 * seconds / len(frames)), 20)
     lasting = [*[pause] * (len(frames) - 1), 1500]
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"quality": 85, "method": 2} if kind == "webp" else {"optimize": False}
+    options = _ENCODING[kind]
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=lasting, loop=0, **options)
     return buffer.getvalue()
+
+
+_ENCODING: Mapping[str, Mapping[str, Any]] = {"webp": {"quality": 85, "method": 2}, "gif": {"optimize": False}}
 
 
 def every_word(prompt: Prompt) -> tuple[str, ...]:
@@ -199,7 +204,7 @@ def every_word(prompt: Prompt) -> tuple[str, ...]:
     for word in prompt.words:
         seen[word.key] = seen.get(word.key, 0) + 1
         if word.positions:
-            names.append(word.text if seen[word.key] == 1 else f"{word.text}#{seen[word.key]}")
+            names.append(occurrence_name(word.text, seen[word.key]))
     return tuple(names)
 
 
