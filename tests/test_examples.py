@@ -9,10 +9,11 @@ import pytest
 import limelight
 from limelight.attention import maps, probe, recording
 from limelight.evaluate import clip, detectors, methods, preservation, report, rows, runs, scoring, suites
-from limelight.generation import calibrate, generate, loop
+from limelight.generation import calibrate, compare, generate, loop
 from limelight.guidance import attend_and_excite, base, presets
 from limelight.models import base as models_base
 from limelight.models import loading, processors
+from limelight.utils import statistics
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from limelight.models import loading, processors
         base,
         calibrate,
         clip,
+        compare,
         detectors,
         generate,
         loading,
@@ -38,6 +40,7 @@ from limelight.models import loading, processors
         rows,
         runs,
         scoring,
+        statistics,
         suites,
     ],
     ids=lambda m: m.__name__,

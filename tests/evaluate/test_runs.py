@@ -20,7 +20,7 @@ from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
 from tests.workers import FORK, forked_workers, kill_a_worker  # noqa: F401 - a fixture
 
 
-def test_pictures_depend_on_learned_words(quick, pocket, tmp_path):
+def test_images_depend_on_learned_words(quick, pocket, tmp_path):
     width = pocket.pipeline.text_encoder.config.hidden_size
     case = Case("a cat and a <my-cat>", "own")
     own, other = (LearnedWord("<my-cat>", (torch.full((1, width), value),)) for value in (0.01, 0.02))
