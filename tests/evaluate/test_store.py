@@ -72,7 +72,7 @@ def test_damage_is_named_and_mended(quick, whole, tmp_path):
     images[0].unlink()
     images[1].write_bytes(images[1].read_bytes()[:200])
     manifest.write_bytes(b"".join([*lines[:5], b"\x00\x00\n", *lines[6:-1], lines[-1][:-30]]))
-    (tmp_path / ".a.png.1.part").write_text("left by a kill")
+    (tmp_path / ".a.png.0a1b2c3d.limelight-part").write_text("left by a kill")
     said = []
     assert quick(tmp_path, say=said.append) == 4
     assert [f"Line {n} of '{manifest}' {what}; its work is done again." in said for n, what in (

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import limelight
 from limelight.cli.app import main
@@ -39,7 +41,7 @@ def test_a_killed_training_goes_on(tiny_pipeline, folder, tmp_path, monkeypatch)
         time.sleep(0.02)
     running.kill()
     running.join()
-    assert 0 < TrainState.load(tmp_path / "killed" / "state").step < 20
+    assert 0 < TrainState.load(tmp_path / "killed" / "state.safetensors").step < 20
     seen = []
     report = learn(model, folder, config, tmp_path / "killed", resume=True, on_step=seen.append, **options)
     assert 0 < len(seen) < 20
@@ -158,18 +160,38 @@ def test_prompts_are_parsed_and_states_saved_once(tiny, tmp_path, counted, monke
     assert counted["prompt"] <= 27 * (1 + known) + 4 + 2 + 4
 
 
+def as_of_version_0_1(path):
+    """Split a state into two files, as earlier versions wrote it."""
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["limelight.training"])
+    step = facts.pop("step")
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    save_file(load_file(path), path, {"step": str(step)})
+
+
+def test_half_a_state_of_an_earlier_version_is_no_dead_end(tiny, tmp_path, monkeypatch):
+    """They wrote the small file first: after a kill between the two there was nothing to resume, and no new start."""
+    monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
+    (tmp_path / "state.json").write_text("{}")
+    report = learn(tiny, drawn(), {**TINY, "steps": 1}, tmp_path, seeds=(0,), preview_steps=1)
+    assert report.rows[-1].step == 1
+    assert not (tmp_path / "state.json").exists()
+
+
 def test_a_folder_of_an_earlier_version_goes_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
     options = {"seeds": (0,), "preview_steps": 1}
     begun = []
     report = learn(tiny, patches(), {**TINY, "steps": 2}, tmp_path, on_begin=begun.append, **options)
     (tmp_path / "word.json").rename(tmp_path / "concept.json")
+    as_of_version_0_1(tmp_path / "state.safetensors")
     again = learn(tiny, patches(), {"steps": 3}, tmp_path, resume=True, on_begin=begun.append, **options)
     assert (report.rows[-1].step, again.rows[-1].step) == (2, 3)
     assert [(state.step, state.config.steps) for state in begun] == [(0, 2), (2, 3)]
     assert again.rows[:3] == report.rows
     assert (tmp_path / "word.json").exists()
-    assert not (tmp_path / "concept.json").exists()
+    assert not {"concept.json", "state.json"} & {path.name for path in tmp_path.iterdir()}
+    assert TrainState.load(tmp_path / "state.safetensors").step == 3
     assert again.word.about["config"]["init"] == "cat"
 
 
@@ -181,7 +203,7 @@ def test_a_word_begins_as_another_one(tiny, tmp_path, monkeypatch):
     config = {"token": "<thing>", "steps": 1, "batch": 1}
     options = {"seeds": (0,), "preview_steps": 1}
     limelight.learn(tiny, patches(), config, tmp_path / "new", start=tmp_path / "other", **options)
-    assert torch.equal(TrainState.load(tmp_path / "new" / "state").begun[0], other.vectors[0])
+    assert torch.equal(TrainState.load(tmp_path / "new" / "state.safetensors").begun[0], other.vectors[0])
 
 
 @pytest.mark.parametrize("module", [folder_module, training_module, word_module])

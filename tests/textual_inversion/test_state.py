@@ -23,9 +23,9 @@ def test_a_resumed_training_equals_one_without_a_break(tiny, tmp_path):
     # Of two vectors one waits until step 6.
     assert torch.equal(half.state.vectors[0][1], half.state.begun[0][1])
     assert not torch.equal(half.state.vectors[0][0], half.state.begun[0][0])
-    half.state.save(tmp_path / "state")
+    half.state.save(tmp_path / "state.safetensors")
     torch.manual_seed(99)  # the random numbers of the rest of the program have no part in it
-    *_, again = train_word(tiny, patches(), config, state=TrainState.load(tmp_path / "state"))
+    *_, again = train_word(tiny, patches(), config, state=TrainState.load(tmp_path / "state.safetensors"))
     assert (again.loss, again.gradient) == (whole.loss, whole.gradient)
     for a, b in zip(again.state.moments, whole.state.moments, strict=True):
         assert all(map(torch.equal, a, b))

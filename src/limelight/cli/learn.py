@@ -218,7 +218,7 @@ def _print_how_to_resume(folder: Path) -> None:
     from ..textual_inversion.folder import STATE
     from ..textual_inversion.state import TrainState
 
-    if not (folder / f"{STATE}.safetensors").exists():
+    if not (folder / STATE).exists():
         log.print("Stopped before the first step; nothing is kept.")
         return
     step = TrainState.load(folder / STATE).step

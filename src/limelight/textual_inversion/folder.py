@@ -26,7 +26,7 @@ from .state import TrainState
 from .training import TrainStep, encode, held_loss, train_word
 from .word import LearnedWord
 
-STATE, WORD, LOSSES, FACTS = "state", "learned_embeds.safetensors", "loss.csv", "word.json"
+STATE, WORD, LOSSES, FACTS = "state.safetensors", "learned_embeds.safetensors", "loss.csv", "word.json"
 BUSY = "Another program is learning in '{folder}'. Wait until it ends, or choose another folder."
 
 
@@ -127,10 +127,9 @@ def learn(
 ) -> Report:
     """Learn a word from a few images and keep everything in a folder.
 
-    The folder holds a training that can be resumed at any moment, whatever ends the program: `state.safetensors` and
-    `state.json`. It also holds the word as diffusers reads it (`learned_embeds.safetensors`, `token_identifier.txt`,
-    and that of every save in `steps/`), `word.json`, `previews/`, `loss.csv`, `loss.png` (with matplotlib) and a card
-    (`README.md`).
+    The folder holds a training that can be resumed at any moment, whatever ends the program: `state.safetensors`. It
+    also holds the word as diffusers reads it (`learned_embeds.safetensors`, `token_identifier.txt`, and that of every
+    save in `steps/`), `word.json`, `previews/`, `loss.csv`, `loss.png` (with matplotlib) and a card (`README.md`).
 
     Examples:
         >>> import tempfile
@@ -193,7 +192,7 @@ def learn(
 
 def taken(folder: Path) -> bool:
     """Whether a folder holds a training or a learned word."""
-    return any((folder / name).exists() for name in (f"{STATE}.json", f"{STATE}.safetensors", WORD))
+    return any((folder / name).exists() for name in (STATE, WORD))
 
 
 def _saved(folder: Path, resume: bool) -> TrainState | None:
@@ -329,6 +328,7 @@ class _Training:
     def _save_state(self, state: TrainState) -> None:
         if state is not self._state_there:
             state.save(self.folder / STATE)
+            (self.folder / "state.json").unlink(missing_ok=True)  # the part of it that earlier versions wrote apart
             self._state_there = state
 
 

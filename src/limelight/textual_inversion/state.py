@@ -23,6 +23,8 @@ from .config import TrainingConfig, generator
 from .dataset import TrainingImages
 from .word import LearnedWord
 
+_FACTS = "limelight.training"  # the key of a state's metadata
+
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
@@ -104,30 +106,33 @@ class TrainState:
             raise SettingsError("This training is of other images; resume with the same ones, or begin another.")
 
     def save(self, path: Path) -> None:
-        """Write `path`.safetensors and `path`.json, each whole or not at all, and each time such that what is there
-        fits together: all that changes from step to step is in the first.
+        """Write one file, whole or not at all: the tensors as safetensors, everything else in its metadata.
+
+        Raises:
+            FileError: it cannot be written.
         """
         tensors = {f"vectors.{i}": v for i, v in enumerate(self.vectors)}
         tensors |= {f"begun.{i}": v for i, v in enumerate(self.begun)}
         tensors |= {f"moment{k}.{i}": m[k - 1] for i, m in enumerate(self.moments) for k in (1, 2)}
-        facts = {"config": asdict(self.config), "about": dict(self.about)}
-        write(path.with_suffix(".json"), json_text(facts, indent=1).encode())
-        content = save({name: t.clone() for name, t in tensors.items()}, {"step": str(self.step)})
-        write(path.with_suffix(".safetensors"), content)
+        facts = {"step": self.step, "config": asdict(self.config), "about": dict(self.about)}
+        write(path, save({name: t.clone() for name, t in tensors.items()}, {_FACTS: json_text(facts)}))
 
     @classmethod
     def load(cls, path: Path) -> TrainState:
-        """Read what `save` wrote.
+        """Read what `save` wrote, also that of earlier versions, which kept settings in a file beside it.
 
         Raises:
             FileError: there is no training there, or it cannot be read.
         """
         try:
-            facts = json.loads(path.with_suffix(".json").read_text())
-            with safe_open(path.with_suffix(".safetensors"), "pt") as file:
-                step = int(file.metadata()["step"])
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(TrainingConfig(**facts["config"]), step, *_parts(tensors), facts["about"])
+            if _FACTS in metadata:
+                facts = json.loads(metadata[_FACTS])
+            else:
+                facts = {**json.loads(path.with_suffix(".json").read_text()), **metadata}
+            return cls(TrainingConfig(**facts["config"]), int(facts["step"]), *_parts(tensors), facts["about"])
         except FileNotFoundError:
             raise FileError(f"'{path.parent}' holds no training to resume.") from None
         except LimelightError:

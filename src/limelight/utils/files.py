@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.resources
 import io
 import json
 import os
 import re
+import secrets
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from filelock import FileLock, Timeout
 from PIL import Image, PngImagePlugin
 
 from ..errors import FileError, ModelError
+
+LOCK = ".lock"
+PART = ".limelight-part"  # how the name of a file ends while it is being written
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -68,7 +73,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         FileError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
@@ -76,9 +81,11 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name without its bytes
         part.replace(path)
-    except (OSError, ValueError) as error:  # a ValueError of a name that the system cannot have
+    except BaseException as error:
         with suppress(OSError, ValueError):
             part.unlink()
+        if not isinstance(error, (OSError, ValueError)):  # a ValueError of a name that the system cannot have
+            raise
         raise FileError(f"'{path}' cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
@@ -112,6 +119,8 @@ def lock_folder(
 ) -> Iterator[None]:
     """Keep other programs out of a folder for the time of a `with`, and remove the half-written files of killed ones.
 
+    Files of other programs, links, and folders inside that have a lock of their own are left alone.
+
     Args:
         folder: made if absent; the lock is its file `.lock`.
         busy: the message where another program holds the lock; "{folder}" in it stands for the folder.
@@ -119,9 +128,12 @@ def lock_folder(
     Raises:
         FileError: another program holds the lock, or the folder cannot be written.
     """
-    with _held(folder / ".lock", folder, busy.format(folder=folder)):
-        for part in folder.rglob(".*.part"):
-            part.unlink(missing_ok=True)
+    with _held(folder / LOCK, folder, busy.format(folder=folder)):
+        for where, folders, names in os.walk(folder):
+            if Path(where) != folder and LOCK in names:
+                folders.clear()
+                continue
+            _remove(Path(where).glob(f".*.????????{PART}"))
         yield
 
 
@@ -129,13 +141,15 @@ def lock_folder(
 def lock_file(path: Path) -> Iterator[None]:
     """Keep other programs from writing a file for the time of a `with`.
 
-    The lock is a hidden file beside it, which stays: removing it would let in a third program beside a second.
+    The lock is a hidden file beside it, which stays: removing it would let in a third program beside a second. What
+    killed programs have left half-written of the file is removed.
 
     Raises:
         FileError: another program holds the lock, or the folder cannot be written.
     """
     busy = f"'{path}' is being written by another program; wait for it to end, or choose another file."
-    with _held(path.with_name(f".{path.name}.lock"), path, busy):
+    with _held(path.with_name(f".{path.name}{LOCK}"), path, busy):
+        _remove(path.parent.glob(f".{glob.escape(path.name)}.????????{PART}"))
         yield
 
 
@@ -155,6 +169,13 @@ def _held(where: Path, of: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _remove(parts: Iterable[Path]) -> None:
+    """Remove half-written files; those that cannot be removed do no harm."""
+    for part in parts:
+        with suppress(OSError):
+            part.unlink()
 
 
 def slug(text: str, length: int = 80) -> str:
