@@ -24,7 +24,7 @@ from limelight.models.unet import stop_after
 from limelight.utils.torch import evaluating, exclusive, frozen, recomputing
 
 FOREIGN = SimpleNamespace(_open=True)
-FAILURES = int(os.environ.get("LIMELIGHT_FAILURES", "12"))
+FAILURES = int(os.environ.get("LIMELIGHT_FAILURES", "12").replace("all", "1000"))
 LONG = "LIMELIGHT_FAILURES" in os.environ
 OURS = (str(Path(limelight.__file__).parent), contextlib.__file__)
 
@@ -180,7 +180,7 @@ def signalled(seconds, function):
 
 @pytest.mark.slow
 def test_failures_at_random_places_leave_nothing(tiny):
-    """LIMELIGHT_FAILURES=1000 runs it for long; the test above then stops at every single instruction."""
+    """LIMELIGHT_FAILURES=1000 (or all) runs it for long; the test above then stops at every single instruction."""
     chance, guidance = (
         random.Random(FAILURES),
         limelight.AttendAndExcite(resolution=4, thresholds={0: 0.9}, max_refinements=1),

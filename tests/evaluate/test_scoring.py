@@ -66,6 +66,22 @@ def test_scores(whole, tmp_path, quick):
     assert score(folder, {"paper": True}, **options)["methods"]["plain"] != first["methods"]["plain"]
 
 
+def test_one_score_at_a_time(whole, tmp_path):
+    """Two at once would measure every image twice, and the log would have two rows of each."""
+    without, refused = {"clip": "none", "captioner": "none"}, []
+
+    def second(done, total):
+        with pytest.raises(FileError, match=r"scores\.jsonl' is being written by another program"):
+            score(whole, without, out=tmp_path, workers=1)
+        refused.append(done)
+
+    score(whole, without, out=tmp_path, workers=1, on_progress=second)
+    assert (refused[0], refused[-1]) == (0, IMAGES)
+    score(whole, without, out=tmp_path, workers=1)  # the lock is free again
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert len({(row["method"], row["case"], row["seed"]) for row in rows}) == len(rows) == IMAGES
+
+
 def test_scores_of_the_original_layout(whole, tmp_path):
     rows = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
     for row in rows:

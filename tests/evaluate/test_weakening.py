@@ -79,7 +79,13 @@ EXPERIMENT = Experiment("Animals", (("a cat", "cat"), ("a frog", "frog")))
 def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
     relevance, jobs = Relevance.load("pocket"), []
     options = {"seeds": (0,), "counts": (20,), "steps": 1, "images": True}
-    first = weakened(pocket, relevance, EXPERIMENT, tmp_path, on_job=lambda done, of: jobs.append(of), **options)
+
+    def count(done, of):
+        with pytest.raises(FileError, match="is being written by another program"):
+            weakened(pocket, relevance, EXPERIMENT, tmp_path, **options)
+        jobs.append(of)
+
+    first = weakened(pocket, relevance, EXPERIMENT, tmp_path, on_job=count, **options)
     assert first.counts == (0, 20, len(relevance.heads))
     assert jobs == [5] * 5  # none and all are generated once, not once per order
     for end in (0, -1):

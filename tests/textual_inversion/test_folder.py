@@ -173,7 +173,7 @@ def test_half_a_state_of_an_earlier_version_is_no_dead_end(tiny, tmp_path, monke
     """They wrote the small file first: after a kill between the two there was nothing to resume, and no new start."""
     monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)
     (tmp_path / "state.json").write_text("{}")
-    report = learn(tiny, drawn(), {**TINY, "steps": 1}, tmp_path, seeds=(0,), preview_steps=1)
+    report = learn(tiny, patches(), {**TINY, "steps": 1}, tmp_path, seeds=(0,), preview_steps=1)
     assert report.rows[-1].step == 1
     assert not (tmp_path / "state.json").exists()
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from operator import itemgetter
@@ -16,10 +17,10 @@ import torch
 
 from ..errors import FileError, LimelightError, MissingDependency, ModelError, SettingsError
 from ..models.loading import POCKET
-from ..utils.files import json_text, write
+from ..utils.files import json_text, lock_file, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say
-from ..utils.parallel import device_of, open_executor
+from ..utils.parallel import Executor, device_of, open_executor
 from .clip import Captioner, Clip
 from .detectors import Detector, OpenVocabulary, PocketDetector
 from .metrics import METRICS, Before, Instruments, Sample
@@ -142,7 +143,7 @@ def score(
 
     Raises:
         SettingsError: a setting is out of range.
-        FileError: the folder has no images, or the scores cannot be written.
+        FileError: the folder has no images, or the scores cannot be written, or another program writes them.
         ModelError: a backbone cannot be read.
 
     Examples:
@@ -158,27 +159,22 @@ def score(
     folder = Path(folder)
     out = folder if out is None else Path(out)
     work = _work(folder, backbones or {}, say)
-    log = Log(out / "scores.jsonl", say)
-    known = work.known(log.rows)
-
-    on_progress(len(known), len(work.entries))
+    path = out / "scores.jsonl"
     start = partial(Scorer, work.names, device)
-    with open_executor(
-        start, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker
-    ) as executor:
-        for batch, rows in executor.map(Scorer.score, work.batches(known)):
-            added = [work.row(k, row) for k, row in zip(batch.keys, rows, strict=True)]
-            log.add(added)
-            known |= {key(row): row for row in added}
-            on_progress(len(known), len(work.entries))
-    log.close()
-
-    whole = _table(work, known, out, say)
-    if not whole:
-        raise FileError(f"None of the images in '{folder}' can be read.")
-    summary = {"backbones": asdict(work.names), "methods": aggregate(whole)}
-    _write_parquet(out / "scores.parquet", whole)
-    write(out / "scores.json", json_text(summary, indent=1).encode() + b"\n")
+    with (
+        lock_file(path),  # two at once would measure every image twice
+        closing(Log(path, say)) as log,
+        open_executor(
+            start, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker
+        ) as executor,
+    ):
+        known = _measured(work, log, executor, on_progress)
+        whole = _table(work, known, out, say)
+        if not whole:
+            raise FileError(f"None of the images in '{folder}' can be read.")
+        summary = {"backbones": asdict(work.names), "methods": aggregate(whole)}
+        _write_parquet(out / "scores.parquet", whole)
+        write(out / "scores.json", json_text(summary, indent=1).encode() + b"\n")
     return summary
 
 
@@ -251,6 +247,18 @@ def _work(folder: Path, backbones: Mapping[str, Any], say: Say) -> _Work:
     )
     names = Backbones(**backbones) if embedded else Backbones(**{**REAL, **backbones})
     return _Work(_stamped(entries), names, digest({**asdict(names), "embedded": _embedded(names)}))
+
+
+def _measured(work: _Work, log: Log, executor: Executor, on_progress: Callable[[int, int], None]) -> dict[Key, Row]:
+    """The rows of all images: those that the log has, and those that are measured now and added to it."""
+    known = work.known(log.rows)
+    on_progress(len(known), len(work.entries))
+    for batch, rows in executor.map(Scorer.score, work.batches(known)):
+        added = [work.row(k, row) for k, row in zip(batch.keys, rows, strict=True)]
+        log.add(added)
+        known |= {key(row): row for row in added}
+        on_progress(len(known), len(work.entries))
+    return known
 
 
 def _foreign_entries(folder: Path) -> dict[Key, Entry]:

@@ -28,7 +28,7 @@ from ..generation.result import Result
 from ..heads.gains import weaken
 from ..heads.relevance import Relevance
 from ..models.base import Model
-from ..utils.files import DATA, own_slug, png, write
+from ..utils.files import DATA, lock_file, own_slug, png, write
 from ..utils.images import grid, open_image
 from ..utils.jsonl import Log
 from ..utils.statistics import bootstrap_interval
@@ -149,7 +149,7 @@ def weakened(
 
     Raises:
         SettingsError: counts or orders are out of range.
-        FileError: the folder has scores of other settings, or cannot be written.
+        FileError: the folder has scores of other settings, or cannot be written, or another program writes it.
     """
     relevance.of(model)
     numbers = _numbers(counts, len(relevance.heads))
@@ -158,20 +158,21 @@ def weakened(
     settings = {"model": model.name, "concept": experiment.concept, "factor": factor, **options}
     settings.pop("batch", None)  # images do not depend on it
     clip = clip or Clip()
-    with closing(Log(Path(folder) / "scores.jsonl", say=lambda text: None)) as log:
+    path = Path(folder) / "scores.jsonl"
+    with lock_file(path), closing(Log(path, say=lambda text: None)) as log:
         known = _known(log, settings, lists)
         jobs = _jobs(numbers, orders, len(relevance.heads))
         for done, (order, number) in enumerate(jobs):
             chosen = list(lists[order][:number])
             missing = _missing(experiment, known, order, number, seeds)
             for (prompt, word), result in _generate(model, missing, seeds, chosen, factor, options):
+                kept = image_path(Path(folder), prompt, order, number)
+                if images and not kept.exists():
+                    write(kept, png({}, result.images[0]))
                 facts = {"order": order, "heads": chosen, "prompt": prompt, "word": word}
                 rows = _scored(clip, result, {**facts, **settings})
-                log.add(rows)
+                log.add(rows)  # after the image, which is not generated again when the rows are there
                 known |= {(order, number, prompt, row["seed"]): row["score"] for row in rows}
-                path = image_path(Path(folder), prompt, order, number)
-                if images and not path.exists():
-                    write(path, png({}, result.images[0]))
             if on_job:
                 on_job(done + 1, len(jobs))
     return _curves(experiment, known, numbers, orders, seeds, len(relevance.heads))
