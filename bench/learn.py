@@ -5,7 +5,9 @@
 one, generates it alone and beside things that the model knows, plain and guided, prints a Markdown table and writes
 `learn.png`. Run again, it resumes.
 
-`python -m bench.learn --rates 0.005,0.02 --out out/learn` compares learning rates by the error on fixed noise.
+`python -m bench.learn --rates 0.005,0.02 --out out/learn` compares learning rates by the error on fixed noise, one
+training per worker (`--engine`, `--workers`, `--ray-address` as in `limelight evaluate`), and keeps the word of each.
+Run again, it trains those that are missing.
 
 `python -m bench.learn --time` compares a step of training with one forward and backward pass of the same model.
 """
@@ -13,8 +15,8 @@ one, generates it alone and beside things that the model knows, plain and guided
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from time import process_time
@@ -34,8 +36,10 @@ from limelight.textual_inversion.folder import learn, taken
 from limelight.textual_inversion.state import TrainState
 from limelight.textual_inversion.training import encode, held_loss, train_word
 from limelight.textual_inversion.word import LearnedWord
-from limelight.utils.files import png, write
+from limelight.utils.files import lock_folder, png, write
 from limelight.utils.images import grid
+from limelight.utils.jsonl import Log
+from limelight.utils.parallel import ENGINES, one_thread, open_executor
 from limelight.utils.torch import frozen
 from recipes.pocket.sprites import render
 
@@ -90,45 +94,65 @@ def photographs(subject: str) -> list[Image.Image]:
 COMPANY = ("cat", "car", "crown", "frog")
 
 
-class Rows:
-    """Lines of JSON, one per thing that is measured; what is there is not measured again."""
+@dataclass(frozen=True)
+class Trial:
+    """A training with one learning rate."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        self.known = {tuple(row["key"]): row for row in known}
+    subject: str
+    rate: float
+    steps: int
 
-    def get(self, key: tuple[Any, ...], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if key not in self.known:
-            row = {"key": list(key), **measure()}
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.known[key] = row
-        return self.known[key]
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """After how many steps the error is measured."""
+        return (0, self.steps // 4, self.steps // 2, self.steps)
 
 
-def rates(model: limelight.Model, folder: Path, subject: str, listed: list[float], steps: int) -> None:
-    """The error on fixed noise by learning rate."""
-    kept = Rows(folder / "rates.jsonl")
-    at = (steps // 4, steps // 2, steps)
-    print("| learning rate | " + " | ".join(f"error after {n}" for n in (0, *at)) + " | length | cosine |")
-    print("|---" * (len(at) + 4) + "|")
-    for rate in listed:
+def opened(slot: int) -> limelight.Model:
+    """The model of a worker."""
+    return limelight.load("pocket", device="cpu")
 
-        def measured(rate: float = rate) -> dict[str, Any]:
-            config = TrainingConfig.suited(model, token="<thing>", init=SUBJECTS[subject][0], steps=steps, lr=rate)
-            images = encode(model, photographs(subject), config)
-            with TrainState.begin(model, images, config).word.bind(model):
-                held = [held_loss(model, images, config)]
-            for step in train_word(model, images, config):
-                if step.index + 1 in at:
-                    held.append(held_loss(model, images, config))
-            return {"held": held, "norm": step.state.norm, "cosine": step.state.cosine}
 
-        row = kept.get((subject, rate, steps), measured)
+def tried(model: limelight.Model, trial: Trial) -> tuple[dict[str, Any], LearnedWord]:
+    """Train, and return the measurements and the word."""
+    with one_thread(model.device):
+        init = SUBJECTS[trial.subject][0]
+        config = TrainingConfig.suited(model, token="<thing>", init=init, steps=trial.steps, lr=trial.rate)
+        images = encode(model, photographs(trial.subject), config)
+        with TrainState.begin(model, images, config).word.bind(model):
+            held = [held_loss(model, images, config)]
+        for step in train_word(model, images, config):
+            if step.state.step in trial.measured:
+                held.append(held_loss(model, images, config))
+    return {**asdict(trial), "held": held, "norm": step.state.norm, "cosine": step.state.cosine}, step.word
+
+
+def rates(folder: Path, trials: Sequence[Trial], **workers: Any) -> list[dict[str, Any]]:
+    """The errors on fixed noise of some trainings, whose words are kept in the folder.
+
+    Args:
+        folder: trainings that it has already are not repeated.
+        workers: see `open_executor`.
+    """
+    with lock_folder(folder):
+        log = Log(folder / "rates.jsonl", print)
+        known = {Trial(row["subject"], row["rate"], row["steps"]): row for row in log.rows}
+        with open_executor(opened, **workers) as executor:
+            for trial, (row, word) in executor.map(tried, [trial for trial in trials if trial not in known]):
+                word.save(folder / f"{trial.subject}-{trial.rate:g}-{trial.steps}.safetensors")
+                log.add([row])
+                known[trial] = row
+        log.close()
+    return [known[trial] for trial in trials]
+
+
+def print_rates(trials: Sequence[Trial], rows: Sequence[dict[str, Any]]) -> None:
+    """Print a Markdown table."""
+    print("| learning rate | " + " | ".join(f"error after {n}" for n in trials[0].measured) + " | length | cosine |")
+    print("|---" * 7 + "|")
+    for row in rows:
         numbers = " | ".join(f"{value:.4f}" for value in row["held"])
-        print(f"| {rate:g} | {numbers} | {row['norm']:.2f} | {row['cosine']:.2f} |", flush=True)
+        print(f"| {row['rate']:g} | {numbers} | {row['norm']:.2f} | {row['cosine']:.2f} |")
 
 
 @torch.no_grad()
@@ -272,13 +296,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of each image")
     parser.add_argument("--rates", help="learning rates to compare, e.g. 0.005,0.02")
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--engine", default="local", choices=ENGINES, help="where --rates trains")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--ray-address")
     args = parser.parse_args()
+    if args.rates:
+        trials = [Trial(args.subject, float(rate), args.train_steps or 60) for rate in args.rates.split(",")]
+        workers = {"engine": args.engine, "workers": args.workers, "address": args.ray_address}
+        print_rates(trials, rates(args.out, trials, **workers))
+        return
+
     torch.set_num_threads(1)
     model = limelight.load("pocket", device="cpu")
     if args.time:
         timing(model, 7)
-    elif args.rates:
-        rates(model, args.out, args.subject, [float(x) for x in args.rates.split(",")], args.train_steps or 60)
     else:
         changes = {"vectors": args.vectors, **({"steps": args.train_steps} if args.train_steps else {})}
         measure(model, args.out, args.subject, args.seeds, args.steps, **changes)

@@ -45,3 +45,12 @@ def kill_a_worker(name=None):
             killed.append(worker.pid)
 
     return kill, killed
+
+
+def once(path):
+    """Whether this is the first call with the path of a file that is not there yet, of all processes."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -34,6 +34,10 @@ class ProbeError(LimelightError, RuntimeError):
     """An attention layer that should have been seen was not."""
 
 
+class WorkerWarning(UserWarning):
+    """A worker was ended because it did nothing; its job is done again."""
+
+
 class PromptWarning(UserWarning):
     """A model does not read a prompt as its author may expect."""
 

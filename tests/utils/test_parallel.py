@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
+import psutil
 import pytest
 
 from limelight import PromptError, SettingsError
+from limelight.errors import WorkerWarning
+from limelight.utils import parallel
 from limelight.utils.parallel import ExecutorError, open_executor
+from tests.workers import once
 
 
 def start(slot):
@@ -68,3 +76,63 @@ def test_jobs_are_taken_as_they_are_needed():
 def test_settings_that_cannot_be(options, message):
     with pytest.raises(SettingsError, match=message), open_executor(start, **options):
         pass
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(parallel, "LIMIT", 3.0)
+    monkeypatch.setattr(parallel, "TICK", 0.2)
+    monkeypatch.setattr(parallel, "GRACE", 1.0)
+
+
+def gets_stuck(state, job):
+    """The first time, a worker is stopped from outside, or waits for what does not come."""
+    number, folder = job
+    if number == 0 and once(folder / "stopped"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if number == 1 and once(folder / "hanging"):
+        time.sleep(3600)
+    return os.getpid()
+
+
+def test_stopped_and_hanging_workers_are_replaced(impatient, tmp_path):
+    jobs = [(number, tmp_path) for number in range(3)]
+    start_time = time.monotonic()
+    with open_executor(start, workers=2) as executor:
+        with pytest.warns(WorkerWarning, match="did nothing for 3 seconds: it was stopped, or waited for something"):
+            done = dict(executor.map(gets_stuck, jobs))
+        os.kill(done[0, tmp_path], signal.SIGSTOP)  # a worker that has nothing to do is not waited for, either
+    assert done.keys() == set(jobs)
+    assert (tmp_path / "stopped").exists()
+    assert (tmp_path / "hanging").exists()
+    assert time.monotonic() - start_time < 120
+    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def hangs(state, job):
+    time.sleep(3600)
+
+
+def test_a_job_that_always_hangs_is_given_up(impatient, monkeypatch):
+    monkeypatch.setattr(parallel, "RETRIES", 0)
+    why = "The job 7 failed 1 times: its worker did nothing for 3 seconds"
+    with (
+        open_executor(start, workers=2) as executor,
+        pytest.warns(WorkerWarning),
+        pytest.raises(ExecutorError, match=why),
+    ):
+        list(executor.map(hangs, [7]))
+
+
+def test_doing_nothing_is_measured_in_processor_time(monkeypatch):
+    """A worker that computes a little in all the time is not stopped, nor is one while this process itself slept."""
+    monkeypatch.setattr(parallel, "LIMIT", 10.0)
+    now = [0.0]
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
+    watch, found = parallel._Watch(), {}
+    for second in range(40):
+        now[0] += 1.0 if second != 5 else 1000.0
+        found[second] = watch.still({"slow": 0.05 * second, "idle": 0.02 * second, "stopped": 7.0})
+    assert found[8] == []
+    assert found[11] == ["stopped"]
+    assert found[39] == ["stopped"]

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import LimelightError, PromptWarning, SettingsError
+from ..errors import LimelightError, PromptWarning, SettingsError, WorkerWarning
 from ..utils.progress import Show, quiet
 from .options import read_words
 
@@ -41,6 +41,7 @@ def reported() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the libraries are for programmers
         warnings.simplefilter("once", PromptWarning)
+        warnings.simplefilter("always", WorkerWarning)
         warnings.showwarning = lambda message, *_: say(message, "warning")
 
         try:

@@ -7,6 +7,10 @@
 `work(state, job)` does a job. A job whose worker died, or that failed, is given to another worker, up to `RETRIES`
 times; a `LimelightError` ends the map at once, as the user has to act on it. Results come in the order in which they
 are done, so written files must not depend on it.
+
+A worker that does nothing for `LIMIT` seconds while it has a job is stopped, or waits for what does not come: it is
+ended, with a `WorkerWarning`, and its job goes to another. What counts is its processor time; a job may take as long as
+it needs.
 """
 
 from __future__ import annotations
@@ -14,23 +18,30 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import torch
 
-from ..errors import LimelightError, MissingDependency, SettingsError
+from ..errors import LimelightError, MissingDependency, SettingsError, WorkerWarning
 from .numbers import check_finite
 from .progress import quiet
 
 ENGINES = ("local", "ray")
 RETRIES = 2
+LIMIT = 600.0
+"""For how many seconds a worker may do nothing while it has a job, and a cluster may have no room for any worker."""
+SHARE = 0.03  # of a processor: less is nothing. Ray's own threads in a worker take about 0.01.
+TICK = 1.0  # seconds between two looks at the workers
+GRACE = 10.0  # seconds that processes have to leave by themselves
 Start = Callable[[int], Any]
 Work = Callable[[Any, Any], Any]
 
@@ -49,7 +60,7 @@ class Executor(ABC):
         """Do jobs, taken from the iterable as workers become free; yields each job with its result.
 
         Raises:
-            ExecutorError: a job failed `RETRIES` times more than once.
+            ExecutorError: a job failed `RETRIES` times more than once, or the cluster has no room for a worker.
             LimelightError: of a job.
         """
 
@@ -146,9 +157,48 @@ class _Queue:
         if isinstance(error, LimelightError):
             raise error
         if failures >= RETRIES:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ExecutorError(f"The job {str(job)[:200]} failed {failures + 1} times: {reason}") from error
+            raise ExecutorError(
+                f"The job {str(job)[:200]} failed {failures + 1} times: {_first_line(error)}"
+            ) from error
         self._again.append((job, failures + 1))
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class _Watch:
+    """Finds the workers that have done nothing for `LIMIT` seconds."""
+
+    def __init__(self) -> None:
+        self._clock, self._looked = 0.0, time.monotonic()
+        self._since: dict[Any, tuple[float, float]] = {}  # worker -> when it last did something, and its seconds then
+
+    def still(self, spent: Mapping[Any, float]) -> list[Any]:
+        """Look at them, again and again.
+
+        Args:
+            spent: for each worker that should do something the seconds of processor time that it has had.
+        """
+        # Time in which this process slept, or was stopped with its workers, does not count.
+        now = time.monotonic()
+        self._clock += min(now - self._looked, 2 * TICK)
+        self._looked = now
+
+        before, self._since = self._since, {}
+        for worker, seconds in spent.items():
+            since, had = before.get(worker, (self._clock, seconds))
+            if seconds - had > SHARE * LIMIT:
+                since, had = self._clock, seconds
+            self._since[worker] = since, had
+        return [worker for worker, (since, _) in self._since.items() if self._clock - since >= LIMIT]
+
+
+def _stopped(worker: str) -> TimeoutError:
+    """Say that a worker is ended, and return why, for the case that its job fails for good."""
+    why = f"did nothing for {LIMIT:.0f} seconds: it was stopped, or waited for something that did not come"
+    warnings.warn(WorkerWarning(f"{worker} {why}. It is ended, and its job is done again."), stacklevel=2)
+    return TimeoutError(f"its worker {why}")
 
 
 class _Serial(Executor):
@@ -211,30 +261,43 @@ class _Processes(Executor):
         )
 
     def map(self, work: Work, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        queue, flying = _Queue(jobs), dict[Future[Any], tuple[Any, int]]()
+        queue, flying, watch = _Queue(jobs), dict[Future[Any], tuple[Any, int]](), _Watch()
         while True:
             while len(flying) < self.workers and (taken := queue.take()) is not None:
                 flying[self._submit(work, taken[0])] = taken
             if not flying:
                 return
 
-            done, _ = wait(flying, return_when=FIRST_COMPLETED)
-            broken = False
+            done, _ = wait(flying, timeout=TICK, return_when=FIRST_COMPLETED)
+            broken: BaseException | None = None
             for future in done:
                 taken, error = flying.pop(future), future.exception()
                 if error is None:
                     yield taken[0], future.result()
                 else:
-                    broken = broken or isinstance(error, BrokenProcessPool)
                     queue.give_back(*taken, error)
+                    broken = error if isinstance(error, BrokenProcessPool) else broken
 
-            if broken:
-                self._reopen(queue, flying)
+            broken = broken or self._find_stopped(watch, len(flying))
+            if broken is not None:
+                self._reopen(queue, flying, broken)
 
-    def _reopen(self, queue: _Queue, flying: dict[Future[Any], tuple[Any, int]]) -> None:
+    def _find_stopped(self, watch: _Watch, busy: int) -> TimeoutError | None:
+        """Return why the processes must be replaced, if fewer of them do something than have a job."""
+        spent = {}
+        for number in list(self._pool._processes):
+            with suppress(psutil.NoSuchProcess):
+                times = psutil.Process(number).cpu_times()
+                spent[number] = times.user + times.system
+        still = watch.still(spent)
+        if not busy or len(spent) - len(still) >= busy:
+            return None
+        return _stopped(f"The worker process {', '.join(map(str, still))}")
+
+    def _reopen(self, queue: _Queue, flying: dict[Future[Any], tuple[Any, int]], error: BaseException) -> None:
         """Start new processes: the pool ends with the first worker that dies, and it is unknown whose job that was."""
-        for future, taken in flying.items():
-            queue.give_back(*taken, future.exception() or BrokenProcessPool("a worker died"))
+        for taken in flying.values():
+            queue.give_back(*taken, error)
         flying.clear()
         self.close()
         self._open()
@@ -248,7 +311,15 @@ class _Processes(Executor):
             return future
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the processes, also those that are stopped or still have a job."""
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + GRACE
+        for process in processes:
+            process.join(max(end - time.monotonic(), 0))
+            process.kill()
+        for process in processes:
+            process.join()
 
 
 class _Actor(_Worker):
@@ -259,11 +330,17 @@ class _Actor(_Worker):
         quiet()
         return os.getpid()
 
+    def spent(self) -> float:
+        """Seconds of processor time that its process has had; answered while it has a job."""
+        return time.process_time()
+
 
 class _Actors(Executor):
     """Actors of a Ray cluster."""
 
     def __init__(self, start: Start, workers: int | None, address: str | None, gpus_per_worker: float) -> None:
+        # Or Ray knocks for a quarter of an hour at a cluster that is not there; once is 40 seconds.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
         try:
             import ray
         except ImportError as error:
@@ -278,8 +355,8 @@ class _Actors(Executor):
         there = ray.cluster_resources()
         kind = "GPU" if there.get("GPU") else "CPU"
         self.workers = workers or max(int(there.get(kind, 1) / gpus_per_worker), 1)
-        options = {"num_gpus": gpus_per_worker, "num_cpus": 1} if kind == "GPU" else {"num_cpus": gpus_per_worker}
-        self._class = ray.remote(_Actor).options(**options)
+        self._place = {"num_gpus": gpus_per_worker, "num_cpus": 1} if kind == "GPU" else {"num_cpus": gpus_per_worker}
+        self._class = ray.remote(**self._place, concurrency_groups={"watch": 1})(_Actor)
         self._actors = [self._class.remote(start) for _ in range(self.workers)]
 
     def _connect(self, workers: int | None, address: str | None) -> None:
@@ -294,36 +371,66 @@ class _Actors(Executor):
             raise SettingsError(f"The Ray cluster '{address or 'local'}' cannot be reached: {error}") from error
 
     def map(self, work: Work, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        ray, queue = self._ray, _Queue(jobs)
-        # Reference -> the actor that answers it, and its job; None while it waits for its place in the cluster.
-        flying: dict[Any, tuple[Any, tuple[Any, int] | None]] = {a.ready.remote(): (a, None) for a in self._actors}
+        queue, watch = _Queue(jobs), _ActorWatch(self._ray)
+        flying: _Flying = {a.ready.remote(): (a, None) for a in self._actors}
         idle: list[Any] = []
         stillborn = 0
 
         while _hand_out(work, queue, idle, flying):
-            (reference, *_), _ = ray.wait(list(flying), num_returns=1)
-            actor, asked = flying.pop(reference)
-            try:
-                result = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                successor = self._replace(actor)
-                flying[successor.ready.remote()] = (successor, None)
-                if asked:
-                    queue.give_back(*asked, error)
-                elif (stillborn := stillborn + 1) > RETRIES * self.workers:
-                    raise ExecutorError(f"Ray's workers die before their first job: {error}") from error
-            except ray.exceptions.RayTaskError as error:
-                idle.append(actor)
-                assert asked
-                queue.give_back(*asked, error.cause)
-            else:
+            done, _ = self._ray.wait(list(flying), num_returns=1, timeout=TICK)
+            if not done:
+                self._end_stopped(flying, watch)
+                continue
+
+            actor, asked = flying.pop(done[0])
+            result, failure, lost = self._answer(done[0])
+            if failure is None:
                 idle.append(actor)
                 if asked:
                     yield asked[0], result
+                continue
 
-    def _replace(self, dead: Any) -> Any:
-        """A new actor in the place of one that died."""
-        self._actors.remove(dead)
+            if asked:
+                queue.give_back(*asked, watch.ended.pop(actor, failure))
+            elif (stillborn := stillborn + 1) > RETRIES * self.workers:
+                raise ExecutorError(f"Ray's workers fail before their first job: {_first_line(failure)}") from failure
+            if lost or not asked:
+                actor = self._replace(actor)
+                flying[actor.ready.remote()] = (actor, None)
+            else:
+                idle.append(actor)
+
+    def _answer(self, reference: Any) -> tuple[Any, BaseException | None, bool]:
+        """Return the result of a call, or why it failed, and whether the worker is lost."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference), None, False
+        except errors.RayTaskError as error:
+            return None, error.cause, False
+        except errors.RayError as error:  # the worker, its node, or the result that lay on that node
+            return None, error, True
+
+    def _end_stopped(self, flying: _Flying, watch: _ActorWatch) -> None:
+        """Kill the actors that do nothing, so that waiting for them ends.
+
+        Raises:
+            ExecutorError: there is none, as the cluster has no room for them.
+        """
+        busy = [actor for actor, asked in flying.values() if asked]
+        for actor in watch.still(busy):
+            if actor is None:
+                place = ", ".join(f"{name} {count:g}" for name, count in self._place.items())
+                raise ExecutorError(
+                    f"The Ray cluster has had no room for a worker ({place}) for {LIMIT:.0f} seconds. Start more "
+                    "nodes, wait until other work ends, or let a worker take less."
+                )
+            watch.ended[actor] = _stopped("A worker of the Ray cluster")
+            self._ray.kill(actor)
+
+    def _replace(self, lost: Any) -> Any:
+        """A new actor in the place of one that is lost."""
+        self._ray.kill(lost)
+        self._actors.remove(lost)
         self._actors.append(self._class.remote(self._start))
         return self._actors[-1]
 
@@ -334,9 +441,38 @@ class _Actors(Executor):
             self._ray.shutdown()
 
 
-def _hand_out(
-    work: Work, queue: _Queue, idle: list[Any], flying: dict[Any, tuple[Any, tuple[Any, int] | None]]
-) -> bool:
+_Flying = dict[Any, tuple[Any, tuple[Any, int] | None]]
+"""Reference -> the actor that answers it, and its job; None while the actor waits for its place in the cluster."""
+
+
+class _ActorWatch:
+    """A watch over actors, whose processor seconds come by messages.
+
+    Attributes:
+        ended: why, for each actor that was ended because it did nothing.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self._ray, self._watch, self.ended = ray, _Watch(), dict[Any, BaseException]()
+        self._asked: dict[Any, Any] = {}  # actor -> the reference that it has not answered yet
+        self._spent: dict[Any, float] = {}
+
+    def still(self, busy: Iterable[Any]) -> list[Any]:
+        """The actors that do nothing; [None] where for as long no actor had a job, because none found a place."""
+        spent = {actor: self._seconds(actor) for actor in busy if actor not in self.ended}
+        return self._watch.still(spent or {None: 0.0})
+
+    def _seconds(self, actor: Any) -> float:
+        """What an actor answered last."""
+        if actor not in self._asked:
+            self._asked[actor] = actor.spent.options(concurrency_group="watch").remote()
+        if self._ray.wait([self._asked[actor]], timeout=0)[0]:
+            with suppress(self._ray.exceptions.RayError):  # that it is lost shows where its job is waited for
+                self._spent[actor] = self._ray.get(self._asked.pop(actor))
+        return self._spent.get(actor, 0.0)
+
+
+def _hand_out(work: Work, queue: _Queue, idle: list[Any], flying: _Flying) -> bool:
     """Give jobs to the idle actors; returns whether there is something to wait for."""
     while idle and (taken := queue.take()) is not None:
         actor = idle.pop()
