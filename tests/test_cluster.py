@@ -23,14 +23,21 @@ from limelight.evaluate.runs import run
 from limelight.heads.counting import compute
 from tests.evaluate.conftest import CASES, METHODS, PICTURES, SMALL, content
 from tests.heads.test_counting import SMALL as COUNTING
+from tests.workers import alive
 
 ROOT = Path(__file__).parents[1]
 TRIALS = [Trial("lighthouse", rate, 4) for rate in (0.002, 0.005, 0.02)]
-# `ray start`; but 127.0.0.1 stays what it is, where Ray would take this machine's address on the network.
+# `ray start`; but 127.0.0.1 stays what it is, where Ray would take this machine's address on the network, and the node
+# ends where the test is killed.
 RAY = """
-import sys
+import os, signal, sys, threading, time
 from ray._private import services
 services.get_node_ip_address = lambda *_: "127.0.0.1"
+def leave(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=leave, args=[os.getppid()], daemon=True).start()
 from ray.scripts.scripts import main
 sys.exit(main())
 """
@@ -126,7 +133,7 @@ class Cluster:
             if node.poll() is None:
                 own = psutil.Process(node.pid)
                 self.seen |= {process.pid: process for process in [own, *own.children(recursive=True)]}
-        return [process for process in self.seen.values() if alive(process)]
+        return [process for number, process in self.seen.items() if process.is_running() and alive(number)]
 
     def actors(self):
         return [process for process in self.processes() if "ray::_Actor" in " ".join(process.cmdline())]
@@ -154,13 +161,6 @@ class Cluster:
         wait_for(lambda: not self.processes(), 30)
         if self.folder.exists():
             shutil.rmtree(self.folder)
-
-
-def alive(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(condition, seconds):

@@ -54,3 +54,11 @@ def once(path):
     except FileExistsError:
         return False
     return True
+
+
+def alive(number):
+    """Whether a process is there, and not only its number."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

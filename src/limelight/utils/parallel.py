@@ -22,7 +22,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -38,7 +38,9 @@ from .progress import quiet
 ENGINES = ("local", "ray")
 RETRIES = 2
 LIMIT = 600.0
-"""For how many seconds a worker may do nothing while it has a job, and a cluster may have no room for any worker."""
+"""For how many seconds a worker may do nothing while it has a job."""
+ROOM = 600.0
+"""For how many seconds a cluster may have no room for any worker."""
 SHARE = 0.03  # of a processor: less is nothing. Ray's own threads in a worker take about 0.01.
 TICK = 1.0  # seconds between two looks at the workers
 GRACE = 10.0  # seconds that processes have to leave by themselves
@@ -168,10 +170,10 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Watch:
-    """Finds the workers that have done nothing for `LIMIT` seconds."""
+    """Finds the workers that have done nothing for so many seconds."""
 
-    def __init__(self) -> None:
-        self._clock, self._looked = 0.0, time.monotonic()
+    def __init__(self, limit: float) -> None:
+        self._limit, self._clock, self._looked = limit, 0.0, time.monotonic()
         self._since: dict[Any, tuple[float, float]] = {}  # worker -> when it last did something, and its seconds then
 
     def still(self, spent: Mapping[Any, float]) -> list[Any]:
@@ -188,10 +190,10 @@ class _Watch:
         before, self._since = self._since, {}
         for worker, seconds in spent.items():
             since, had = before.get(worker, (self._clock, seconds))
-            if seconds - had > SHARE * LIMIT:
+            if seconds - had > SHARE * self._limit:
                 since, had = self._clock, seconds
             self._since[worker] = since, had
-        return [worker for worker, (since, _) in self._since.items() if self._clock - since >= LIMIT]
+        return [worker for worker, (since, _) in self._since.items() if self._clock - since >= self._limit]
 
 
 def _stopped(worker: str) -> TimeoutError:
@@ -261,7 +263,7 @@ class _Processes(Executor):
         )
 
     def map(self, work: Work, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        queue, flying, watch = _Queue(jobs), dict[Future[Any], tuple[Any, int]](), _Watch()
+        queue, flying, watch = _Queue(jobs), dict[Future[Any], tuple[Any, int]](), _Watch(LIMIT)
         while True:
             while len(flying) < self.workers and (taken := queue.take()) is not None:
                 flying[self._submit(work, taken[0])] = taken
@@ -368,7 +370,10 @@ class _Actors(Executor):
         try:
             self._ray.init(address=address or "local", **options)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-            raise SettingsError(f"The Ray cluster '{address or 'local'}' cannot be reached: {error}") from error
+            where, why = address or "local", _first_line(error)
+            raise SettingsError(
+                f"The Ray cluster '{where}' cannot be reached: {why}. Start it, or check the address."
+            ) from error
 
     def map(self, work: Work, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         queue, watch = _Queue(jobs), _ActorWatch(self._ray)
@@ -417,13 +422,13 @@ class _Actors(Executor):
             ExecutorError: there is none, as the cluster has no room for them.
         """
         busy = [actor for actor, asked in flying.values() if asked]
+        if watch.without_room(busy):
+            place = ", ".join(f"{name}={count:g}" for name, count in self._place.items())
+            raise ExecutorError(
+                f"The Ray cluster has had no room for a worker ({place}) for {ROOM:.0f} seconds. Start more nodes, "
+                "wait until other work ends, or let a worker take less."
+            )
         for actor in watch.still(busy):
-            if actor is None:
-                place = ", ".join(f"{name} {count:g}" for name, count in self._place.items())
-                raise ExecutorError(
-                    f"The Ray cluster has had no room for a worker ({place}) for {LIMIT:.0f} seconds. Start more "
-                    "nodes, wait until other work ends, or let a worker take less."
-                )
             watch.ended[actor] = _stopped("A worker of the Ray cluster")
             self._ray.kill(actor)
 
@@ -453,14 +458,18 @@ class _ActorWatch:
     """
 
     def __init__(self, ray: Any) -> None:
-        self._ray, self._watch, self.ended = ray, _Watch(), dict[Any, BaseException]()
+        self._ray, self._watch, self._room = ray, _Watch(LIMIT), _Watch(ROOM)
+        self.ended: dict[Any, BaseException] = {}
         self._asked: dict[Any, Any] = {}  # actor -> the reference that it has not answered yet
         self._spent: dict[Any, float] = {}
 
-    def still(self, busy: Iterable[Any]) -> list[Any]:
-        """The actors that do nothing; [None] where for as long no actor had a job, because none found a place."""
-        spent = {actor: self._seconds(actor) for actor in busy if actor not in self.ended}
-        return self._watch.still(spent or {None: 0.0})
+    def without_room(self, busy: Sequence[Any]) -> bool:
+        """Whether for so long no actor has had a job, because none found a place."""
+        return bool(self._room.still({} if busy else {"any": 0.0}))
+
+    def still(self, busy: Sequence[Any]) -> list[Any]:
+        """The actors that have a job and do nothing."""
+        return self._watch.still({actor: self._seconds(actor) for actor in busy if actor not in self.ended})
 
     def _seconds(self, actor: Any) -> float:
         """What an actor answered last."""
