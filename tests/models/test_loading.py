@@ -144,9 +144,6 @@ def test_no_weights(folder):
 def test_a_single_file_is_no_hub_id(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     refused(f"models/{name}", f"There is no file 'models/{name}'")
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / name).write_bytes(b"")
-    refused(f"models/{name}", "is a checkpoint in a single file", "from_single_file", "`limelight.load(pipe)`")
 
 
 # Odd files

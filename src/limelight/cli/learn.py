@@ -87,7 +87,7 @@ def learn_command(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default="0")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id.", show_default="pocket"),
+        typer.Option(help="'pocket', a folder in diffusers' layout, a checkpoint, or a hub id.", show_default="pocket"),
     ] = None,
     device: Device = None,
     dtype: Annotated[

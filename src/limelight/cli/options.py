@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from ..textual_inversion.word import LearnedWord
 
 PromptText = Annotated[str, typer.Argument(help="What to generate, e.g. 'a cat and a dog'.", show_default=False)]
-ModelName = Annotated[str, typer.Option(help="'pocket', a folder in diffusers' layout, or a hub id (owner/name).")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        help="'pocket', a folder in diffusers' layout, a checkpoint (.safetensors, .ckpt), or a hub id (owner/name)."
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(help="cuda, mps or cpu; by default the first that exists.", show_default=False)
 ]

@@ -22,6 +22,7 @@ from .base import About, Model
 from .latent_diffusion import LatentDiffusion
 from .parts import Index, index_of, load_part, readable
 from .schedulers import SCHEDULERS
+from .single_file import SUFFIXES, open_checkpoint
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
 from .unet import ATTACH, UNet
 
@@ -45,6 +46,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
+    config: str | Path | None = None,
 ) -> Model:
     """Open a text-to-image model.
 
@@ -52,14 +54,18 @@ def load(
 
     Args:
         source: None or "pocket" is the small model inside this package, which needs no download; otherwise a folder in
-            diffusers' layout, a hub id such as "CompVis/stable-diffusion-v1-4", or a live diffusers pipeline.
+            diffusers' layout, a hub id such as "CompVis/stable-diffusion-v1-4", a checkpoint of Stable Diffusion 1.x,
+            2.x or XL in a single file (.safetensors or .ckpt), or a live diffusers pipeline.
         device: by default CUDA, MPS or CPU, whichever is there first; a live pipeline stays where it is.
         dtype: by default float16 on CUDA and float32 elsewhere; a live pipeline keeps its own.
         scheduler: one of `SCHEDULERS`, set up for this model's noise levels; by default the model's own.
+        config: for a single file a folder in diffusers' layout with the settings and tokenizers of its model; by
+            default those of Stable Diffusion 1.x, 2.x or XL, which are in this package.
 
     Raises:
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
-        SettingsError: the device does not exist here, or the scheduler is unknown.
+        SettingsError: the device does not exist here, the scheduler is unknown, or `config` is given for something else
+            than a single file.
 
     Examples:
         >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
@@ -68,13 +74,29 @@ def load(
     """
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise SettingsError(f"Unknown scheduler '{scheduler}'. Choose one of: {', '.join(SCHEDULERS)}.")
+    folder = None if config is None else _config_folder(config, source)
     with quiet_loading():
-        model = _live(source, device, dtype) if _is_pipeline(source) else _stored(source, device, dtype)
+        model = _live(source, device, dtype) if _is_pipeline(source) else _stored(source, device, dtype, folder)
     if scheduler is not None:
         import diffusers
 
         model.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(model.scheduler.config)
     return model
+
+
+def _config_folder(config: str | Path, source: Any) -> Path:
+    """The folder of a single file's settings.
+
+    Raises:
+        SettingsError: the source is something else.
+        ModelError: there is no such folder.
+    """
+    folder = Path(config).expanduser()
+    if not isinstance(source, str | Path) or Path(source).suffix.lower() not in SUFFIXES:
+        raise SettingsError(f"config='{config}' is for a checkpoint in a single file. Leave it out.")
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"config='{config}' is not a model folder: it has no model_index.json.")
+    return folder
 
 
 def _is_pipeline(source: Any) -> bool:
@@ -114,13 +136,18 @@ def _driven(adapter: type[UNet], pipeline: Any, name: str) -> Model:
     return model
 
 
-def _stored(source: Any, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
-    """The model of a folder or of the hub."""
+def _stored(
+    source: Any, device: str | torch.device | None, dtype: torch.dtype | None, config: Path | None = None
+) -> Model:
+    """The model of a folder, of a single file or of the hub."""
     where = _device(device)
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     name = "pocket" if source is None else str(source)
     source = POCKET if source in (None, "pocket") else source
-    pipeline, adapter = _open(source, name, dtype)
+    if Path(source).suffix.lower() in SUFFIXES:
+        pipeline, adapter = _open_file(Path(source).expanduser(), name, dtype, config)
+    else:
+        pipeline, adapter = _open(source, name, dtype)
     model = _driven(adapter, _move(pipeline, where), name)
     model.about = _about(Path(source).expanduser() / "limelight.json", model.about)
     return model
@@ -184,11 +211,12 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
     import diffusers
 
     folder = os.path.expanduser(source)
-    if Path(folder).suffix.lower() in (".safetensors", ".ckpt"):
-        raise ModelError(_single_file(name, os.path.isfile(folder)))
     is_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)
     if not os.path.isdir(folder) and not is_id:
-        raise ModelError(f"'{name}' is neither a folder nor a hub id (owner/name); 'pocket' is always there.")
+        raise ModelError(
+            f"'{name}' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id (owner/name); 'pocket' is "
+            "always there."
+        )
 
     where = str(folder) if os.path.isdir(folder) else str(source)
     family, index = _read_index(where, name)
@@ -203,15 +231,12 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
     return pipeline, adapter
 
 
-def _single_file(name: str, there: bool) -> str:
-    """Say how a checkpoint in a single file becomes a model."""
-    if not there:
-        return f"There is no file '{name}'; and limelight opens folders in diffusers' layout, not single files."
-    return (
-        f"'{name}' is a checkpoint in a single file, without its tokenizer and settings. Open it with diffusers, "
-        f"`pipe = StableDiffusionPipeline.from_single_file({name!r})` (of XL StableDiffusionXLPipeline), and give the "
-        "pipeline: `limelight.load(pipe)`; or save that pipeline as a folder."
-    )
+def _open_file(file: Path, name: str, dtype: torch.dtype, config: Path | None) -> tuple[DiffusionPipeline, type[UNet]]:
+    """The pipeline of a checkpoint in a single file, and the adapter that drives it."""
+    if not file.is_file():
+        raise ModelError(f"There is no file '{name}'.")
+    pipeline, family = open_checkpoint(file, name, dtype, config)
+    return pipeline, FAMILIES[family]
 
 
 def _read_index(where: str, name: str) -> tuple[str, Index]:

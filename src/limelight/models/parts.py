@@ -92,7 +92,7 @@ def load_part(folder: Path, name: str, part: str, source: tuple[str, str], optio
         empty = [key for key, value in module.named_parameters() if value.is_meta]
         missing = sorted(key for key in {*report["missing_keys"], *empty} if not key.startswith(options["unused"]))
         if missing:
-            raise ModelError(_lack(name, part, missing, sorted(report["unexpected_keys"])))
+            raise ModelError(lack(name, part, missing, sorted(report["unexpected_keys"])))
     return module
 
 
@@ -106,7 +106,7 @@ def _class(package: str, name: str) -> Any:
     return getattr(getattr(diffusers.pipelines, package), name)
 
 
-def _lack(name: str, part: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+def lack(name: str, part: str, missing: Sequence[str], unexpected: Sequence[str] = ()) -> str:
     """Say that weights are missing, and why they may be."""
     if any("lora_" in key for key in unexpected):
         return (

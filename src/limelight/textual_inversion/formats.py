@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import FileError, SettingsError
+from ..models.single_file import LORA
 from ..utils.files import json_text
 from ..utils.files import write as write_file
 
@@ -30,7 +31,6 @@ Found = tuple[str, tuple[Tensor, ...], dict[str, Any]]
 _Entry = tuple[str, list[Any], dict[str, Any]]
 _NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 _SECOND = {"learned_embeds.safetensors": "learned_embeds_2.safetensors", "learned_embeds.bin": "learned_embeds_2.bin"}
-_LORA = re.compile(r"(^|[._])(lora|lokr|loha|hada)_|[._]lora[._]|[._]lora_[AB]\b")
 _STAR = {1280: 1008}  # the id of "*": BERT's, whose width in LDM this is; else CLIP's
 _CLIP_STAR = 265
 
@@ -241,7 +241,7 @@ def _check_lora(facts: Mapping[str, Any], file: Path) -> None:
     Raises:
         FileError: it is one.
     """
-    if any(_LORA.search(str(key)) for key in facts):
+    if any(LORA.search(str(key)) for key in facts):
         raise FileError(
             f"'{file}' is a LoRA, which changes a model's weights, not a learned word. Load it into the pipeline with "
             "`load_lora_weights` of diffusers, and give that pipeline to `limelight.load`."
