@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,13 +229,54 @@ def test_the_two_files_of_the_xl_trainer(tmp_path):
         LearnedWord.load(tmp_path / "word")
 
 
-def test_torchs_old_format(tmp_path):
-    torch.save({"<cat>": V}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
-    assert torch.equal(LearnedWord.load(tmp_path / "a.bin").vectors[0], V)
-    held = original(nn.ParameterDict({"*": nn.Parameter(V)}))
-    torch.save(held, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(FileError, match=r"'.*b.pt' is in torch's format from before 1\.6, and holds Python code"):
-        LearnedWord.load(tmp_path / "b.pt")
+@pytest.mark.parametrize("held", ["ParameterDict", "old", "plain", "diffusers"])
+def test_torchs_old_format(tmp_path, held):
+    contents = {
+        "ParameterDict": original(nn.ParameterDict({"*": nn.Parameter(V)})),
+        "old": original(old_dictionary(**{"*": V})),
+        "plain": original({"*": V}),
+        "diffusers": {"<star>": V},
+    }
+    torch.save(contents[held], tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    torch.save(contents[held], tmp_path / "b.pt")
+    for name in ("a.pt", "b.pt"):
+        word = LearnedWord.load(tmp_path / name)
+        assert word.token == "<star>"
+        assert torch.equal(word.vectors[0], V)
+
+
+class Program:
+    """Runs when it is read by `pickle`."""
+
+    def __reduce__(self):
+        return print, ("read",)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (Program(), r"\w*builtins?_*.print"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        (nn.ParameterDict.__init__, "getattr"),
+        (Path("x"), "pathlib.PosixPath"),
+    ],
+)
+def test_torchs_old_format_holds_nothing_else(tmp_path, value, code, capsys):
+    held = {"string_to_param": nn.ParameterDict({"*": nn.Parameter(V)}), "x": value}
+    torch.save(held, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(FileError, match=rf"'.*a.pt' is refused: it asks to run '.*{code}'"):
+        LearnedWord.load(tmp_path / "a.pt")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tar_is_not_unpacked(tmp_path):
+    """torch's format from before 0.1.10, whose files it would write to a folder."""
+    with tarfile.open(tmp_path / "a.pt", "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            (tmp_path / name).write_bytes(pickle.dumps(0, 2))
+            archive.add(tmp_path / name, name)
+    with pytest.raises(FileError, match=r"'.*a.pt' cannot be read as a learned word"):
+        LearnedWord.load(tmp_path / "a.pt")
 
 
 def test_a_word_in_an_image(tmp_path):

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -167,20 +168,44 @@ def _read(file: Path) -> tuple[Any, Mapping[str, str]]:
     if file.suffix.lower() == ".png":
         return _in_image(file), {}
 
-    _check_stored(file)
     with warnings.catch_warnings(), torch.serialization.safe_globals([nn.ParameterDict]):
         warnings.simplefilter("ignore")
+        if not zipfile.is_zipfile(file) and not tarfile.is_tarfile(file):
+            # torch's format from before 1.6, of which its reader of tensors does not read dictionaries of parameters
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_OnlyTensors), {}
+        _check_stored(file)
         return torch.load(file, map_location="cpu", weights_only=True), {}
+
+
+class _OnlyTensors:
+    """Takes the place of the module `pickle` in `torch.load`: tensors and dictionaries of them, and nothing else."""
+
+    class Unpickler(pickle.Unpickler):
+        """Finds a few names, none of which runs a program."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            """The object of a name, if it is one of these; torch finds its kinds of storage before."""
+            if f"{module}.{name}" not in _PLAIN:
+                raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+            return super().find_class(module, name)
+
+    @classmethod
+    def load(cls, file: Any, **options: Any) -> Any:
+        """Read one object."""
+        return cls.Unpickler(file, **options).load()
+
+
+_PLAIN = (
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.nn.modules.container.ParameterDict",
+    "__builtin__.set",  # Python 2's name, which the format has
+)
 
 
 def _refusal(file: Path, reason: str) -> str:
     """Why a pickle is not read, from what torch's reader says."""
-    if "persistent_load of storage" in reason:
-        return (
-            f"'{file}' is in torch's format from before 1.6, and holds Python code besides tensors, which is not read; "
-            "get it as .safetensors, or where you trust it save it again: "
-            "`torch.save(torch.load(path, weights_only=False), path)`."
-        )
     code = re.search(r"GLOBAL ([\w.]+)", reason)
     if code is None:
         return f"'{file}' cannot be read as a learned word: torch did not write this file."
@@ -193,8 +218,6 @@ def _check_stored(file: Path) -> None:
     Raises:
         FileError: one is.
     """
-    if not zipfile.is_zipfile(file):
-        return
     with zipfile.ZipFile(file) as archive:
         if any(entry.file_size > entry.compress_size for entry in archive.infolist()):
             raise FileError(f"'{file}' is refused: its parts are compressed, and torch does not write such files.")
