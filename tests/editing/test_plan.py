@@ -24,7 +24,7 @@ def test_prompts_are_checked_before_the_image_is_inverted(tiny, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the inversion takes minutes")
 
-    monkeypatch.setattr(plan_module, "invert_image", refuse)
+    monkeypatch.setattr(plan_module, "invert", refuse)
     image = Image.new("RGB", (32, 32))
     for bad in ({"local": "cat"}, {"mode": "replace"}, {"cross_steps": 2.0}, {"strengthen": {"cat": "Color"}}):
         with pytest.raises(limelight.LimelightError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import warnings
 
 import pytest
+import torch
+from PIL import Image
 
 import limelight
+from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline
 
 LONG = "a cat and a dog, " + "red " * 75 + "sharp focus"
 
@@ -36,6 +40,56 @@ def test_words_beyond_the_length_are_named(tiny):
 def test_wherever_the_prompt_is(tiny, call):
     with pytest.warns(limelight.LostWords, match="'sharp', 'focus' of 'a cat and a dog"):
         call(tiny)
+
+
+@pytest.mark.parametrize("options", [{"prompt": LONG}, {"prompt": "a cat", "negative": LONG}])
+def test_an_inverted_image(tiny, options):
+    image = Image.new("RGB", (32, 32))
+    with pytest.warns(limelight.LostWords, match="'sharp', 'focus' of 'a cat and a dog") as found:
+        limelight.invert_image(tiny, image, steps=1, **options)
+    assert [warning.filename for warning in found] == [__file__]
+
+
+def test_an_edit_of_an_image_warns_once(tiny):
+    with pytest.warns(limelight.LostWords) as found:
+        limelight.edit(tiny, LONG, "a dog", image=Image.new("RGB", (32, 32)), steps=1)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("options", [{"prompt": LONG}, {"prompt": "a cat", "negative_prompt": LONG}])
+def test_an_attached_pipeline(tiny_pipeline, options):
+    pipeline = tiny_pipeline()
+    guidance = limelight.AttendAndExcite(resolution=8, thresholds={})
+    with (
+        pytest.warns(limelight.LostWords, match="'sharp', 'focus' of 'a cat and a dog") as found,
+        limelight.attach(pipeline, subjects=["cat"], guidance=guidance),
+    ):
+        pipeline(**options, num_inference_steps=1, output_type="latent")
+    assert [warning.filename for warning in found] == [__file__]
+
+
+def test_an_attached_pipeline_that_reads_more(tiny_pipeline):
+    """As some do, which join the embeddings of several pieces of 77 tokens."""
+    pipeline = tiny_pipeline()
+    whole = pipeline.encode_prompt
+
+    def encode_prompt(*args, **kwargs):
+        return tuple(torch.cat([part, part], dim=1) for part in whole(*args, **kwargs))
+
+    encode_prompt.__signature__ = inspect.signature(whole)
+    pipeline.encode_prompt = encode_prompt
+    guidance = limelight.AttendAndExcite(resolution=8, thresholds={}, until=0)
+    with warnings.catch_warnings(), limelight.attach(pipeline, subjects=["cat"], guidance=guidance):
+        warnings.simplefilter("error", limelight.PromptWarning)
+        pipeline(LONG, num_inference_steps=1, output_type="latent")
+
+
+@pytest.mark.parametrize("options", [{"prompt": LONG}, {"prompt": "a cat", "negative_prompt": LONG}])
+def test_the_drop_in_pipeline(tiny_pipeline, options):
+    pipeline = tiny_pipeline(cls=StableDiffusionAttendAndExcitePipeline)
+    with pytest.warns(limelight.LostWords, match="'sharp', 'focus' of 'a cat and a dog") as found:
+        pipeline(**options, token_indices=[2], num_inference_steps=1, attn_res=8, thresholds={}, output_type="latent")
+    assert [warning.filename for warning in found] == [__file__]
 
 
 def test_what_is_not_read_at_all_needs_no_warning(tiny):

@@ -24,7 +24,7 @@ CONCEPTS = Concepts(
     }
 )
 PROMPTS = ("a cat and a dog", "a red car", "a cat and a dog")
-COUNTING = Counting(CONCEPTS, PROMPTS, steps=3, batch=2, blocks=2, seed=5)
+COUNTING = Counting(CONCEPTS, PROMPTS, steps=3, batch=2, blocks=2, seed=5, guidance_scale=7.5)
 
 
 def literal(pipeline, counting: Counting) -> torch.Tensor:
@@ -186,6 +186,12 @@ def test_the_generation_and_the_model_are_left_alone(tiny_module):
 def test_xl_is_counted(tiny_xl):
     relevance = compute(limelight.load(tiny_xl), Counting(CONCEPTS, ("a cat",), steps=1))
     assert relevance.counts.sum() == len(relevance.heads)
+
+
+@pytest.mark.parametrize(("wanted", "used"), [(None, 5.0), (2.0, 2.0)])
+def test_the_guidance_scale_is_the_models_own(tiny_xl, wanted, used):
+    counting = Counting(CONCEPTS, ("a cat",), steps=1, guidance_scale=wanted)
+    assert Counter(limelight.load(tiny_xl), counting).facts["guidance_scale"] == used
 
 
 def test_a_word_longer_than_the_encoder(tiny_module):

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    DDIMScheduler,
     DiffusionPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
@@ -20,10 +21,12 @@ from diffusers import (
     TCDScheduler,
     UNet2DConditionModel,
 )
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import limelight
 from limelight import ModelError, SettingsError
+from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline
 from tests.conftest import BETAS
 
 
@@ -323,6 +326,31 @@ def test_guidance_sees_the_scale_of_latent_consistency(tiny_pipeline):
 def test_latent_consistency_reads_no_negative_prompt(tiny_pipeline):
     with pytest.raises(SettingsError, match="leave out negative='a dog'"):
         limelight.generate(limelight.load(consistency(tiny_pipeline)), "a cat", negative="a dog", steps=1)
+
+
+def test_latent_consistency_has_no_unconditional_branch_to_learn(tiny_pipeline):
+    model = limelight.load(consistency(tiny_pipeline), scheduler="ddim")
+    with pytest.raises(SettingsError, match=r"it reads the guidance scale as a number\. Leave out null_text"):
+        limelight.invert_image(model, Image.new("RGB", (32, 32)), "a cat", steps=1, null_text=True)
+
+
+def test_latent_consistency_in_the_drop_in_pipeline(tiny_pipeline):
+    """It reads the scale, by default 8.5, and has one branch."""
+    parts = consistency(tiny_pipeline).components
+    parts = {name: part for name, part in parts.items() if name not in ("image_encoder", "scheduler")}
+    pipeline = StableDiffusionAttendAndExcitePipeline(
+        **parts, scheduler=DDIMScheduler(**BETAS), requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    pipeline.unet.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    options = {"token_indices": [2], "num_inference_steps": 1, "attn_res": 8, "max_iter_to_alter": 0}
+    pipeline("a cat", **options, output_type="latent")
+    ((args, kwargs),) = seen
+    assert len(args[0]) == 1
+    assert torch.equal(kwargs["timestep_cond"], limelight.load(pipeline)._embedded(8.5, 1))
+    with pytest.raises(SettingsError, match="has no negative prompt; leave out 'a dog'"):
+        pipeline("a cat", **options, negative_prompt="a dog")
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3])

@@ -69,6 +69,20 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a"])
+def test_converting_overwrites_nothing_else(command, tmp_path, name):
+    learned_word(2).save(tmp_path / "old.safetensors")
+    learned_word(3).save(tmp_path / "other.safetensors")
+    out = tmp_path / name
+    for _ in range(2):  # the same again is no loss
+        assert command("word", "convert", tmp_path / "old.safetensors", out)[0] == 0
+    files = [out] if out.is_file() else sorted(out.iterdir())
+    before = [file.read_bytes() for file in files]
+    code, _, complaint = command("word", "convert", tmp_path / "other.safetensors", out)
+    assert (code, "exists already and holds something else" in " ".join(complaint.split())) == (2, True)
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_commands(command, pocket, tmp_path, monkeypatch):
     monkeypatch.setattr("limelight.models.loading.load", lambda *_, **__: pocket)
     before = state(pocket)

@@ -42,7 +42,6 @@ GuidanceName = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds and ranges of seeds, e.g. 0-3,7.")]
 Steps = Annotated[int, typer.Option(help="Number of denoising steps.")]
-GuidanceScale = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
 OwnGuidanceScale = Annotated[
     float | None,
     typer.Option(help="Strength of classifier-free guidance; by default the model's own.", show_default=False),

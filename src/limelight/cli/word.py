@@ -71,9 +71,12 @@ def convert(
         typer.Option(help="New name of the word; of a file with several, the word to take.", show_default=False),
     ] = None,
 ) -> None:
-    """Convert a learned word to another format: diffusers' (.safetensors, or a folder) or the original's (.pt)."""
+    """Convert a learned word to another format: diffusers' (.safetensors, or a folder) or the original's (.pt).
+
+    A file that is there already and holds something else is not overwritten.
+    """
     from ..textual_inversion.word import LearnedWord
 
     word = LearnedWord.load(file, token)
-    word.save(out)
+    word.save(out, overwrite=False)
     console.print(f"{escape(word.token)} in {escape(str(out))}", soft_wrap=True)

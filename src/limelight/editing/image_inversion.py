@@ -14,8 +14,9 @@ from torch import Tensor
 from ..errors import SettingsError
 from ..generation.batches import check_latents
 from ..generation.loop import denoise
-from ..generation.plan import negatives
+from ..generation.plan import negatives, warn_of_prompts
 from ..models.base import Conditioning, Model
+from ..prompts.prompt import Prompt
 from ..utils.images import ImageSource, open_image
 from ..utils.numbers import check_finite
 
@@ -72,8 +73,23 @@ class Inversion:
         return steps
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class InversionSettings:
+    """How an image is inverted. Each is described in `invert_image`."""
+
+    steps: int
+    guidance_scale: float
+    negative: str
+    null_text: bool
+    size: tuple[int, int]
+    iterations: int = 10
+
+    @property
+    def negatives(self) -> tuple[str, ...] | None:
+        """The negative prompt of the one image; None where there is no unconditional branch."""
+        return (self.negative,) if self.guidance_scale > 1 else None
+
+
 def invert_image(
     model: Model,
     image: ImageSource,
@@ -110,6 +126,9 @@ def invert_image(
         SettingsError: the scheduler is not DDIM, `null_text` has no branch to learn, or the image is none.
         FileError: the image cannot be read.
 
+    Warns:
+        UnknownWords, LostWords, UnsupportedMarkup: as `limelight.generate`.
+
     Examples:
         >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
         >>> image = limelight.generate(model, "a red car", steps=2).images[0]
@@ -119,32 +138,58 @@ def invert_image(
         >>> result = limelight.edit(model, "a red car", "a blue car", image=inversion, steps=2)
     """
     check_finite(steps=steps, guidance_scale=guidance_scale, iterations=iterations, size=size)
+    settings = InversionSettings(
+        steps=steps,
+        guidance_scale=model.scale_or_own(guidance_scale),
+        negative=negatives(negative, 1)[0],
+        null_text=null_text,
+        size=size or model.default_size,
+        iterations=iterations,
+    )
+    read = model.prompt(prompt)
+    warn_of_prompts(model, [read], settings.negatives or ())
+    return invert(model, image, read, settings, on_step)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def invert(
+    model: Model,
+    image: ImageSource,
+    prompt: Prompt,
+    settings: InversionSettings,
+    on_step: Callable[[int], None] | None = None,
+) -> Inversion:
+    """`invert_image`, without its warnings."""
     if not isinstance(model.scheduler, DDIMScheduler):
         raise SettingsError(
             f"An image can be inverted with DDIM, not with {type(model.scheduler).__name__}; load the model with "
             "scheduler='ddim'."
         )
-
-    guidance_scale = model.scale_or_own(guidance_scale)
-    if null_text and guidance_scale <= 1:
+    if settings.null_text and settings.negatives is None:
         raise SettingsError(
-            f"null_text learns the unconditional branch, and guidance_scale={guidance_scale} has none; give a "
+            f"null_text learns the unconditional branch, and guidance_scale={settings.guidance_scale} has none; give a "
             "guidance_scale above 1, for example 7.5."
         )
 
-    model = model.for_one_run()
+    model, steps, guidance_scale = model.for_one_run(), settings.steps, settings.guidance_scale
+    encoded = model.encode([prompt], settings.negatives, settings.size)
+    if settings.null_text and encoded.unconditional is None:
+        raise SettingsError(
+            f"null_text learns the unconditional branch, and '{model.name}' has none: it reads the guidance scale as a "
+            "number. Leave out null_text."
+        )
     # Not `fit_image`, whose bicubic filter gives other pixels.
-    size = size or model.default_size
-    latents = model.latents([ImageOps.fit(open_image(image), (size[1], size[0]), Image.Resampling.LANCZOS)])
-    encoded = model.encode([model.prompt(prompt)], negatives(negative, 1) if guidance_scale > 1 else None, size)
+    height, width = settings.size
+    latents = model.latents([ImageOps.fit(open_image(image), (width, height), Image.Resampling.LANCZOS)])
 
     path = _backwards(model, latents, encoded.only_conditional(), steps, on_step)
     learned = None
-    if null_text and encoded.unconditional is not None:
-        learned = _null_text(model, path, encoded, steps, guidance_scale, iterations, on_step)
+    if settings.null_text:
+        learned = _null_text(model, path, encoded, settings, on_step)
 
     # Give the image back, to measure the error.
-    inversion = Inversion(path[-1], prompt, steps, size, learned, 0.0)
+    inversion = Inversion(path[-1], prompt.text, steps, settings.size, learned, 0.0)
     conditioning = inversion.conditioning(encoded, steps)
     for step in denoise(model, conditioning, inversion.noise, steps=steps, guidance_scale=guidance_scale):
         final = step.latents
@@ -172,13 +217,12 @@ def _null_text(
     model: Model,
     path: list[Tensor],
     encoded: Conditioning,
-    steps: int,
-    guidance_scale: float,
-    iterations: int,
+    settings: InversionSettings,
     on_step: Callable[[int], None] | None,
 ) -> tuple[Mapping[str, Tensor], ...]:
     """Learn the unconditional branch of each step that leads along `path`, from its end to its beginning."""
     assert encoded.unconditional is not None
+    steps, guidance_scale = settings.steps, settings.guidance_scale
     conditional, fixed = encoded.only_conditional(), encoded.unconditional
     latents, states = path[-1], fixed["encoder_hidden_states"].float()
     learned: list[Mapping[str, Tensor]] = []
@@ -199,7 +243,7 @@ def _null_text(
         states = states.clone().requires_grad_()
         # The authors' values: a rate that falls, and a loss below which a step is good enough.
         optimizer = torch.optim.Adam([states], lr=1e-2 * (1 - index / (2 * steps)))
-        for _ in range(iterations):
+        for _ in range(settings.iterations):
             with torch.enable_grad():
                 loss = F.mse_loss(stepped(latents, timestep, towards, states).float(), wanted)
                 (states.grad,) = torch.autograd.grad(loss, [states])

@@ -16,7 +16,7 @@ from ..prompts.prompt import Prompt
 from ..utils.images import ImageSource
 from ..utils.numbers import check_finite
 from .attention_edits import Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
-from .image_inversion import Inversion, invert_image
+from .image_inversion import Inversion, InversionSettings, invert
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -156,16 +156,14 @@ class EditPlan:
         """
         settings, source = self.settings, self.texts[0]
         if not isinstance(image, Inversion):
-            image = invert_image(
-                self.model,
-                image,
-                source,
+            asked = InversionSettings(
                 steps=settings.steps,
                 guidance_scale=settings.guidance_scale,
                 negative=settings.negative,
                 null_text=settings.null_text,
                 size=settings.size,
             )
+            image = invert(self.model, image, self.prompts[0], asked)
 
         image.check(source, settings.steps, settings.size)
         return replace(self, seeds=self.seeds[:1], inversion=image)

@@ -203,10 +203,14 @@ def negatives(negative: str | Sequence[str] | None, prompts: int) -> tuple[str, 
     return tuple(text or "" for text in negative)
 
 
-def warn_of_prompts(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = ()) -> None:
-    """Warn the caller's caller of what the model does not read as it is written, see `prompt_warnings`."""
+def warn_of_prompts(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = (), frames: int = 0) -> None:
+    """Warn the caller's caller of what the model does not read as it is written, see `prompt_warnings`.
+
+    Args:
+        frames: decorators between the two.
+    """
     for warning in prompt_warnings(model, prompts, negatives):
-        warnings.warn(warning, stacklevel=3)
+        warnings.warn(warning, stacklevel=3 + frames)
 
 
 def prompt_warnings(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = ()) -> list[PromptWarning]:
@@ -222,10 +226,10 @@ def prompt_warnings(model: Model, prompts: Sequence[Prompt], negatives: Iterable
         found.append(UnknownWords(model.name, unknown, cure=cure))
 
     every = [*prompts, *(model.prompt(text) for text in dict.fromkeys(negatives) if text)]
-    return found + _lost(model, every) + _markup(every)
+    return found + lost_words(model, every) + _markup(every)
 
 
-def _lost(model: Model, prompts: Sequence[Prompt]) -> list[PromptWarning]:
+def lost_words(model: Model, prompts: Sequence[Prompt]) -> list[PromptWarning]:
     """A warning of the words that the model does not reach."""
     long = {prompt.text: prompt for prompt in prompts if prompt.lost}
     if not long:

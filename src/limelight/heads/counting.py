@@ -53,7 +53,8 @@ class Counting:
         prompts: what is generated, at least one.
         seed: of noise and words.
         steps: denoising steps, at least 1 (some schedules add a few passes, and those count too).
-        guidance_scale: strength of classifier-free guidance; only the conditional branch is counted.
+        guidance_scale: strength of classifier-free guidance, of which only the conditional branch is counted; None is
+            the model's own.
         batch: prompts in one pass, at least 1.
         blocks: how many groups of prompts are also counted apart, for intervals; at least 1.
         height, width: in pixels; None is the model's own size.
@@ -72,7 +73,7 @@ class Counting:
     prompts: tuple[str, ...]
     seed: int = 22
     steps: int = 50
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     batch: int = 4
     blocks: int = 50
     height: int | None = None
@@ -228,7 +229,7 @@ class Counter:
             prompts.append(model.prompt(counting.prompts[i]))
             noise.append(counting.generator(i, "noise"))
             words.append(counting.words(i, passes, len(self.layers)))
-        conditioning = model.encode(prompts, "" if counting.guidance_scale > 1 else None, (height, width))
+        conditioning = model.encode(prompts, "" if self.guidance_scale > 1 else None, (height, width))
         latents = model.noise(noise, height, width)
 
         watch = _Watch(self, torch.stack(words, dim=2))
@@ -238,7 +239,7 @@ class Counter:
                 conditioning,
                 latents,
                 steps=counting.steps,
-                guidance_scale=counting.guidance_scale,
+                guidance_scale=self.guidance_scale,
                 generators=noise,
             ):
                 probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
@@ -257,6 +258,11 @@ class Counter:
         """Height and width of the images, in pixels."""
         height, width = self.model.default_size
         return self.counting.height or height, self.counting.width or width
+
+    @property
+    def guidance_scale(self) -> float:
+        """The strength of classifier-free guidance that was asked for, or the model's own."""
+        return self.model.scale_or_own(self.counting.guidance_scale)
 
     @cached_property
     def weights(self) -> str:
@@ -279,7 +285,7 @@ class Counter:
             "prompts": list(counting.prompts),
             "seed": counting.seed,
             "steps": counting.steps,
-            "guidance_scale": counting.guidance_scale,
+            "guidance_scale": self.guidance_scale,
             "batch": counting.batch,
             "height": height,
             "width": width,

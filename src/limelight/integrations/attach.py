@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, PromptError, SettingsError
+from ..generation.plan import lost_words
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Guidance, Move, Steering, check_order
 from ..models.base import Conditioning
@@ -178,7 +180,18 @@ class Attached:
             self._prompts = [unread(embedded.shape[1])] * len(embedded)
         self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
 
-        return original(*args, **kwargs)
+        encoded = original(*args, **kwargs)
+        self._warn(encoded, given.get("negative_prompt"))
+        return encoded
+
+    def _warn(self, encoded: Any, negative: str | Sequence[str] | None) -> None:
+        """Warn of words that are lost, unless the pipeline reads long prompts in its own way."""
+        if not self._named or encoded[0].shape[1] != len(self._prompts[0].ids):
+            return
+        texts = [negative] if isinstance(negative, str) else negative or ()
+        for warning in lost_words(self.model, [*self._prompts, *map(self.model.prompt, texts)]):
+            # Between: this method, the one put around, its wrapper, the pipeline's call and the decorator of that.
+            warnings.warn(warning, stacklevel=6)
 
     def _set_timesteps(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         self._is_mine()  # or an error

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import PromptError, SettingsError
 from ..generation.loop import Step, denoise
+from ..generation.plan import warn_of_prompts
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..models.base import Conditioning
 from ..models.stable_diffusion import StableDiffusion
@@ -56,7 +57,20 @@ class _Request:
 
     @property
     def two_branches(self) -> bool:
-        return self.guidance_scale > 1
+        return self.guidance_scale > 1 and not self.model.embeds_guidance
+
+    def negatives(self, negative: str | Sequence[str] | None) -> list[str]:
+        """The negative prompts that are read.
+
+        Raises:
+            SettingsError: the model reads none.
+        """
+        texts = [negative] if isinstance(negative, str) else list(negative or ())
+        if any(texts) and self.model.embeds_guidance:
+            raise SettingsError(
+                f"The model reads the guidance scale as a number and has no negative prompt; leave out {negative!r}."
+            )
+        return texts if self.two_branches else []
 
 
 class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
@@ -117,7 +131,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -141,18 +155,25 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         Of `cross_attention_kwargs` the "scale" of LoRA weights counts, also in the passes of a refinement, where the
         deprecated pipeline forgets it. As there, a token index below 1 counts from the end.
 
+        `guidance_scale` None is the model's own: 7.5, of latent consistency models 8.5.
+
         Raises:
             PromptError: neither or both of `prompt` and `prompt_embeds` are given, or `token_indices` do not fit.
             SettingsError: an argument is out of range or not supported.
+
+        Warns:
+            LostWords, UnsupportedMarkup: as `limelight.generate`.
         """
         lora_scale = _lora_scale(cross_attention_kwargs)
         if not isinstance(callback_steps, Integral) or callback_steps < 1:
             raise SettingsError(f"callback_steps={callback_steps} must be a whole number, at least 1.")
-        self._check_given(prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
         model = _Lent(self, "pipeline")
+        guidance_scale = model.scale_or_own(guidance_scale)
+        self._check_given(prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
         parsed = _parsed(model, prompt, prompt_embeds)
         indices = _indices(token_indices, len(parsed))
         request = _request(model, parsed, indices, num_images_per_prompt, (height, width), guidance_scale)
+        warn_of_prompts(model, parsed, request.negatives(negative_prompt), frames=1)
 
         if clip_skip:  # diffusers' own way does not work with current transformers
             conditioning = self._skip_layers(request, prompt, negative_prompt, clip_skip)

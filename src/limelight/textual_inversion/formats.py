@@ -83,14 +83,42 @@ def placeholder(name: str) -> str:
 
 
 def write_word_file(
-    path: str | os.PathLike[str], token: str, vectors: Sequence[Tensor], about: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    token: str,
+    vectors: Sequence[Tensor],
+    about: Mapping[str, Any],
+    overwrite: bool = True,
 ) -> None:
-    """Write one learned word in the format that the path's suffix names; a path without a suffix is a folder."""
-    path = Path(path).expanduser()
+    """Write one learned word in the format that the path's suffix names; a path without a suffix is a folder.
+
+    Raises:
+        FileError: it cannot be written, or without `overwrite` a file is there that holds something else.
+    """
+    files = _contents(Path(path).expanduser(), token, vectors, about)
+    if not overwrite:
+        for file, content in files.items():
+            _check_free(file, content)
+    for file, content in files.items():
+        write_file(file, content)
+
+
+def _check_free(file: Path, content: bytes) -> None:
+    try:
+        other = file.exists() and file.read_bytes() != content
+    except OSError as error:
+        raise FileError(f"'{file}' exists already and cannot be read: {error.strerror}.") from error
+    if other:
+        raise FileError(f"'{file}' exists already and holds something else. Name another file, or remove it.")
+
+
+def _contents(path: Path, token: str, vectors: Sequence[Tensor], about: Mapping[str, Any]) -> dict[Path, bytes]:
+    """The files of a learned word, in the format that the path's suffix names."""
     if path.is_dir() or not path.suffix:
-        write_word_file(path / _NAMES[0], token, vectors, about)
-        write_file(path / "token_identifier.txt", token.encode())
-    elif path.suffix == ".safetensors":
+        return {
+            **_contents(path / _NAMES[0], token, vectors, about),
+            path / "token_identifier.txt": token.encode(),
+        }
+    if path.suffix == ".safetensors":
         names = [token] if len(vectors) == 1 else ["clip_l", "clip_g"]
         metadata = {
             "format": "pt",  # which tensors these are: a convention of the format
@@ -99,25 +127,27 @@ def write_word_file(
             "limelight": importlib.metadata.version("limelight"),
         }
         tensors = {name: v.contiguous() for name, v in zip(names, vectors, strict=True)}
-        write_file(path, _sorted_header(save(tensors, metadata)))
-    elif path.suffix == ".pt":
+        return {path: _sorted_header(save(tensors, metadata))}
+    if path.suffix == ".pt":
         if len(vectors) > 1:
             raise SettingsError(f"'{path}': a .pt file is for one text encoder, '{token}' has {len(vectors)}.")
-        held = io.BytesIO()
-        star = _STAR.get(vectors[0].shape[1], _CLIP_STAR)
-        # Its readers know the word "*" alone; `name` is AUTOMATIC1111's.
-        content = {
-            "string_to_token": {"*": torch.tensor(star)},
-            "string_to_param": nn.ParameterDict({"*": nn.Parameter(vectors[0])}),
-            "name": token,
-            "step": about.get("step"),
-        }
-        torch.save(content, held)
-        write_file(path, held.getvalue())
-    else:
-        raise SettingsError(
-            f"'{path}' has no suffix of a known format. End it with .safetensors or .pt, or name a folder."
-        )
+        return {path: _original(token, vectors[0], about.get("step"))}
+    raise SettingsError(f"'{path}' has no suffix of a known format. End it with .safetensors or .pt, or name a folder.")
+
+
+def _original(token: str, vectors: Tensor, step: Any) -> bytes:
+    """A file of the original code, and of AUTOMATIC1111."""
+    held = io.BytesIO()
+    star = _STAR.get(vectors.shape[1], _CLIP_STAR)
+    # Its readers know the word "*" alone; `name` is AUTOMATIC1111's.
+    content = {
+        "string_to_token": {"*": torch.tensor(star)},
+        "string_to_param": nn.ParameterDict({"*": nn.Parameter(vectors)}),
+        "name": token,
+        "step": step,
+    }
+    torch.save(content, held)
+    return held.getvalue()
 
 
 def _sorted_header(content: bytes) -> bytes:

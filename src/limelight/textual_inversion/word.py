@@ -103,14 +103,18 @@ class LearnedWord:
         """Every word of a file, see `load`."""
         return tuple(cls(*found) for found in read_word_files(path))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = True) -> None:
         """Write it: ``.safetensors`` as diffusers reads it, ``.pt`` as the original code and AUTOMATIC1111 do (there it
         is called ``*``); a folder gets ``learned_embeds.safetensors`` and ``token_identifier.txt``.
 
+        Args:
+            overwrite: also a file that holds something else.
+
         Raises:
-            SettingsError: it cannot be written, or the format has no place for it.
+            SettingsError: the format has no place for it.
+            FileError: it cannot be written, or without `overwrite` a file is there that holds something else.
         """
-        write_word_file(path, self.token, self.vectors, self.about)
+        write_word_file(path, self.token, self.vectors, self.about, overwrite)
 
     @contextmanager
     def bind(self, model: Any) -> Iterator[LearnedWord]:
