@@ -178,6 +178,17 @@ def test_embeddings_of_any_length(pair):
     assert float((images(ours, **options) - images(theirs, **options)).abs().max()) < 1e-8
 
 
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
+def test_a_progress_bar(pair, capsys, scheduler):
+    for pipeline in pair(scheduler):
+        pipeline.set_progress_bar_config(disable=False)
+        images(pipeline)
+        assert "3/3" in capsys.readouterr().err
+        pipeline.set_progress_bar_config(disable=True)
+        images(pipeline, num_inference_steps=1)
+        assert capsys.readouterr().err == ""
+
+
 def test_several_images_of_a_prompt(pair):
     """What the deprecated pipeline cannot do: a row for every image."""
     ours, _ = pair()

@@ -280,12 +280,15 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
     ) -> Tensor:
         """Take every step of the loop, call back, and return the last latents."""
         timesteps = model.timesteps(steps)
-        for step in loop:
-            latents = step.latents
-            # As in diffusers: no call after the warm-up steps that some schedulers add.
-            counted = step.index + 1 > step.count - steps
-            if callback is not None and counted and step.index % callback_steps == 0:
-                callback(step.index, timesteps[step.index], step.latents)
+        with self.progress_bar(total=steps) as bar:
+            for step in loop:
+                latents = step.latents
+                # As in diffusers: nothing after the warm-up steps that some schedulers add.
+                if step.index + 1 <= step.count - steps:
+                    continue
+                bar.update()
+                if callback is not None and step.index % callback_steps == 0:
+                    callback(step.index, timesteps[step.index], step.latents)
         return latents
 
     def _decode(
