@@ -149,6 +149,13 @@ def test_components_are_those_of_the_deprecated_pipeline(pair, tmp_path):
     assert torch.equal(images(ours), expected)
 
 
+def test_from_another_pipeline_and_back(tiny_pipeline):
+    plain = tiny_pipeline()
+    ours = Ours.from_pipe(plain)
+    assert (ours.unet, ours.vae, ours.text_encoder) == (plain.unet, plain.vae, plain.text_encoder)
+    assert diffusers.StableDiffusionPipeline.from_pipe(ours).unet is plain.unet
+
+
 def test_embeddings_without_a_text_encoder(pair):
     ours, theirs = pair()
     embedded, _ = ours.encode_prompt(CALL["prompt"], "cpu", 1, False)

@@ -12,7 +12,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
@@ -91,10 +91,10 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
 
     def __init__(
         self,
-        vae: Any,
+        vae: AutoencoderKL,  # `from_pipe` hands over what has these types
         text_encoder: Any,
         tokenizer: Any,
-        unet: Any,
+        unet: UNet2DConditionModel,
         scheduler: Any,
         safety_checker: Any,
         feature_extractor: Any,
