@@ -21,7 +21,7 @@ import pytest
 from bench.learn import Trial, rates
 from limelight.evaluate.runs import run
 from limelight.heads.counting import compute
-from tests.evaluate.conftest import CASES, METHODS, PICTURES, SMALL, content
+from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
 from tests.heads.test_counting import SMALL as COUNTING
 from tests.workers import alive
 
@@ -242,7 +242,7 @@ def test_killed_nodes_and_drivers_change_nothing(cluster, tmp_path, monkeypatch,
 
     # One process alone.
     alone = tmp_path / "alone"
-    assert evaluate(alone, lambda *_: None, workers=1) == PICTURES
+    assert evaluate(alone, lambda *_: None, workers=1) == IMAGES
     counted = count(alone, lambda *_: None, workers=1)
     sweep(alone, lambda *_: None, workers=1)
     assert content(tmp_path / "run") == content(alone / "run")
