@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from limelight.cli import app as cli
@@ -163,7 +164,7 @@ def test_explain(limelight, tmp_path):
         (["--words", "dig"], "error: 'dig' is not in the prompt; its words are: a, cat, and, a, dog."),
         (["--guidance", "none", "--compare"], "error: There is nothing to compare without guidance"),
         (["--subjects", "cow"], "error: 'cow' is not in the prompt"),
-        (["--steps", "0"], "error: steps=0 does not fit the schedule"),
+        (["--steps", "0"], "error: steps=0 must be a whole number"),
         (["--out", "/dev/null/x"], "cannot be written"),
     ],
 )
@@ -200,10 +201,10 @@ def test_info(limelight):
         (["--model", "nowhere"], "error: 'nowhere' is neither a folder nor a hub id"),
         (["--height", "100"], "error: The size 100x128 does not fit this model"),
         (["--resolution", "7"], "error: No layer has maps of 7x7 for this image; there are: 8x8."),
-        (["--steps", "0"], "error: steps=0 does not fit the schedule; it must be 1 to 1000."),
+        (["--steps", "0"], "error: steps=0 must be a whole number from 1 to 10000."),
         (["--steps", "2000"], "error: steps=2000 does not fit the schedule"),
-        (["--seeds", "0-99999999999"], "error: '0-99999999999' is 100000000000 seeds"),
-        (["--height", "0"], "error: The size 0x128 does not fit this model"),
+        (["--seeds", "0-99999999999"], "error: '0-99999999999' is too many seeds"),
+        (["--height", "0"], "error: height=0 must be a whole number from 1 to 8192."),
         (["--height", "8", "--width", "8"], "error: The image is too small"),
         (["--scale", "nan"], "error: scale=nan must be a number"),
         (["--compare", "--guidance", "none"], "error: --compare needs guidance or head edits"),
@@ -417,4 +418,31 @@ def test_an_interrupt_at_the_start(module, tmp_path):
     )
     assert done.returncode in (1, 130, -2)
     assert b"Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_names_of_others_command_the_terminal_nothing(limelight, tmp_path, capsys):
+    from limelight import LearnedWord
+
+    name = "\x1b[31mred\x9b\x07\u202egnp"
+    path = tmp_path / "word\x1b]0;title\x07.safetensors"
+    LearnedWord("<cat>", (torch.ones(1, 32),), {name: name}).save(path)
+    code, out, err = limelight("word", "show", str(path))
+    assert code == 0
+    assert r"\x1b[31mred\x9b\x07\u202egnp: \x1b[31mred" in out
+    code, out, err = limelight("word", "show", f"{tmp_path}/gone\x1b[31m\nerror: no")
+    assert (code, err.count("\n")) == (2, 1)
+    assert r"gone\x1b[31m\nerror: no' cannot be read" in err
+    terminal.log.print("a [bold]b[/bold] [red]\x1b[0m[/red]\tc")
+    assert capsys.readouterr().err.strip().replace("\t", " ").split() == ["a", "b", r"\x1b[0m", "c"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--steps", "100000"), ("--height", "100000"), ("--batch", "100000"), ("--audition", "100000")],
+)
+def test_numbers_have_upper_limits(limelight, tmp_path, option, value):
+    code, _, err = limelight("generate", "a cat", "--steps", "1", "--out", str(tmp_path / "o"), option, value)
+    assert code == 2
+    assert f"{value} must be a whole number from 1 to " in err
     assert not (tmp_path / "o").exists()

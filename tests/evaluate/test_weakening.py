@@ -146,11 +146,11 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
 def test_bad_input_on_the_command_line(limelight, tmp_path):  # noqa: F811
     out = str(tmp_path / "x.safetensors")
     for arguments, message in {
-        ("heads", "show", "sd-9"): "'sd-9' is not a file of head relevance vectors",
+        ("heads", "show", "sd-9"): "'sd-9' cannot be read: No such file",
         ("heads", "show", "sdxl", "--concepts", "Birds"): "Unknown concept 'Birds'",
         ("heads", "compute", "--out", out, "--part", "half"): "Cannot read --part half",
-        ("heads", "compute", "--out", out, "--concepts", "none.csv"): "'none.csv' cannot be read as concepts",
-        ("heads", "compute", "--out", out, "--prompts", "none.txt"): "'none.txt' cannot be read as prompts",
+        ("heads", "compute", "--out", out, "--concepts", "none.csv"): "'none.csv' cannot be read: No such file",
+        ("heads", "compute", "--out", out, "--prompts", "none.txt"): "'none.txt' cannot be read: No such file",
         ("heads", "compute", "--out", out, "--engine", "spark"): "Unknown engine 'spark'. Choose one of: local, ray.",
         ("heads", "compute", "--out", out, "--part", "99/99", "--limit", "2"): "The part 99/99 has no prompts",
         ("heads", "weaken", "birds", "--out", out): "Unknown experiment 'birds'. Choose one of: color",

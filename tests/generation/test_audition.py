@@ -79,7 +79,7 @@ def test_one_candidate_changes_nothing(tiny):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"audition": 0}, "candidates=0 must be a whole number of at least 1"),
+        ({"audition": 0}, "candidates=0 must be a whole number from 1"),
         ({"audition": Audition(rounds=[9])}, "An audition of 9 steps is too long for a schedule of 4 steps"),
         ({"audition": 2, "subjects": []}, "An audition needs the subjects of every image"),
         ({"audition": 2, "latents": torch.zeros(1, 4, 16, 16)}, "cannot be held with given latents"),

@@ -68,7 +68,7 @@ def test_a_model_without_thresholds_of_its_own(pocket):
         ([], {}, PromptError, "prompts must be a list of at least one"),
         ("a cat", {}, PromptError, "prompts must be a list of at least one"),
         (["a cat"], {"quantile": 70}, SettingsError, "quantile=70 must be between 0 and 1"),
-        (["a cat"], {"batch": 0}, SettingsError, "batch=0 must be at least 1"),
+        (["a cat"], {"batch": 0}, SettingsError, "batch=0 must be a whole number from 1"),
         (["a cat"], {"subjects": [["dog"]]}, PromptError, "'dog' is not in the prompt"),
         (
             ["a cat"],

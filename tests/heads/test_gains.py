@@ -179,7 +179,7 @@ def test_bad_edits_on_the_command_line(limelight, tmp_path):  # noqa: F811
             "cat=Animals",
             "--head-vectors",
             "none.safetensors",
-        ): "is not a file of head relevance vectors",
+        ): "cannot be read: No such file",
     }.items():
         code, _, err = limelight("generate", "a cat", "--guidance", "none", "--out", str(tmp_path / "o"), *arguments)
         assert code == 2

@@ -97,9 +97,9 @@ def test_import_refuses_what_does_not_fit(tmp_path):
     assert relevance.counts is None
     with pytest.raises(FileError, match=r"3 concepts and 3 heads need \[3, 3\]"):
         Relevance.read_npy(tmp_path / "v.npy", tmp_path / "h.npy", {**two, "C": ["c"]})
-    with pytest.raises(FileError, match="is not a file of head relevance vectors"):
+    with pytest.raises(FileError, match="cannot be read as head relevance vectors"):
         Relevance.load(tmp_path / "v.npy")
-    with pytest.raises(FileError, match="cannot be read as NumPy"):
+    with pytest.raises(FileError, match=r"none\.npy' cannot be read: No such file"):
         Relevance.read_npy(tmp_path / "none.npy", tmp_path / "h.npy", two)
 
 
@@ -194,9 +194,9 @@ def _changed(**changes):
         ({"layers": [["mid", 10**12]]}, r"not \[2, 1000000000000\]"),
         ({"layers": [["mid", 3], ["up", -1]]}, "a layer has no heads"),
         ({"counts": torch.ones(2, 2)}, r"its counts have the shape \[2, 2\], not \[any, 2, 2\]"),
-        ({"vectors": None}, "is not a file of head relevance vectors"),
-        ({"layers": 5}, "is not a file of head relevance vectors"),
-        ({"version": "new"}, "is not a file of head relevance vectors"),
+        ({"vectors": None}, "cannot be read as head relevance vectors: something in it is missing .*vectors"),
+        ({"layers": 5}, "layers: Input should be a valid"),
+        ({"version": "new"}, "version: Input should be a valid integer; give sd-1.4, "),
     ],
 )
 def test_files_that_cannot_be_right_are_refused(tmp_path, changes, message):

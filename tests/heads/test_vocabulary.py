@@ -41,15 +41,15 @@ def test_concept_files_of_every_kind(tmp_path):
     assert Concepts.suited("pocket") == Concepts.read("pocket")
     assert Concepts.suited("CompVis/stable-diffusion-v1-4") == paper
     for text, message in {
-        "A: [yes, no]\nB: [a, b]": "'A' is not text; write it in quotes",
+        "A: [yes, no]\nB: [a, b]": r"A\.0: Input should be a valid string; give .*in quotes",
         "A: [a]\nA: [b]": "The concept 'A' is there twice",
-        "- a": "must map every concept to a list",
+        "- a": "Input should be a valid dictionary; give",
         "A: [": "cannot be read",
     }.items():
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(FileError, match=message):
             Concepts.read(tmp_path / "c.yaml")
-    with pytest.raises(FileError, match="cannot be read as concepts"):
+    with pytest.raises(FileError, match="cannot be read: No such file"):
         Concepts.read(tmp_path / "none.csv")
 
 

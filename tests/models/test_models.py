@@ -328,7 +328,7 @@ def test_a_pipeline_of_another_family():
     ("options", "message"),
     [
         ({"height": 33}, "size 33x32 does not fit this model; both sides must be multiples of 2"),
-        ({"steps": 0}, "steps=0 does not fit the schedule; it must be 1 to 1000"),
+        ({"steps": 0}, "steps=0 must be a whole number from 1"),
         ({"seeds": []}, "seeds is empty"),
         ({"latents": torch.zeros(1, 4, 3, 3)}, r"latents of shape \[1, 4, 3, 3\] do not fit 1 images at 32x32"),
     ],

@@ -179,7 +179,7 @@ def test_heic_says_what_is_missing(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(40))
     Image.fromarray(COLORS).save(tmp_path / "b.png")
     for read in (open_image, read_images, lambda path: read_images(path.parent)):
-        with pytest.raises(MissingDependency, match=r"a\.heic' is a HEIC image, which needs pillow-heif"):
+        with pytest.raises(MissingDependency, match=r"a\.heic': A HEIC image needs pillow-heif"):
             read(tmp_path / "a.heic")
 
 

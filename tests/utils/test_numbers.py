@@ -86,7 +86,7 @@ def test_json_has_no_word_for_them(tmp_path):
     for value in (NAN, [INF], {"a": -INF}):
         with pytest.raises(ModelError, match="not finite"):
             json_text(value)
-    log = Log(tmp_path / "log.jsonl", say=lambda text: None)
+    log = Log(tmp_path / "log.jsonl", dict, say=lambda text: None)
     with pytest.raises(ModelError, match="not finite"):
         log.add([{"score": 1.0}, {"score": NAN}])
     assert (tmp_path / "log.jsonl").read_bytes() == b""

@@ -68,7 +68,7 @@ def test_jobs_are_taken_as_they_are_needed():
     ("options", "message"),
     [
         ({"engine": "spark"}, "Unknown engine 'spark'. Choose one of: local, ray"),
-        ({"workers": 0}, "workers=0 must be at least 1"),
+        ({"workers": 0}, "workers=0 must be a whole number from 1"),
         ({"address": "auto"}, "The address 'auto' is Ray's"),
     ],
 )

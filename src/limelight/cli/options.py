@@ -15,6 +15,8 @@ from ..evaluate.suites import SUITES
 from ..guidance.names import NAMES
 from ..models.schedulers import SCHEDULERS
 from ..utils.files import user_path
+from ..utils.numbers import MOST_IMAGES
+from ..utils.reading import reading
 
 if TYPE_CHECKING:
     from ..guidance.base import Guidance
@@ -91,14 +93,14 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     unreadable = SettingsError(f"Cannot read '{text}' as seeds. Write for example 0-3,7.")
     for part in text.strip("[] ").split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part)
         if match is None:
             raise unreadable
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= 2**63:
             raise unreadable
-        if last - first >= 10_000:
-            raise SettingsError(f"'{text}' is {last - first + 1} seeds. Give at most 10000 at once.")
+        if len(seeds) + last - first >= MOST_IMAGES:
+            raise SettingsError(f"'{text}' is too many seeds. Give at most {MOST_IMAGES} at once.")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
@@ -121,7 +123,7 @@ def parse_subjects(text: str) -> Any:
     names = parse_names(text.strip("[] "))
     if names == ["auto"]:
         return "auto"
-    return [int(name) if name.isdecimal() else name for name in names]
+    return [int(name) if re.fullmatch(r"\d{1,9}", name) else name for name in names]
 
 
 def parse_names(text: str) -> list[str]:
@@ -145,14 +147,14 @@ def parse_numbers(text: str, option: str) -> list[int]:
     """Parse "4,8,16" to [4, 8, 16]."""
     numbers = text.split(",")
     for number in numbers:
-        if not number.strip().isdecimal():
+        if not re.fullmatch(r"\s*\d{1,9}\s*", number):
             raise SettingsError(f"{option}: '{number}' is not a whole number. Write for example 10,20,30.")
     return list(map(int, numbers))
 
 
 def parse_part(text: str) -> tuple[int, int]:
     """Parse "2/4" to (2, 4)."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if match is None:
         raise SettingsError(f"Cannot read --part {text}. Write for example 2/4.")
     return int(match[1]), int(match[2])
@@ -233,10 +235,8 @@ def read_lines(path: Path, purpose: str) -> list[str]:
     Raises:
         FileError: the file cannot be read.
     """
-    try:
+    with reading(path, purpose, "save it as UTF-8 text"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"'{path}' cannot be read as {purpose} ({error}).") from error
     return list(filter(None, map(str.strip, lines)))
 
 

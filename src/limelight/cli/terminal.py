@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,23 @@ if TYPE_CHECKING:
     from ..generation.loop import Step
     from ..models.base import Model
 
-console = Console(highlight=False)
-log = Console(highlight=False, stderr=True)
+# Control characters, and those that turn the direction of what follows.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class _Console(Console):
+    """A console on which names and prompts of others' files are shown, and command nothing."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(_CONTROL.sub(_escaped, text), **options)
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return character[0].encode("unicode_escape").decode()
+
+
+console = _Console(highlight=False)
+log = _Console(highlight=False, stderr=True)
 
 
 @contextmanager
@@ -88,8 +104,9 @@ def read_arguments() -> None:
 
 
 def say(text: object, kind: str = "note") -> None:
-    """Print a sentence on stderr, above a progress bar if there is one."""
-    log.print(f"{kind}: {text}", markup=False, soft_wrap=True)
+    """Print a sentence on stderr, on one line above a progress bar if there is one."""
+    line = str(text).replace("\n", "\\n")
+    log.print(f"{kind}: {line}", markup=False, soft_wrap=True)
 
 
 def open_model(

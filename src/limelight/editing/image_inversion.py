@@ -18,7 +18,7 @@ from ..generation.plan import negatives, warn_of_prompts
 from ..models.base import Conditioning, Model
 from ..prompts.prompt import Prompt
 from ..utils.images import ImageSource, open_image
-from ..utils.numbers import check_finite
+from ..utils.numbers import MOST_SIDE, MOST_STEPS, check_finite, check_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +137,16 @@ def invert_image(
         (2, (128, 128))
         >>> result = limelight.edit(model, "a red car", "a blue car", image=inversion, steps=2)
     """
-    check_finite(steps=steps, guidance_scale=guidance_scale, iterations=iterations, size=size)
+    check_finite(guidance_scale=guidance_scale)
+    check_whole(MOST_STEPS, steps=steps, iterations=iterations)
+    size = size or model.default_size
+    check_whole(MOST_SIDE, height=size[0], width=size[1])
     settings = InversionSettings(
         steps=steps,
         guidance_scale=model.scale_or_own(guidance_scale),
         negative=negatives(negative, 1)[0],
         null_text=null_text,
-        size=size or model.default_size,
+        size=size,
         iterations=iterations,
     )
     read = model.prompt(prompt)

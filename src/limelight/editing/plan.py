@@ -14,7 +14,7 @@ from ..heads.relevance import Relevance
 from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..utils.images import ImageSource
-from ..utils.numbers import check_finite
+from ..utils.numbers import MOST_SIDE, MOST_STEPS, check_finite, check_whole
 from .attention_edits import Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
 from .image_inversion import Inversion, InversionSettings, invert
 
@@ -48,11 +48,10 @@ class EditSettings:
             cross_steps=self.cross_steps,
             self_steps=self.self_steps,
             reweight=self.reweight,
-            steps=self.steps,
             guidance_scale=self.guidance_scale,
-            height=self.height,
-            width=self.width,
         )
+        check_whole(MOST_STEPS, steps=self.steps)
+        check_whole(MOST_SIDE, height=self.height, width=self.width)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -192,8 +192,8 @@ def edit(
         steps=steps,
         guidance_scale=model.scale_or_own(guidance_scale),
         negative=negatives(negative, 1)[0],
-        height=height or model.default_size[0],
-        width=width or model.default_size[1],
+        height=model.default_size[0] if height is None else height,
+        width=model.default_size[1] if width is None else width,
         record=record,
     )
 

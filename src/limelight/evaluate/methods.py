@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from ..guidance.names import NAMES
 from ..guidance.presets import preset
 from ..heads.relevance import relevance_for
 from ..models.base import Model
+from ..utils.reading import from_json
 from .suites import Case
 
 
@@ -126,7 +126,7 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
     for change in changes:
         setting, _, value = change.partition("=")  # without "=" the value is empty, which is not JSON
         try:
-            settings[setting] = json.loads(value)
+            settings[setting] = from_json(Any, value)
         except ValueError:
             raise SettingsError(
                 f"'{change}' in '{label}' cannot be read. Write for example {name}:scale=10:until=0.3."

@@ -48,7 +48,7 @@ def read_mask(image: Path) -> Tensor | None:
         with Image.open(image, formats=["PNG"]) as file:
             rows = json.loads(file.info["limelight"])["edited"]
         found = torch.tensor([[int(cell) for cell in row] for row in rows]).bool()
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, Image.DecompressionBombError):
+    except Exception:  # a file of others
         return None
     return found if found.dim() == 2 and found.numel() else None
 

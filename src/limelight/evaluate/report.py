@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import io
-import json
 import os
 import re
 from collections import Counter
@@ -18,9 +17,11 @@ from typing import Any
 from ..errors import FileError, LimelightError, MissingDependency, SettingsError
 from ..utils.files import write
 from ..utils.images import open_image
+from ..utils.reading import Record, from_json, from_python, reading
 from ..utils.statistics import Difference, best_of, compare
 from .metrics import METRICS
 from .rows import Row, by_subset, column, grouped, mean
+from .scoring import SCORES
 
 CHOSEN_BY = "full_text"  # how the best of several images is chosen: what a person without a detector has
 SHOWN, SEEDS = 4, 4  # cases at either end, and images of each
@@ -302,19 +303,28 @@ def _rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
     return whole, used
 
 
+class _Backbones(Record):
+    paper: bool
+
+
+class _Summary(Record):
+    """What is used of scores.json."""
+
+    backbones: _Backbones
+
+
 def _scores(folder: Path) -> tuple[list[Row], str]:
     """The rows of one folder, and the names of its backbones."""
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise MissingDependency("A report needs pyarrow. Install it: pip install 'limelight[eval]'.") from error
     if not (folder / "scores.parquet").is_file():
         raise FileError(f"'{folder}' has no scores; run `limelight evaluate score {folder}` first.")
-    try:
-        rows = parquet.read_table(folder / "scores.parquet").to_pylist()
-        used = json.loads((folder / "scores.json").read_text())["backbones"]
-    except (ArrowException, OSError, ValueError, KeyError) as error:
-        raise FileError(f"The scores in '{folder}' cannot be read: {error}; score it again.") from error
+    with reading(folder / "scores.parquet", "scores", "score the folder again"):
+        rows = from_python(list[SCORES], parquet.read_table(folder / "scores.parquet").to_pylist())
+    with reading(folder / "scores.json", "scores", "score the folder again"):
+        used = from_json(_Summary, (folder / "scores.json").read_bytes())["backbones"]
 
     backbones = ", ".join(f"{name} {value}" for name, value in used.items() if name != "paper")
     if used["paper"]:

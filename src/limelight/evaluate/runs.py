@@ -18,7 +18,7 @@ from ..editing.attention_edits import changed
 from ..editing.prompt_to_prompt import edit
 from ..errors import PromptWarning, SettingsError
 from ..generation.generate import generate
-from ..generation.plan import negatives, prompt_warnings
+from ..generation.plan import checked, negatives, prompt_warnings
 from ..generation.provenance import exact_provenance
 from ..generation.result import Result
 from ..models.base import Model
@@ -26,6 +26,7 @@ from ..models.loading import load
 from ..textual_inversion.word import LearnedWord
 from ..utils.files import png
 from ..utils.jsonl import Say
+from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole
 from ..utils.parallel import Executor, device_of, one_thread, open_executor
 from .methods import build, parse
 from .preservation import grown, mask_png
@@ -252,7 +253,11 @@ def run(
         >>> run(tempfile.mkdtemp(), cases, ["plain"], seeds=[0, 1], steps=2, workers=1)
         2
     """
-    jobs = _jobs(methods, cases, sorted(set(seeds)), batch)
+    check_whole(MOST_IMAGES, batch=batch)  # before workers are started
+    check_whole(MOST_STEPS, steps=steps)
+    check_whole(MOST_SIDE, height=height, width=width)
+    check_finite(guidance_scale=guidance_scale)
+    jobs = _jobs(methods, cases, sorted(set(checked(seeds))), batch)
     options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
     start = partial(Worker, tuple(methods), model, device, scheduler, options, tuple(words))
     with (
@@ -274,8 +279,8 @@ def _jobs(methods: Sequence[str], cases: Sequence[Case], seeds: Sequence[int], b
     """Plan the passes of a run, the same whatever is there already."""
     for label in methods:
         parse(label)
-    if not (cases and methods and seeds) or batch < 1:
-        raise SettingsError("A run needs at least one prompt, one method, one seed and a batch of one image.")
+    if not (cases and methods and seeds):
+        raise SettingsError("A run needs at least one prompt, one method and one seed.")
 
     parts = [tuple(seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
     return list(starmap(Job, product(dict.fromkeys(methods), cases, parts)))

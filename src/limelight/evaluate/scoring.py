@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 
@@ -19,14 +18,15 @@ from ..errors import FileError, LimelightError, MissingDependency, ModelError, S
 from ..models.loading import POCKET
 from ..utils.files import json_text, lock_file, write
 from ..utils.images import open_image
-from ..utils.jsonl import Log, Say
+from ..utils.jsonl import Log, Say, read_rows
 from ..utils.parallel import Executor, device_of, open_executor
+from ..utils.reading import reading, record
 from .clip import Captioner, Clip
 from .detectors import Detector, OpenVocabulary, PocketDetector
 from .metrics import METRICS, Before, Instruments, Sample
 from .preservation import read_mask
 from .rows import Row, by_subset, column, grouped, mean
-from .store import Key, digest, key, read_case, read_facts
+from .store import ImageRow, Key, SecondsRow, digest, key, read_case, read_facts
 from .suites import Case, wanted
 
 REAL = {
@@ -35,6 +35,31 @@ REAL = {
     "detector": "google/owlv2-base-patch16-ensemble",
 }
 CHUNK = 32
+_VALUES = {"caption": str | None, **dict.fromkeys(METRICS, float | None)}
+_LOGGED = record(
+    "_LOGGED",
+    {
+        "method": str,
+        "case": str,
+        "seed": int | str,
+        "scoring": str,
+        "stamp": str,
+        "error": NotRequired[str],
+        **{name: NotRequired[kind] for name, kind in _VALUES.items()},
+    },
+)
+"""A row of scores.jsonl."""
+SCORES = record(
+    "SCORES",
+    {
+        **dict.fromkeys(("method", "subset", "prompt", "seed", "file"), str),
+        "source": str | None,
+        "calls": float | None,
+        "seconds": float | None,
+        **_VALUES,
+    },
+)
+"""A row of scores.parquet."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +188,7 @@ def score(
     start = partial(Scorer, work.names, device)
     with (
         lock_file(path),  # two at once would measure every image twice
-        closing(Log(path, say)) as log,
+        closing(Log(path, _LOGGED, say)) as log,
         open_executor(
             start, engine=engine, workers=workers, address=address, gpus_per_worker=gpus_per_worker
         ) as executor,
@@ -278,9 +303,11 @@ def _foreign_entries(folder: Path) -> dict[Key, Entry]:
 def _run_entries(folder: Path, facts: Mapping[str, Any], say: Say) -> dict[Key, Entry]:
     """The images of a run."""
     cases = {name: read_case(name, value) for name, value in facts["cases"].items()}
-    seconds = {key(row): row["seconds"] for row in _rows(folder / "seconds.jsonl")}
+    seconds = {key(row): row["seconds"] for row in read_rows(folder / "seconds.jsonl", SecondsRow)}
     found, lost = {}, list[Path]()
-    for row in _rows(folder / "manifest.jsonl"):
+    for row in read_rows(folder / "manifest.jsonl", ImageRow):
+        if row["case"] not in cases:
+            raise FileError(f"The run '{folder}' has no case '{row['case']}' in run.json; run it again elsewhere.")
         path = folder / row["file"]
         if path.is_file():
             cost = {"calls": row["calls"], "seconds": seconds.get(key(row))}
@@ -363,20 +390,9 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(_read(path)).hexdigest()
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """The rows of a log that another process may be writing: lines that cannot be read are passed over."""
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
 def _read(path: Path) -> bytes:
-    try:
+    with reading(path):
         return path.read_bytes()
-    except OSError as error:
-        raise FileError(f"'{path}' cannot be read: {error.strerror or error}.") from error
 
 
 def _before(path: Path | None) -> Before | None:
@@ -395,7 +411,9 @@ def _opened(kind: str, name: str, make: Callable[[], Any]) -> Any:
         return None
     try:
         return make()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except LimelightError:
+        raise
+    except Exception as error:  # of others' files
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"The {kind} '{name}' cannot be opened: {reason}") from error
 

@@ -14,16 +14,65 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 from ..errors import FileError, SettingsError
 from ..utils.files import json_text, lock_folder, slug, write
 from ..utils.jsonl import Log, Say
+from ..utils.reading import Record, from_json, reading
 from .preservation import mask_path
 from .suites import Case, Wanted
 
 Key = tuple[str, str, int | str]
 """Method, name of the case, seed."""
+
+
+class CaseFacts(Record):
+    """A case in run.json."""
+
+    prompt: str
+    subset: str
+    wanted: list[tuple[str, str | None]]
+    source: str | None
+    concept: NotRequired[str]
+
+
+class MethodFacts(Record):
+    """A method in run.json."""
+
+    settings: dict[str, Any]
+    hash: str
+
+
+class Facts(Record):
+    """The content of run.json."""
+
+    format: Literal[1]
+    cases: dict[str, CaseFacts]
+    methods: dict[str, MethodFacts]
+
+
+class ImageRow(Record):
+    """A row of manifest.jsonl."""
+
+    method: str
+    case: str
+    seed: int | str
+    settings: str
+    file: str
+    bytes: int
+    sha256: str
+    calls: float
+    mask: NotRequired[str]
+
+
+class SecondsRow(Record):
+    """A row of seconds.jsonl."""
+
+    method: str
+    case: str
+    seed: int | str
+    seconds: float
 
 
 class Run:
@@ -49,8 +98,8 @@ class Run:
         )
         try:
             self.facts = read_facts(self.folder) or {"format": 1, "cases": {}, "methods": {}}
-            self._manifest = Log(self.folder / "manifest.jsonl", say)
-            self._seconds = Log(self.folder / "seconds.jsonl", say)
+            self._manifest = Log(self.folder / "manifest.jsonl", ImageRow, say)
+            self._seconds = Log(self.folder / "seconds.jsonl", SecondsRow, say)
             self._check(say)
         except BaseException:
             self._lock.close()
@@ -143,15 +192,11 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
         FileError: it is damaged, or of another version of limelight.
     """
     path = folder / "run.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format"] != 1:
-            raise FileError(f"'{path}' was written by another version of limelight.")
-        return {"format": 1, "cases": dict(facts["cases"]), "methods": dict(facts["methods"])}
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileError(f"'{path}' cannot be read: {error}.") from error
+    with reading(path, "a run of this version", "choose another folder"):
+        facts: dict[str, Any] = from_json(Facts, path.read_bytes())
+        return facts
 
 
 def read_case(name: str, facts: Mapping[str, Any]) -> Case:
@@ -176,7 +221,7 @@ def _folder(name: str) -> str:
 
 
 def _case_facts(case: Case) -> dict[str, Any]:
-    things = [[thing.word, thing.color] for thing in case.wanted]
+    things = [(thing.word, thing.color) for thing in case.wanted]
     facts = {"prompt": case.prompt, "subset": case.subset, "wanted": things, "source": case.source}
     return facts if case.concept is None else {**facts, "concept": case.concept}
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from ..errors import FileError, SettingsError
 from ..prompts.prompt import occurrence_name
-from ..utils.files import DATA
+from ..utils.files import DATA, user_path
+from ..utils.reading import from_json, from_python, reading, record
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "black", "white")
 
@@ -160,8 +160,8 @@ def load(name: str | Path) -> tuple[Case, ...]:
     """
     if str(name) in SUITES:
         return SUITES[str(name)]()
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = user_path(name)
+    if not path.exists():
         raise SettingsError(f"'{name}' is neither a suite ({', '.join(SUITES)}) nor a file of prompts.")
     return read(path, path.stem)
 
@@ -190,18 +190,10 @@ def read(path: Any, subset: str) -> tuple[Case, ...]:
     suffix = os.path.splitext(path.name)[1].lower()
     if suffix not in _READERS:
         raise FileError(f"'{path}' must be a file of one of these kinds: {', '.join(filter(None, _READERS))}.")
-    try:
+    with reading(path, "prompts", "correct the file"):
         cases = [_case_of_row(row, subset) for row in _READERS[suffix](path.read_text(encoding="utf-8-sig"))]
-    except (OSError, UnicodeError, RecursionError) as error:
-        raise FileError(f"'{path}' cannot be read: {error}.") from error
-    except _RowError as error:
-        raise FileError(f"'{path}' cannot be read as prompts: {error}.") from error
     _check(path, cases)
     return tuple(cases)
-
-
-class _RowError(Exception):
-    """What is wrong with a row of a file of prompts."""
 
 
 Row = tuple[str, Mapping[str, Any]]
@@ -220,49 +212,48 @@ def _table(text: str, delimiter: str) -> Iterator[Row]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows.fieldnames = [name.strip().casefold() for name in rows.fieldnames or ()]
     if not any(name in rows.fieldnames for name in _PROMPT):
-        raise _RowError("its first line has no column 'prompt'")
+        raise ValueError("its first line has no column 'prompt'")
     try:
         for row in rows:
             where = f"line {rows.line_num}"
             if None in row:
-                raise _RowError(f'{where} has more cells than the first line; put text with a comma into "quotes"')
+                raise ValueError(f'{where} has more cells than the first line; put text with a comma into "quotes"')
             yield where, row
     except csv.Error as error:
-        raise _RowError(f"{error} after line {rows.line_num}; a quote may be open") from error
+        raise ValueError(f"{error} after line {rows.line_num}; a quote may be open") from error
 
 
 def _json_lines(text: str) -> Iterator[Row]:
     """The rows of a file with a JSON value a line."""
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            yield _json_row(f"line {number}", _json(line, f"line {number}"))
+            yield _json_row(f"line {number}", from_json(Any, line, f"line {number}"))
 
 
 def _json_list(text: str) -> Iterator[Row]:
     """The rows of a JSON list."""
-    values = _json(text, "the file")
+    values = from_json(Any, text)
     if not isinstance(values, list):
-        raise _RowError("it is not a list")
+        raise ValueError("it is not a list")
     for number, value in enumerate(values, 1):
         yield _json_row(f"entry {number}", value)
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise _RowError(f"{where} is not JSON ({error})") from error
 
 
 def _json_row(where: str, value: Any) -> Row:
     if isinstance(value, str):
         return where, {"prompt": value}
     if not isinstance(value, dict):
-        raise _RowError(f"{where} is neither a prompt nor an object with a key 'prompt'")
+        raise ValueError(f"{where} is neither a prompt nor an object with a key 'prompt'")
     return where, {name.casefold(): cell for name, cell in value.items()}
 
 
 _PROMPT, _SUBSET = ("prompt", "prompts", "target_prompt"), ("subset", "category", "tag")
+_COLUMNS = (*_PROMPT, *_SUBSET, "source_prompt", "concept", "subjects")
+_THING = record("_THING", {"class": str, "color": NotRequired[str], "count": NotRequired[int]})
+_ROW = record(
+    "_ROW",
+    {"include": NotRequired[list[_THING]], **dict.fromkeys(_COLUMNS, NotRequired[str | None])},  # type: ignore[valid-type]
+)
 _READERS: dict[str, Callable[[str], Iterator[Row]]] = {
     "": _lines,
     ".txt": _lines,
@@ -274,39 +265,30 @@ _READERS: dict[str, Callable[[str], Iterator[Row]]] = {
 
 
 def _case_of_row(row: Row, subset: str) -> Case:
-    where, cells = row
+    where, cells = row[0], from_python(_ROW, row[1], row[0])
     prompt = _cell(cells, *_PROMPT)
     if prompt is None:
-        raise _RowError(f"{where} has no prompt")
+        raise ValueError(f"{where} has no prompt")
     source = _cell(cells, "source_prompt")
-    things = _included(cells["include"], prompt, where) if "include" in cells else _things(cells, prompt, source)
+    things = _included(cells["include"], prompt) if "include" in cells else _things(cells, prompt, source)
     return Case(prompt, _cell(cells, *_SUBSET) or subset, things, source, _cell(cells, "concept"))
 
 
 def _cell(row: Mapping[str, Any], *columns: str) -> str | None:
     """The text of the first of these columns that has one."""
     for column in columns:
-        value = row.get(column)
-        if value is not None and not isinstance(value, str):
-            raise _RowError(f"'{column}' must be text, not {value!r}")
-        if value and value.strip():
-            return value.strip()
+        value = (row.get(column) or "").strip()
+        if value:
+            return value
     return None
 
 
-def _included(include: Any, prompt: str, where: str) -> tuple[Wanted, ...]:
+def _included(include: Sequence[Mapping[str, Any]], prompt: str) -> tuple[Wanted, ...]:
     """The things that GenEval asks for; none where the prompt has other words for them ("two dogs")."""
-    try:
-        named = [(thing["class"], thing.get("color"), int(thing.get("count", 1))) for thing in include]
-    except (TypeError, KeyError, AttributeError, ValueError):
-        raise _RowError(f"{where} has an 'include' that is not a list of classes") from None
-
-    things = []
-    for word, color, count in named:
-        if count != 1 or not re.search(rf"\b{re.escape(word)}\b", prompt):
+    for thing in include:
+        if thing.get("count", 1) != 1 or not re.search(rf"\b{re.escape(thing['class'])}\b", prompt):
             return ()
-        things.append(Wanted(word, color))
-    return tuple(things)
+    return tuple(Wanted(thing["class"], thing.get("color")) for thing in include)
 
 
 def _check(path: Any, cases: Sequence[Case]) -> None:

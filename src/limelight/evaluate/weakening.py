@@ -31,10 +31,23 @@ from ..models.base import Model
 from ..utils.files import DATA, lock_file, own_slug, png, write
 from ..utils.images import grid, open_image
 from ..utils.jsonl import Log
+from ..utils.numbers import check_finite
+from ..utils.reading import Record
 from ..utils.statistics import bootstrap_interval
 from .clip import Clip
 
 ORDERS = ("MoRHF", "LeRHF", "random")
+
+
+class _Row(Record):
+    """A row of scores.jsonl."""
+
+    order: str
+    heads: list[int]
+    prompt: str
+    word: str
+    seed: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,7 @@ def weakened(
         SettingsError: counts or orders are out of range.
         FileError: the folder has scores of other settings, or cannot be written, or another program writes it.
     """
+    check_finite(factor=factor)  # before the images without weakened heads
     relevance.of(model)
     numbers = _numbers(counts, len(relevance.heads))
     lists = {order: ordered(relevance, experiment.concept, order) for order in orders}
@@ -159,7 +173,7 @@ def weakened(
     settings.pop("batch", None)  # images do not depend on it
     clip = clip or Clip()
     path = Path(folder) / "scores.jsonl"
-    with lock_file(path), closing(Log(path, say=lambda text: None)) as log:
+    with lock_file(path), closing(Log(path, _Row, say=lambda text: None)) as log:
         known = _known(log, settings, lists)
         jobs = _jobs(numbers, orders, len(relevance.heads))
         for done, (order, number) in enumerate(jobs):

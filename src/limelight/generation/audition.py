@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from ..attention.probe import Probe
 from ..errors import SettingsError
 from ..guidance.base import Guidance, Objective, Score, check_schedule, check_targets, describe_objective, step_of
 from ..guidance.divergence import divergence
+from ..utils.numbers import MOST_IMAGES, check_whole
 from .batches import in_passes
 from .loop import denoise
 from .plan import GenerationPlan
@@ -56,8 +56,7 @@ class Audition:
     targets: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.candidates, Integral) or self.candidates < 1:
-            raise SettingsError(f"candidates={self.candidates} must be a whole number of at least 1.")
+        check_whole(MOST_IMAGES, candidates=self.candidates)
         if not self.rounds or min(self.rounds) < 0:
             raise SettingsError(f"rounds={self.rounds} must be steps, for example (0, 0.1).")
         check_schedule(self.rounds)

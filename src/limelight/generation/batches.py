@@ -20,6 +20,7 @@ from ..attention.maps import AttentionMaps, join
 from ..errors import LimelightError, ModelError, SettingsError
 from ..guidance.base import Guidance, Move
 from ..models.base import Model
+from ..utils.numbers import MOST_IMAGES, check_whole
 from ..utils.torch import exclusive, undone
 
 Done = TypeVar("Done")
@@ -163,8 +164,7 @@ def in_passes(
     limit = 8 if model.device.type == "cpu" else 64
     if batch is not None:
         limit = batch
-    if limit < 1:
-        raise SettingsError(f"batch={limit} must be at least 1.")
+    check_whole(MOST_IMAGES, batch=limit)
     with exclusive(model.denoiser), undone(partial(model.stow, away=False)):
         return _in_passes(model, run, count, max(limit // rows, 1), size, lean)
 

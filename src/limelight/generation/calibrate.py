@@ -15,6 +15,7 @@ from ..guidance.base import Guidance, step_of
 from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
+from ..utils.numbers import MOST_IMAGES, MOST_STEPS, check_whole
 from .loop import Step, denoise
 from .plan import checked, negatives
 
@@ -94,7 +95,7 @@ def calibrate(
         >>> list(limelight.calibrate(model, ["a cat and a dog"], steps=1).thresholds)
         [0, 0.2, 0.4]
     """
-    _check(prompts, quantile, batch)
+    _check(prompts, quantile, batch, steps)
     watched = _without_moves(AttendAndExcite.suited(model) if guidance is None else guidance)
     images = _images(model, list(prompts), subjects, checked(seeds))
     (unwanted,) = negatives(negative, 1)
@@ -118,13 +119,13 @@ def calibrate(
     return Calibration({key: torch.cat(found[step_of(key, steps)]) for key in watched.thresholds}, quantile)
 
 
-def _check(prompts: Sequence[str], quantile: float, batch: int) -> None:
+def _check(prompts: Sequence[str], quantile: float, batch: int, steps: int) -> None:
     if isinstance(prompts, str) or not prompts:
         raise PromptError("prompts must be a list of at least one, for example ['a cat and a dog'].")
     if not 0 <= quantile <= 1:
         raise SettingsError(f"quantile={quantile} must be between 0 and 1, for example 0.7.")
-    if batch < 1:
-        raise SettingsError(f"batch={batch} must be at least 1.")
+    check_whole(MOST_IMAGES, batch=batch)
+    check_whole(MOST_STEPS, steps=steps)
 
 
 _Image = tuple[Prompt, tuple[Subject, ...], int]

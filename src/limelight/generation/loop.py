@@ -18,7 +18,7 @@ from ..attention.probe import Probe
 from ..guidance.base import Guidance, Move, Score, Steering, Subjects, layers_to_read, step_of
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
-from ..utils.numbers import check_finite
+from ..utils.numbers import MOST_STEPS, check_finite, check_whole
 from ..utils.torch import exclusive
 
 Record = bool | Literal["mean", "steps", "all"]
@@ -94,7 +94,8 @@ def denoise(
         [(0, (1, 4, 16, 16)), (1, (1, 4, 16, 16))]
     """
     guidance_scale = model.scale_or_own(guidance_scale)
-    check_finite(steps=steps, guidance_scale=guidance_scale, eta=eta)
+    check_finite(guidance_scale=guidance_scale, eta=eta)
+    check_whole(MOST_STEPS, steps=steps)
     model = model.for_one_run()
     timesteps = model.timesteps(steps)
     encoded = _of_each_step(model, conditioning, guidance_scale, len(timesteps))

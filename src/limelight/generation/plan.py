@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import psutil
@@ -20,7 +20,7 @@ from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, SubjectName, resolve
-from ..utils.numbers import check_finite
+from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole, shown
 from .loop import Record, layers_to_guide, layers_to_record
 
 
@@ -48,15 +48,10 @@ class GenerationSettings:
     audition: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_finite(
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            height=self.height,
-            width=self.width,
-            latents=self.latents,
-            clip_skip=self.clip_skip,
-            eta=self.eta,
-        )
+        check_finite(guidance_scale=self.guidance_scale, latents=self.latents, eta=self.eta)
+        check_whole(MOST_STEPS, steps=self.steps)
+        check_whole(MOST_SIDE, height=self.height, width=self.width)
+        check_whole(MOST_STEPS, 0, clip_skip=self.clip_skip)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -174,12 +169,15 @@ def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         SettingsError: there is none, or one is out of range.
     """
-    found = tuple(operator.index(s) for s in (seeds if isinstance(seeds, Iterable) else (seeds,)))
+    found = tuple(islice(seeds if isinstance(seeds, Iterable) else (seeds,), MOST_IMAGES + 1))
     if not found:
         raise SettingsError("seeds is empty; give at least one, for example seeds=[0].")
-    if not all(0 <= seed < 2**63 for seed in found):
-        raise SettingsError(f"seeds={list(found)} must be whole numbers from 0 to 2**63 - 1.")
-    return found
+    if len(found) > MOST_IMAGES:
+        raise SettingsError(f"seeds has more than {MOST_IMAGES} entries; generate them in several calls.")
+    for seed in found:
+        if not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
+            raise SettingsError(f"seeds has the entry {shown(seed)}; each must be a whole number from 0 to 2**63 - 1.")
+    return tuple(map(int, found))
 
 
 def negatives(negative: str | Sequence[str] | None, prompts: int) -> tuple[str, ...]:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..attention.maps import AttentionMaps
 from ..attention.recording import StepMaps
-from ..errors import SettingsError
+from ..errors import FileError, SettingsError
 from ..utils.files import digest, json_text, png, slug, user_path, write, write_new
 from ..utils.images import grid
+from ..utils.reading import reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +158,9 @@ def _may_write(path: Path, latents: Tensor) -> bool:
     if not tensors.exists():
         return not path.exists()
     try:
-        there = load(tensors.read_bytes())["latents"]
-    except (OSError, SafetensorError, KeyError):
+        with reading(tensors):
+            there = load(tensors.read_bytes())["latents"]
+    except FileError:
         return False
     # A pass of more images rounds differently.
     return there.shape == latents.shape and bool((there.double() - latents.double()).square().mean().sqrt() < 1e-3)

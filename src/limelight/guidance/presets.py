@@ -78,6 +78,8 @@ def preset(name: str, model: Model, **changes: Any) -> Guidance:
         raise SettingsError(f"Unknown guidance '{name}'. Choose one of: {', '.join(NAMES)}.")
     if name == RECOMMENDED:
         known = model.about.preset(RECOMMENDED)
+        if known.get("preset") == RECOMMENDED:
+            raise SettingsError(f"The limelight.json of '{model.name}' recommends '{name}'; let it name a method.")
         return preset(known.pop("preset", "conform"), model, **{**known, **changes})
 
     try:

@@ -34,7 +34,7 @@ from ..models.sites import AttentionSite, head_slices
 from ..models.unet import projections, text_keys, text_states
 from ..prompts.prompt import Prompt
 from ..utils.files import lock_file
-from ..utils.numbers import check_finite
+from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole
 from ..utils.parallel import device_of, one_thread, open_executor
 from .relevance import Relevance, layers_of, vectors_of
 from .vocabulary import Concepts
@@ -82,10 +82,11 @@ class Counting:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise SettingsError("There are no prompts to count; give at least one.")
-        check_finite(seed=self.seed, steps=self.steps, guidance_scale=self.guidance_scale, batch=self.batch)
-        for name in ("steps", "batch", "blocks"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name}={getattr(self, name)} must be at least 1.")
+        check_finite(guidance_scale=self.guidance_scale)
+        check_whole(2**63 - 1, -(2**63), seed=self.seed)
+        check_whole(MOST_STEPS, steps=self.steps)
+        check_whole(MOST_IMAGES, batch=self.batch, blocks=self.blocks)
+        check_whole(MOST_SIDE, height=self.height, width=self.width)
 
     def jobs(self, part: tuple[int, int] = (1, 1)) -> list[range]:
         """The passes of one part of the work, as ranges of prompts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,19 +12,28 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import FileError, SettingsError
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
-from ..utils.files import json_text, write
+from ..utils.files import json_text, user_path, write
+from ..utils.reading import Record, from_json, reading
 
 VERSION = 1
 SHIPPED = ("sd-1.4", "sdxl", "pocket")
 _SIZES = (1, 2, 3, 5, 8, 12, 18, 25, 50, 100, 250, 500)  # blocks in a sample, see `Relevance.agreement`
 _NAME = re.compile(r"\s*(down|mid|up), layer: (\d+), head: (\d+)\s*")
+
+
+class _Facts(Record):
+    """The metadata of a file."""
+
+    version: int
+    concepts: tuple[str, ...]
+    layers: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, order=True)
@@ -332,30 +340,23 @@ class Relevance:
         Raises:
             FileError: there is no such file, or it is something else.
         """
-        path: Any = Path(source)
+        path: Any = user_path(source)
         if source in SHIPPED:
             path = files("limelight.heads") / "vectors" / f"{source}.safetensors"
-        try:
+        cure = f"give {', '.join(SHIPPED)} or a file that limelight heads compute or import has written"
+        with reading(path, "head relevance vectors", cure):
             with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {})["limelight.heads"])
+                about = from_json(_Facts, (file.metadata() or {})["limelight.heads"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            version, concepts = int(about.pop("version")), tuple(map(str, about.pop("concepts")))
-            layers = tuple((str(group), int(heads)) for group, heads in about.pop("layers"))
-            vectors = tensors["vectors"]
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise FileError(
-                f"'{source}' is not a file of head relevance vectors; give {', '.join(SHIPPED)} or a file that "
-                "limelight heads compute or import has written."
-            ) from error
-        if version > VERSION:
-            raise FileError(f"'{source}' was written by a newer limelight (version {version}); update limelight.")
+            if (version := about.pop("version")) > VERSION:
+                raise FileError(f"'{source}' was written by a newer limelight (version {version}); update limelight.")
 
-        dtypes = {"counts": torch.int64, "blocks": torch.int64, "counted": torch.bool}
-        optional = {name: tensors[name].to(dtype) for name, dtype in dtypes.items() if name in tensors}
-        found = cls(concepts, layers, vectors, facts=about, **optional)
-        if found.fault:
-            raise FileError(f"'{source}' cannot be used: {found.fault}; compute or import it again.")
-        return found
+            dtypes = {"counts": torch.int64, "blocks": torch.int64, "counted": torch.bool}
+            optional = {name: tensors[name].to(dtype) for name, dtype in dtypes.items() if name in tensors}
+            found = cls(about.pop("concepts"), about.pop("layers"), tensors["vectors"], facts=about, **optional)
+            if found.fault:
+                raise ValueError(found.fault)
+            return found
 
     @classmethod
     def read_npy(
@@ -375,10 +376,7 @@ class Relevance:
         Raises:
             FileError: a file cannot be read, or the three do not fit each other.
         """
-        try:
-            rows, names = np.load(vectors, allow_pickle=False), np.load(heads, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise FileError(f"'{vectors}' and '{heads}' cannot be read as NumPy arrays ({error}).") from error
+        rows, names = _array(vectors), _array(heads)
         if rows.ndim != 2 or rows.shape != (len(concepts), len(names)):
             raise FileError(
                 f"'{vectors}' has the shape {list(rows.shape)}; {len(concepts)} concepts and {len(names)} heads need "
@@ -407,6 +405,14 @@ def _fault_of(name: str, value: Tensor | None, shape: tuple[int, ...]) -> str | 
     if not bool(((value >= 0) & (value < torch.inf)).all()):
         return f"its {name} are negative, infinite or not a number in places"
     return None
+
+
+def _array(path: str | Path) -> np.ndarray[Any, Any]:
+    with reading(path, "a NumPy array", "give the authors' .npy file"):
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("it is an archive of several arrays")
+        return found
 
 
 def _layers_named(names: Iterable[Any], source: str | Path) -> tuple[tuple[str, int], ...]:

@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 
 from ..errors import FileError, SettingsError
-from ..utils.files import DATA
+from ..utils.files import DATA, user_path
+from ..utils.reading import from_python, reading
 
 SHIPPED = {"paper": "concept_words.csv", "pocket": "pocket_concepts.yaml"}
+_CURE = f"give {', '.join(SHIPPED)}, a CSV file, or YAML or JSON with a list of words, in quotes, for every concept"
 _NUMBERED = re.compile(r"\s*(\d+)\.\s*(.*)")
 
 
@@ -94,28 +96,20 @@ class Concepts:
                 its words as ``1. word``, ``2. word``...
 
         Raises:
-            FileError: the file cannot be read, or is not in one of these formats.
-            SettingsError: its concepts do not fit each other, see `Concepts`.
+            FileError: the file cannot be read, is not in one of these formats, or its concepts do not fit each other.
 
         Examples:
             >>> Concepts.read("paper").words["Color"][:3]
             ('Red', 'Blue', 'Green')
         """
-        path: Any = Path(source)
-        if str(source) in SHIPPED:
-            path = DATA / SHIPPED[str(source)]
-        try:
+        path: Any = DATA / SHIPPED[str(source)] if str(source) in SHIPPED else user_path(source)
+        with reading(path, "concepts", _CURE):
             text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(
-                f"'{source}' cannot be read as concepts ({error}); give {', '.join(SHIPPED)}, a CSV, YAML or JSON file."
-            ) from error
-
-        if path.name.lower().endswith((".yaml", ".yml", ".json")):
-            found = _from_mapping(text, str(source))
-        else:
-            found = _from_lines(text.splitlines(), str(source))
-        return cls({name: tuple(words) for name, words in found.items()})
+            if path.name.lower().endswith((".yaml", ".yml", ".json")):
+                found = from_python(dict[str, list[str]], yaml.load(text, _Strict))  # a SafeLoader
+            else:
+                found = _from_lines(text.splitlines(), str(source))
+            return cls({name: tuple(words) for name, words in found.items()})
 
 
 def _from_lines(lines: Iterable[str], source: str) -> dict[str, list[str]]:
@@ -156,19 +150,3 @@ class _Strict(yaml.SafeLoader):  # type: ignore[misc]
             if keys.count(key) > 1:
                 raise FileError(f"The concept '{key}' is there twice; give every concept once.")
         return super().construct_mapping(node, deep)
-
-
-def _from_mapping(text: str, source: str) -> dict[str, list[str]]:
-    """Concepts of a YAML or JSON text."""
-    try:
-        content = yaml.load(text, _Strict)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise FileError(f"{source} cannot be read: {' '.join(str(error).split())}.") from error
-
-    if not isinstance(content, dict) or not all(isinstance(words, list) for words in content.values()):
-        raise FileError(f"{source} must map every concept to a list of words, for example Animals: [cat, dog].")
-    for name, words in content.items():
-        for word in (name, *words):
-            if not isinstance(word, str):
-                raise FileError(f"{source}: {word!r} under '{name}' is not text; write it in quotes.")
-    return content

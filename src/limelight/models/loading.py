@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import importlib.resources
 import inspect
-import json
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 import torch
 
 from ..errors import ModelError, SettingsError
 from ..utils.progress import quiet_loading
+from ..utils.reading import Record, from_json, reading, record
 from .base import About, Model
 from .latent_diffusion import LatentDiffusion
 from .parts import Index, index_of, load_part, readable
@@ -35,6 +34,7 @@ FAMILIES: dict[str, type[UNet]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "LDMTextToImagePipeline": LatentDiffusion,
 }
+
 METHODS = ("attend_and_excite", "guidance", "recommended", "textual_inversion", "generate")
 """What `limelight.json` has settings of."""
 POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
@@ -153,57 +153,41 @@ def _stored(
     return model
 
 
+class _Settings(Record):
+    """A method's settings in `limelight.json`."""
+
+    thresholds: NotRequired[dict[float, float]]
+    relative: NotRequired[bool]
+    guidance_scale: NotRequired[float]
+
+
+_FACTS = record(
+    "_FACTS",
+    {
+        "words": NotRequired[list[str] | None],
+        "inversion": NotRequired[_Settings],  # the name of "textual_inversion" before 0.2
+        **dict.fromkeys(METHODS, NotRequired[_Settings]),
+    },
+)
+"""The content of `limelight.json`."""
+
+
 def _about(path: Path, family: About) -> About:
     """What is known about a model: what its folder says, and for the methods that it does not name its family's."""
-    if not path.is_file():
+    if not path.exists():
         return family
-    try:
-        facts = json.loads(path.read_text("utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("it must be an object, {...}")
-        facts.setdefault("textual_inversion", facts.get("inversion", {}))  # its name before 0.2
-        presets = {method: _preset(facts, method) for method in METHODS}
-        named = {method: settings for method, settings in presets.items() if settings}
-        return About(_words(facts), {**family.presets, **named})
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"'{path}' cannot be read: {error}.") from error
-
-
-def _words(facts: Mapping[str, Any]) -> frozenset[str] | None:
-    """The words that `limelight.json` lists, if it does.
-
-    Raises:
-        ValueError: they are no list of words.
-    """
+    with reading(path, "settings", "correct it, or remove it"):
+        facts = from_json(_FACTS, path.read_bytes())
+    facts.setdefault("textual_inversion", facts.get("inversion", {}))
+    presets = dict(family.presets)
+    for method in METHODS:
+        settings = facts.get(method)
+        if settings and settings.pop("relative", False):  # before 0.2 there were two rules
+            settings["step_rule"] = "relative"
+        if settings:
+            presets[method] = settings
     words = facts.get("words")
-    if words is None:
-        return None
-    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-        raise ValueError('"words" must be a list of words')
-    return frozenset(words)
-
-
-def _preset(facts: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """A method's settings from `limelight.json`.
-
-    Raises:
-        ValueError: they are of another kind.
-    """
-    settings = facts.get(method, {})
-    if not isinstance(settings, dict):
-        raise ValueError(f'"{method}" must be an object, {{...}}')
-    settings = dict(settings)
-    if "thresholds" in settings:  # JSON has text keys only
-        if not isinstance(settings["thresholds"], dict):
-            raise ValueError('"thresholds" must be an object, {"0": 0.05, ...}')
-        settings["thresholds"] = {float(at): float(value) for at, value in settings["thresholds"].items()}
-    if settings.pop("relative", False):  # before 0.2 there were two rules
-        settings["step_rule"] = "relative"
-
-    scale = settings.get("guidance_scale", 0.0)
-    if type(scale) not in (int, float) or not math.isfinite(scale):
-        raise ValueError(f'"guidance_scale" must be a number, not {scale!r}')
-    return settings
+    return About(None if words is None else frozenset(words), presets)
 
 
 def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline, type[UNet]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import LimelightError, ModelError
+from ..utils.reading import cause, from_json
 
 # Name of a part in `model_index.json` -> the package and the class that read it.
 Index = Mapping[str, tuple[str, str]]
@@ -40,12 +41,8 @@ def readable(name: str, what: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ModelError(f"'{name}' does not fit into memory; use a smaller model.") from error
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        if not isinstance(error, OSError | ValueError | RuntimeError) or not reason:
-            reason = f"{type(error).__name__} {reason}".strip()
-        if what:
-            reason = f"its {what}: {reason}"
-        raise ModelError(f"'{name}' cannot be read as a model: {reason}") from error
+        where = f"its {what}: " if what else ""
+        raise ModelError(f"'{name}' cannot be read as a model: {where}{cause(error)}.") from error
 
 
 def index_of(config: Mapping[str, Any]) -> Index:
@@ -78,6 +75,7 @@ def load_part(folder: Path, name: str, part: str, source: tuple[str, str], optio
         if not issubclass(cls, torch.nn.Module):
             return cls.from_pretrained(folder, subfolder=part)
 
+        _check_sizes(folder / part / "config.json")
         safe = options["use_safetensors"]
         _check_files(folder, name, part, bool(safe))
         # transformers describes misfits in its log, diffusers in its error.
@@ -94,6 +92,20 @@ def load_part(folder: Path, name: str, part: str, source: tuple[str, str], optio
         if missing:
             raise ModelError(lack(name, part, missing, sorted(report["unexpected_keys"])))
     return module
+
+
+def _check_sizes(config: Path) -> None:
+    """Refuse numbers that no model has: to build it would take the whole memory, or never end.
+
+    Raises:
+        ValueError: there are such, or the file is not JSON.
+    """
+    facts = from_json(dict[str, Any], config.read_bytes()) if config.is_file() else {}
+    for key, value in facts.items():
+        most = 1000 if "layers" in key else 10_000_000
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > most:
+                raise ValueError(f"{key}={number} in its config.json is more than {most}")
 
 
 def _class(package: str, name: str) -> Any:

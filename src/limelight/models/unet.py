@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import LimelightError, ModelError, SettingsError
 from ..prompts.prompt import Prompt, parse
+from ..utils.reading import cause
 from ..utils.torch import exclusive, remove_hook, undone
 from .base import About, Conditioning, Model
 from .sites import AttentionSite
@@ -312,7 +313,10 @@ class UNet(Model):
             raise SettingsError(f"eta={eta} is DDIM's; the scheduler {type(self.scheduler).__name__} has none.")
         if "eta" in accepted:
             extra["eta"] = eta  # also 0: some schedulers have a default of their own
-        return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+        try:
+            return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+        except ValueError as error:  # of a setting in its file that no library checks when it is read
+            raise ModelError(f"The scheduler of '{self.name}' cannot be used: {cause(error)}.") from error
 
     @property
     def _image_dtype(self) -> torch.dtype:

@@ -13,8 +13,12 @@ import torch
 from ..errors import ModelError, SettingsError
 from ..models.base import Model
 from ..utils.images import Fit
+from ..utils.numbers import MOST_IMAGES, MOST_SIDE, check_whole
 from .binding import check_token
 from .dataset import check_sentences
+
+MOST_TRAINING = 10_000_000
+"""Steps of a training: weeks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +92,9 @@ class TrainingConfig:
             raise SettingsError("attention_weight compares the word with its init word; give init, for example 'cat'.")
 
     def _check_numbers(self) -> None:
-        for name in ("vectors", "steps", "batch", "accumulate", "grow_every", "size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise SettingsError(f"{name}={value} must be a whole number of at least 1.")
+        check_whole(MOST_IMAGES, vectors=self.vectors, batch=self.batch, accumulate=self.accumulate)
+        check_whole(MOST_TRAINING, steps=self.steps, grow_every=self.grow_every)
+        check_whole(MOST_SIDE, size=self.size)
         for name in ("lr", "weight_decay", "anchor_weight", "attention_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")

@@ -19,6 +19,7 @@ from ..models import loading
 from ..models.base import Model
 from ..utils.files import json_text, lock_folder, png, write
 from ..utils.images import grid
+from ..utils.reading import from_python, reading
 from .card import card, curve
 from .config import TrainingConfig
 from .dataset import Source, TrainingImages, sentences
@@ -351,9 +352,5 @@ def read_losses(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        return [Row(int(x.pop("step")), **{k: float(v) if v else None for k, v in x.items()}) for x in lines]  # type: ignore[arg-type]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FileError(f"'{path}' cannot be read: {error}.") from error
+    with reading(path, "losses", "begin another training in another folder"), path.open(newline="") as file:
+        return [from_python(Row, {k: v or None for k, v in line.items()}) for line in csv.DictReader(file)]

@@ -13,6 +13,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from ..errors import FileError, SettingsError
 from ..models.single_file import LORA
 from ..utils.files import json_text
 from ..utils.files import write as write_file
+from ..utils.reading import Record, from_json, reading
 
 Found = tuple[str, tuple[Tensor, ...], dict[str, Any]]
 """A learned word's token, its vectors by text encoder, what is known about it."""
@@ -34,6 +36,16 @@ _NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 _SECOND = {"learned_embeds.safetensors": "learned_embeds_2.safetensors", "learned_embeds.bin": "learned_embeds_2.bin"}
 _STAR = {1280: 1008}  # the id of "*": BERT's, whose width in LDM this is; else CLIP's
 _CLIP_STAR = 265
+
+
+class _Vectors(Record):
+    TORCHTENSOR: list[list[float]]
+
+
+class _InImage(Record):
+    """What AUTOMATIC1111 writes into a PNG."""
+
+    string_to_param: dict[str, _Vectors]
 
 
 def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
@@ -47,7 +59,9 @@ def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
         folder, file = file, _inside(file)
         second = folder / _SECOND.get(file.name, "")
         identifier = folder / "token_identifier.txt"
-        named = identifier.read_text().strip() if identifier.is_file() else None
+        if identifier.is_file():
+            with reading(identifier, "the name of a word", "write it as UTF-8 text"):
+                named = identifier.read_text(encoding="utf-8").strip()
     content, metadata = _content(file)
     found = _entries(content, metadata, file)
     if second is not None and second.is_file():
@@ -177,17 +191,11 @@ def _content(file: Path) -> tuple[Any, Mapping[str, str]]:
     Raises:
         FileError: it cannot be read.
     """
-    try:
-        return _read(file)
-    except FileError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise FileError(_refusal(file, str(error))) from None
-    except OSError as error:
-        raise FileError(f"'{file}' cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # others' files fail in any way
-        reason = str(error).split("\n")[0]
-        raise FileError(f"'{file}' cannot be read as a learned word: {reason}.") from None
+    with reading(file, "a learned word", "get it as .safetensors"):
+        try:
+            return _read(file)
+        except pickle.UnpicklingError as error:
+            raise FileError(_refusal(file, str(error))) from None
 
 
 def _read(file: Path) -> tuple[Any, Mapping[str, str]]:
@@ -268,7 +276,7 @@ def _in_image(file: Path) -> dict[str, Any]:
             ".safetensors file."
         )
 
-    content = json.loads(base64.b64decode(text))
+    content = from_json(_InImage, base64.b64decode(text))
     held = {name: torch.tensor(value["TORCHTENSOR"]) for name, value in content["string_to_param"].items()}
     return {**content, "string_to_param": held}
 
@@ -352,11 +360,8 @@ def _vectors(vectors: Sequence[Any], token: str, file: Path) -> tuple[Tensor, ..
 
 def _about(metadata: Mapping[str, str], token: str) -> dict[str, Any]:
     """What is known about a learned word: what we wrote, or the metadata of other programs and the name they use."""
-    try:
-        written = json.loads(metadata.get("about", ""))
-    except ValueError:
-        written = None
-    if isinstance(written, dict):
+    with suppress(ValueError):
+        written: dict[str, Any] = from_json(dict[str, Any], metadata.get("about", ""))
         return written
     known: dict[str, Any] = {key: value for key, value in metadata.items() if key not in ("format", "token", "name")}
     return known if placeholder(token) == token else {**known, "called": token}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,20 +9,39 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import FileError, LimelightError, SettingsError
+from ..errors import FileError, SettingsError
 from ..generation.provenance import fingerprint, provenance
 from ..models.base import Model
 from ..models.learned import readers_of
 from ..utils.files import json_text, write
+from ..utils.reading import Record, from_json, reading
 from .config import TrainingConfig, generator
 from .dataset import TrainingImages
 from .word import LearnedWord
 
 _FACTS = "limelight.training"  # the key of a state's metadata
+
+
+class _About(Record):
+    """The model and the images that a training is of."""
+
+    model: str
+    weights: str
+    pictures: str
+
+
+class _Facts(Record):
+    """The settings of a training."""
+
+    config: dict[str, Any]
+    about: _About
+
+
+_CURE = "begin another training in another folder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,21 +142,32 @@ class TrainState:
         Raises:
             FileError: there is no training there, or it cannot be read.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not path.exists():
+            raise FileError(f"'{path.parent}' holds no training to resume.")
+        with reading(path, "a training", _CURE), safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if _FACTS in metadata:
-                facts = json.loads(metadata[_FACTS])
+                facts = from_json(_Facts, metadata[_FACTS])
             else:
-                facts = {**json.loads(path.with_suffix(".json").read_text()), **metadata}
-            return cls(TrainingConfig(**facts["config"]), int(facts["step"]), *_parts(tensors), facts["about"])
-        except FileNotFoundError:
-            raise FileError(f"'{path.parent}' holds no training to resume.") from None
-        except LimelightError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise FileError(f"The training in '{path.parent}' cannot be read: {error}.") from error
+                earlier = path.with_suffix(".json").read_bytes()
+                facts = {**from_json(_Facts, earlier), "step": int(metadata["step"])}
+            config = TrainingConfig(**facts["config"])
+            _check_vectors(tensors, config.vectors)
+            return cls(config, facts["step"], *_parts(tensors), facts["about"])
+
+
+def _check_vectors(tensors: Mapping[str, Tensor], rows: int) -> None:
+    """Check the tensors of a state's file.
+
+    Raises:
+        ValueError: one is of another shape or kind, or not finite.
+    """
+    for name, value in tensors.items():
+        wanted = tensors[f"vectors.{name.rpartition('.')[2]}"]
+        fits = value.dtype == torch.float32 and value.ndim == 2 and len(value) == rows and value.shape == wanted.shape
+        if not fits or not value.isfinite().all():
+            raise ValueError(f"its {name} are not {rows} vectors of finite numbers")
 
 
 def _parts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -12,8 +11,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from ..errors import FileError, LimelightError, MissingDependency, SettingsError
+from ..errors import MissingDependency, SettingsError
 from .files import user_path
+from .reading import reading, understood
 
 Fit = Literal["crop", "stretch"]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any] | Any
@@ -21,6 +21,7 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarr
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """What is read; each further decoder is one more that a file of others could attack. HEIF needs pillow-heif."""
 SUFFIXES = frozenset(".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .png .tif .tiff .webp".split())
+_CURE = "take another copy of it, or save it as PNG in fewer pixels"
 MOST_PIXELS = 178_956_970
 """Of one image: what Pillow takes for an attack, too."""
 
@@ -39,9 +40,12 @@ def open_image(source: ImageSource) -> Image.Image:
         SettingsError: what is in memory is not an image.
     """
     if isinstance(source, str | os.PathLike):
-        return _read_file(user_path(source))
+        path = user_path(source)
+        with reading(path, cure=_CURE), open(path, "rb") as file:
+            return _decoded(file)
     if isinstance(source, bytes):
-        return _decoded(io.BytesIO(source), "The image")
+        with understood("The image", cure=_CURE):
+            return _decoded(io.BytesIO(source))
     if not isinstance(source, Image.Image):
         return _plain(_from_array(source))
     try:
@@ -51,27 +55,12 @@ def open_image(source: ImageSource) -> Image.Image:
     return _plain(source)
 
 
-def _read_file(path: Any) -> Image.Image:
-    try:
-        # Only then opened: a fifo would be waited for without end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            kind = "a folder" if os.path.isdir(path) else "a pipe, a device or a socket"
-            raise FileError(f"'{path}' cannot be read: it is {kind}, not an image file.")
-        with open(path, "rb") as file:
-            return _decoded(file, f"'{path}'")
-    except (OSError, ValueError) as error:
-        if isinstance(error, LimelightError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise FileError(f"'{path}' cannot be read: {reason}.") from error
-
-
-def _decoded(file: Any, name: str) -> Image.Image:
-    """The image of an open file; whatever is wrong with it becomes one sentence."""
+def _decoded(file: Any) -> Image.Image:
+    """The image of an open file."""
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is new in Pillow
     if _is_heif(file):
-        _register_heif(name)
+        _register_heif()
         formats = ["HEIF"]
 
     try:
@@ -82,15 +71,11 @@ def _decoded(file: Any, name: str) -> Image.Image:
                 image.load()
                 return _plain(image)
     except UnidentifiedImageError as error:
-        raise FileError(f"{name} cannot be read: it is not an image ({', '.join(FORMATS)}).") from error
+        raise ValueError(f"it is not an image ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
-        raise FileError(f"{name} cannot be read: its pixels are more than {MOST_PIXELS}; scale it down.") from error
-    except MemoryError as error:
-        raise FileError(f"{name} cannot be read: it does not fit into memory; scale it down first.") from error
-    except SettingsError as error:
-        raise FileError(f"{name} cannot be read: {error}") from error
-    except Exception as error:  # decoders raise whatever they like
-        raise FileError(f"{name} cannot be read: it is damaged ({error}).") from error
+        raise ValueError(f"its pixels are more than {MOST_PIXELS}") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"it is damaged ({error})") from error
 
 
 def _is_heif(file: Any) -> bool:
@@ -99,13 +84,12 @@ def _is_heif(file: Any) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
-def _register_heif(name: str) -> None:
+def _register_heif() -> None:
     try:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise MissingDependency(
-            f"{name} is a HEIC image, which needs pillow-heif. Install it: pip install pillow-heif; or save the image "
-            "as JPEG or PNG."
+            "A HEIC image needs pillow-heif. Install it: pip install pillow-heif; or save the image as JPEG or PNG."
         ) from error
     pillow_heif.register_heif_opener()
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import FileError
 from .files import json_text, write
+from .reading import from_json, reading
 
 Say = Callable[[str], None]
 
@@ -22,6 +22,7 @@ class Log:
 
     Args:
         path: made if absent.
+        schema: what a row is, see `from_json`.
         say: called with a sentence for each line that is wrong.
 
     Attributes:
@@ -31,18 +32,18 @@ class Log:
         FileError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, say: Say) -> None:
+    def __init__(self, path: Path, schema: Any, say: Say) -> None:
         self.path, self.rows = path, list[dict[str, Any]]()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = path.read_bytes() if path.exists() else b""
+            content = _content(path)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise FileError(f"'{path}' cannot be written: {error.strerror or error}.") from error
 
         damaged = False
         for number, line in enumerate(content.splitlines(keepends=True), 1):
-            row = _row(line)
+            row = _row(line, schema)
             if row is None:
                 damaged = True
                 what = "is cut off" if not line.endswith(b"\n") else "cannot be read"
@@ -85,9 +86,29 @@ class Log:
         os.close(self._file)
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def read_rows(path: Path, schema: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a log that another process may be writing: lines that cannot be read are passed over.
+
+    Args:
+        schema: what a row is, see `from_json`.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
+    rows = (_row(line, schema) for line in _content(path).splitlines(keepends=True))
+    return (row for row in rows if row is not None)
+
+
+def _content(path: Path) -> bytes:
+    if not path.exists():
+        return b""
+    with reading(path):
+        return path.read_bytes()
+
+
+def _row(line: bytes, schema: Any) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row: dict[str, Any] = from_json(schema, line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and line.endswith(b"\n") else None
+    return row if line.endswith(b"\n") else None

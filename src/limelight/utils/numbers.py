@@ -1,13 +1,16 @@
-"""The one check of all numeric options."""
+"""The checks of all numeric options."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import SettingsError
+
+MOST_SIDE, MOST_STEPS, MOST_IMAGES = 8192, 10_000, 10_000
+"""Upper limits: pixels of a side, denoising steps, and images (or workers) at once. What is beyond was mistyped."""
 
 
 def check_finite(**options: Any) -> None:
@@ -21,8 +24,29 @@ def check_finite(**options: Any) -> None:
     """
     for name, value in options.items():
         if not _finite(value):
-            shown = "" if hasattr(value, "isfinite") else f"={value!r}"
-            raise SettingsError(f"{name}{shown} must be finite; NaN and infinity have no meaning here.")
+            given = "" if hasattr(value, "isfinite") else f"={shown(value)}"
+            raise SettingsError(f"{name}{given} must be finite; NaN and infinity have no meaning here.")
+
+
+def check_whole(most: int, least: int = 1, **options: Any) -> None:
+    """Refuse options that are not whole numbers within limits; None passes.
+
+    Raises:
+        SettingsError: one is something else.
+    """
+    for name, value in options.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and least <= value <= most):
+            raise SettingsError(f"{name}={shown(value)} must be a whole number from {least} to {most}.")
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value as messages show it, however large it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes numbers of at most 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _finite(value: Any) -> bool:

@@ -32,7 +32,7 @@ import psutil
 import torch
 
 from ..errors import LimelightError, MissingDependency, SettingsError, WorkerWarning
-from .numbers import check_finite
+from .numbers import MOST_IMAGES, check_finite, check_whole
 from .progress import quiet
 
 ENGINES = ("local", "ray")
@@ -93,8 +93,7 @@ def open_executor(
     check_finite(gpus_per_worker=gpus_per_worker)
     if engine not in ENGINES:
         raise SettingsError(f"Unknown engine '{engine}'. Choose one of: {', '.join(ENGINES)}.")
-    if workers is not None and workers < 1:
-        raise SettingsError(f"workers={workers} must be at least 1.")
+    check_whole(MOST_IMAGES, workers=workers)
     if address is not None and engine != "ray":
         raise SettingsError(f"The address '{address}' is Ray's; use it with engine ray.")
     executor: _Serial | _Processes | _Actors
