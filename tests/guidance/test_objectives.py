@@ -103,6 +103,8 @@ def test_conform(maps, first):
     assert loss(contrast, first, memory=True) == near(1.09005102)
     assert loss(contrast, maps, memory=True) == near(1.32089185)
     assert loss(contrast, maps, NOUNS, memory=True) == near(0.40603578)
+    assert loss(contrast, first, memory=True, sharpen=True) == near(1.09245672)
+    assert loss(contrast, maps, memory=True, sharpen=True) == near(1.24914221)
     assert loss(contrast, first, NOUNS, memory=True) == 0
 
 
@@ -140,6 +142,7 @@ OBJECTIVES = {
     "bind": bind,
     "contrast": contrast,
     "contrast with memory": partial(contrast, memory=True),
+    "sharpened contrast": partial(contrast, memory=True, sharpen=True),
     "divergence": divergence,
     "jedi": partial(divergence, power=1, sigma=0, geometric=True, spread=0.01),
     "self_cross": self_cross,
