@@ -98,6 +98,35 @@ def test_an_audition(limelight, tmp_path):
     assert settings["audition"]["candidates"] == 2
 
 
+def test_boxes(limelight, tmp_path):
+    arguments = ["generate", "a cat and a dog", "--steps", "1", "--guidance", "none", "--out", str(tmp_path)]
+    code, _, _ = limelight(*arguments, "--place", "cat=0,.4,.5,1", "--place", "dog = .5, 0, 1, 1")
+    assert code == 0
+    with Image.open(saved(tmp_path, "a-cat-and-a-dog-guided-0.png")) as image:
+        settings = json.loads(image.text["limelight"])
+    assert settings["place"] == {"cat": [0, 0.4, 0.5, 1], "dog": [0.5, 0, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (["cat=0,0,1"], "--place 'cat=0,0,1' must be WORD=LEFT,TOP,RIGHT,BOTTOM, for example cat=0,.4,.5,1."),
+        (["0,0,1,1"], "--place '0,0,1,1' must be WORD="),
+        (["cat=0,0,1,x"], "--place 'cat=0,0,1,x' must be WORD="),
+        (["cat=0,0,1,2"], "The box of 'cat', (0.0, 0.0, 1.0, 2.0), lies outside the image"),
+        (["cat=.5,0,.5,1"], "The box of 'cat', (0.5, 0.0, 0.5, 1.0), is empty"),
+        (["horse=0,0,1,1"], "'horse' is not in the prompt; its words are: a, cat, and, a, dog."),
+        (["cat=0,0,1,1", "cat=0,0,1,1"], "--place gives 'cat' two boxes"),
+    ],
+)
+def test_boxes_that_cannot_be(limelight, tmp_path, place, message):
+    asked = [part for box in place for part in ("--place", box)]
+    code, _, err = limelight("generate", "a cat and a dog", *asked, "--out", str(tmp_path))
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert not list(tmp_path.glob("*"))
+
+
 def test_verbose(limelight, tmp_path):
     arguments = ["generate", "a cat and a dog", "--seeds", "[0,1]", "--steps", "4", "--verbose", "--out", str(tmp_path)]
     arguments += ["--guidance", "attend-and-excite"]

@@ -41,7 +41,7 @@ def test_both_runs_have_the_same_seeds_and_options(tiny, tmp_path):
 
 
 def test_a_comparison_needs_a_difference(tiny):
-    with pytest.raises(SettingsError, match="compare needs guidance or edits"):
+    with pytest.raises(SettingsError, match="compare needs guidance, boxes or edits"):
         limelight.compare(tiny, PROMPT)
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from limelight import PromptError
+from limelight import PromptError, SettingsError
 from limelight.evaluate.suites import attend_excite
 from limelight.prompts import subjects
 from limelight.prompts.prompt import parse
@@ -126,3 +126,33 @@ def test_spacy_reads_what_has_no_articles(tokenizer, monkeypatch):
     monkeypatch.setattr(subjects, "_spacy_model", subjects._spacy_model.__wrapped__)
     assert nouns(parse(text, tokenizer, 77)) == ("sunset", "mountains", "lighting")
     assert nouns(parse("a cat and a dog", tokenizer, 77)) == ("cat", "dog"), "the rule comes first"
+
+
+def test_boxes_go_to_their_subjects(tokenizer):
+    prompt = parse("a red car and a big dog near a tree", tokenizer, 77)
+    names, subjects = resolve(prompt, ["red car", "dog"], place={"car": (0, 0.4, 0.5, 1), "tree": [0.5, 0, 1, 1]})
+    assert names == ("red car", "dog", "tree")
+    assert [subject.box for subject in subjects] == [(0, 0.4, 0.5, 1), None, (0.5, 0, 1, 1)]
+    assert subjects[0].modifiers == ((2,),)
+    assert resolve(prompt, "auto", place={3: (0, 0, 1, 1)})[1][0].box == (0, 0, 1, 1)
+    assert resolve(prompt, None, place={"dog": (0, 0, 1, 1)})[0] == ("dog",)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        ({"horse": (0, 0, 1, 1)}, PromptError, "'horse' is not in the prompt; its words are: a, red, car"),
+        ({"car": (0, 0.4, 1.5, 1)}, SettingsError, r"'car', \(0, 0.4, 1.5, 1\), lies outside the image: .*fractions"),
+        ({"car": (-0.1, 0, 1, 1)}, SettingsError, "lies outside the image"),
+        ({"car": (float("nan"), 0, 1, 1)}, SettingsError, "lies outside the image"),
+        ({"car": (0.5, 0, 0.5, 1)}, SettingsError, "is empty: left must be less than right, and top less than bottom"),
+        ({"car": (0, 1, 0.5, 0.4)}, SettingsError, "is empty"),
+        ({"car": (0, 1, 0.5)}, SettingsError, "must be left, top, right and bottom, for example"),
+        ({"car": "left"}, SettingsError, "'car', 'left', must be left, top, right and bottom"),
+        ({"car": (0, 0, 1, 1), "red car": (0, 0, 1, 1)}, SettingsError, "The subject 'red car' has two boxes"),
+        ({"red": (0, 0, 1, 1)}, PromptError, "'red car' and 'red' share a word"),
+    ],
+)
+def test_boxes_that_cannot_be(tokenizer, place, error, message):
+    with pytest.raises(error, match=message):
+        resolve(parse("a red car and a dog", tokenizer, 77), ["red car"], place=place)

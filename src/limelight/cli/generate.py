@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ from .options import (
     check_folder,
     parse_gains,
     parse_guidance,
+    parse_place,
     parse_seeds,
     parse_subjects,
 )
@@ -85,6 +86,14 @@ def generate_command(
             show_default=False,
         ),
     ] = None,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="WORD=LEFT,TOP,RIGHT,BOTTOM: bring a subject into a box, e.g. cat=0,.4,.5,1 (fractions of the image); "
+            "repeat.",
+            show_default=False,
+        ),
+    ] = None,
     strengthen: Annotated[
         list[str] | None,
         typer.Option(
@@ -114,16 +123,17 @@ def generate_command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what guidance does in every step.")] = False,
 ) -> None:
     """Generate images of a prompt: one PNG per seed with its settings inside, and a grid."""
-    guided = guidance != "none"
+    boxes = parse_place(place or ())
+    guided = guidance != "none" or bool(boxes)
     if compare and not (guided or strengthen or adjust):
-        raise SettingsError("--compare needs guidance or head edits. Leave out --guidance none.")
+        raise SettingsError("--compare needs guidance, boxes or head edits. Leave out --guidance none.")
     numbers = parse_seeds(seeds)
     check_folder(out)
 
     opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
     parsed = opened.prompt(prompt)
     gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
-    names = _subjects(parsed, subjects, guided or audition is not None)
+    names = _subjects(parsed, subjects, guided or audition is not None, boxes)
     chosen = parse_guidance(opened, guidance, scale=scale, until=until, resolution=resolution)
 
     with _progress(verbose, names if guided else ()) as on_step:
@@ -134,6 +144,7 @@ def generate_command(
             prompt,
             guidance=chosen,
             edits=gains,
+            place=boxes,
             subjects=names,
             seeds=numbers,
             steps=steps,
@@ -148,12 +159,12 @@ def generate_command(
     console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")
 
 
-def _subjects(parsed: Prompt, text: str, guidance: bool) -> tuple[Any, ...]:
+def _subjects(parsed: Prompt, text: str, guidance: bool, place: Mapping[str, Any]) -> tuple[Any, ...]:
     from ..prompts.subjects import resolve
 
     if text == "ask":
         text = _ask(parsed)
-    names, _ = resolve(parsed, parse_subjects(text), needed=guidance)
+    names, _ = resolve(parsed, parse_subjects(text), needed=guidance, place=place)
     if text == "auto" and guidance:
         log.print(f"subjects: {escape(', '.join(map(str, names)))}")
     return names

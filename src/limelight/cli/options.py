@@ -131,6 +131,24 @@ def parse_names(text: str) -> list[str]:
     return list(filter(None, map(str.strip, text.split(","))))
 
 
+def parse_place(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Parse ["cat=0,.4,.5,1"] to {"cat": (0.0, 0.4, 0.5, 1.0)}."""
+    place: dict[str, tuple[float, ...]] = {}
+    for text in texts:
+        word, mark, box = text.rpartition("=")
+        word = word.strip()
+        try:
+            edges = tuple(map(float, box.split(",")))
+        except ValueError:
+            edges = ()
+        if not mark or not word or len(edges) != 4:
+            raise SettingsError(f"--place '{text}' must be WORD=LEFT,TOP,RIGHT,BOTTOM, for example cat=0,.4,.5,1.")
+        if word in place:
+            raise SettingsError(f"--place gives '{word}' two boxes. Give each subject one.")
+        place[word] = edges
+    return place
+
+
 def parse_factors(texts: Sequence[str]) -> dict[str, float]:
     """Parse ["red=0.5", "0.8"] to {"red": 0.5, "": 0.8}."""
     factors: dict[str, float] = {}

@@ -14,6 +14,7 @@ from ..attention.edits import BindableEdit, Edit
 from ..errors import SettingsError
 from ..guidance.base import Guidance
 from ..models.base import Model
+from ..prompts.subjects import Place
 from ..utils.files import png, slug, user_path, write_new
 from ..utils.images import grid
 from .generate import generate
@@ -69,21 +70,23 @@ def compare(
     *,
     guidance: Guidance | None = None,
     edits: Sequence[Edit | BindableEdit] = (),
+    place: Place | None = None,
     on_run: Callable[[str], None] = lambda name: None,
     **options: Any,
 ) -> Comparison:
-    """Generate the same seeds twice: plainly, and with guidance or edits.
+    """Generate the same seeds twice: plainly, and with guidance, boxes or edits.
 
     Args:
         model: see `limelight.load`.
         prompt: one prompt.
         guidance: e.g. `AttendAndExcite()`; the second run is then called "guided".
         edits: attention edits of the second run, e.g. `HeadGain`; without guidance it is called "edited".
+        place: boxes of subjects in the second run, see `limelight.generate`.
         on_run: called with the name of each run before it starts, e.g. for the title of a progress bar.
         options: of both runs, see `limelight.generate`.
 
     Raises:
-        SettingsError: there is neither guidance nor an edit, so that both runs would be the same.
+        SettingsError: there is neither guidance nor a box nor an edit, so that both runs would be the same.
         PromptError, SettingsError: see `limelight.generate`.
 
     Examples:
@@ -94,13 +97,13 @@ def compare(
         >>> list(comparison.runs)
         ['plain', 'guided']
     """
-    if guidance is None and not edits:
-        raise SettingsError("compare needs guidance or edits; without them both runs are the same.")
-    name = "guided" if guidance else "edited"
+    if guidance is None and not edits and not place:
+        raise SettingsError("compare needs guidance, boxes or edits; without them both runs are the same.")
+    name = "guided" if guidance or place else "edited"
 
     # The changed run first: a word or concept that does not exist fails before any image is generated.
     on_run(name)
-    changed = generate(model, prompt, guidance=guidance, edits=edits, **options)
+    changed = generate(model, prompt, guidance=guidance, place=place, edits=edits, **options)
     on_run("plain")
     plain = generate(model, prompt, **options)
     return Comparison({"plain": plain, name: changed})

@@ -14,12 +14,12 @@ from ..attention.maps import AttentionMaps, none, without_heads
 from ..attention.recording import RunningMean, StepMaps, spilled
 from ..guidance.base import Guidance
 from ..models.base import Conditioning, Model
-from ..prompts.subjects import SubjectChoice, per_prompt
+from ..prompts.subjects import Place, SubjectChoice, per_prompt
 from ..utils.numbers import check_finite
 from .audition import Audition, cast
 from .batches import PassResult, decoded, in_passes, limited
 from .loop import Record, Step, denoise
-from .plan import GenerationPlan, GenerationSettings, checked, negatives, warn_of_prompts
+from .plan import GenerationPlan, GenerationSettings, checked, negatives, places, placing, warn_of_prompts
 from .provenance import provenance
 from .result import Result
 
@@ -48,6 +48,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     subjects: SubjectChoice | Sequence[SubjectChoice] = "auto",
     seeds: int | Sequence[int] = 0,
     guidance: Guidance | None = None,
+    place: Place | Sequence[Place | None] | None = None,
     steps: int = 50,
     guidance_scale: float | None = None,
     negative: str | Sequence[str] | None = "",
@@ -78,6 +79,10 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             `Result.subjects`. None and [] are no subjects.
         seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single images.
         guidance: e.g. `AttendAndExcite()`; None is the plain model.
+        place: where subjects are to be: ``{"cat": (0, 0.4, 0.5, 1)}`` with left, top, right and bottom as fractions of
+            the image; of several prompts one such dict for all, or one or None for each. A word that is not in
+            `subjects` becomes one. Without `guidance`, the boxes alone are guided to, see
+            `limelight.guidance.layout.into_boxes`.
         steps: inference steps, at least 1.
         guidance_scale: strength of classifier-free guidance, by default the model's own (`Model.guidance_scale`); at 1
             or less there is no unconditional branch.
@@ -104,8 +109,8 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
 
     Raises:
         PromptError: a subject is not in the prompt.
-        SettingsError: a setting is out of range, a single image or the recorded steps do not fit into memory, or
-            settings drive the latents to infinity.
+        SettingsError: a setting or a box is out of range, a single image or the recorded steps do not fit into memory,
+            or settings drive the latents to infinity.
         ModelError: the model overflows, in float16 for example, so that the image would be black.
 
     Warns:
@@ -121,8 +126,9 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []
+    boxes = places(place, len(texts))
     settings = GenerationSettings(
-        guidance=guidance,
+        guidance=placing(guidance, model, boxes),
         steps=steps,
         guidance_scale=model.scale_or_own(guidance_scale),
         negative=negatives(negative, len(texts)),
@@ -134,6 +140,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         eta=eta,
         record=record,
         edits=tuple(edits),
+        place=boxes,
     )
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
     read = settings.negative if settings.two_branches and conditioning is None else ()
@@ -150,7 +157,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             return run_pass(plan, rows, lean, on_step)
 
         # A plain run is as lean as it can be.
-        parts = in_passes(model, one_pass, len(plan.images), batch, settings.size, lean=guidance is None)
+        parts = in_passes(model, one_pass, len(plan.images), batch, settings.size, lean=settings.guidance is None)
     results = package(plan, PassResult.join(parts))
     return results[0] if isinstance(prompt, str) else results
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,10 +16,11 @@ from ..attention.edits import BindableEdit, Edit, describe_edit
 from ..attention.recording import size_of
 from ..errors import LostWords, PromptError, PromptWarning, SettingsError, UnknownWords, UnsupportedMarkup
 from ..guidance.base import Guidance
+from ..guidance.layout import into_boxes
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
-from ..prompts.subjects import Subject, SubjectChoice, SubjectName, resolve
+from ..prompts.subjects import Place, Subject, SubjectChoice, SubjectName, resolve
 from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole, shown
 from .loop import Record, layers_to_guide, layers_to_record
 
@@ -30,6 +31,7 @@ class GenerationSettings:
 
     Attributes:
         negative: of each prompt.
+        place: of each prompt the boxes of its subjects.
         height, width: in pixels.
     """
 
@@ -45,6 +47,7 @@ class GenerationSettings:
     eta: float
     record: Record
     edits: tuple[Edit | BindableEdit, ...]
+    place: tuple[Place, ...]
     audition: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -79,8 +82,14 @@ class GenerationSettings:
             "eta": self.eta,
             "guidance": self.guidance.settings() if self.guidance else None,
             "edits": [describe_edit(edit) for edit in self.edits],
-            **({} if self.audition is None else {"audition": self.audition}),
+            **self._further(which),
         }
+
+    def _further(self, which: int) -> dict[str, Any]:
+        """Settings that stand in a result only where they were asked for."""
+        boxes = {str(name): list(map(float, box)) for name, box in self.place[which].items()}
+        named = {"place": boxes or None, "audition": self.audition}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +140,16 @@ class GenerationPlan:
 
         Raises:
             PromptError: there is no prompt, or a subject is not in its prompt.
-            SettingsError: a setting is out of range, or the recorded steps do not fit into memory.
+            SettingsError: a setting or a box is out of range, or the recorded steps do not fit into memory.
         """
         if not texts:
             raise PromptError("The list of prompts is empty.")
         prompts = tuple(model.prompt(text) for text in texts)
         needed = settings.guidance is not None
-        resolved = [resolve(p, s, needed=needed) for p, s in zip(prompts, subjects, strict=True)]
+        resolved = [
+            resolve(prompt, own, needed=needed, place=place)
+            for prompt, own, place in zip(prompts, subjects, settings.place, strict=True)
+        ]
         images = tuple((which, seed) for which in range(len(texts)) for seed in seeds)
 
         shape = tuple(model.noise([torch.Generator()], *settings.size).shape[1:])
@@ -199,6 +211,30 @@ def negatives(negative: str | Sequence[str] | None, prompts: int) -> tuple[str, 
         if not isinstance(text, str | None):
             raise PromptError(f"negative has the entry {text!r}; each must be text, for example 'blurry'.")
     return tuple(text or "" for text in negative)
+
+
+def places(place: Place | Sequence[Place | None] | None, prompts: int) -> tuple[Place, ...]:
+    """The boxes of each prompt's subjects; one set of boxes serves all.
+
+    Raises:
+        SettingsError: there are more or fewer sets of boxes than prompts, or one is something else.
+    """
+    listed = [place] * prompts if place is None or isinstance(place, Mapping) else list(place)
+    if len(listed) != prompts:
+        raise SettingsError(
+            f"place has {len(listed)} entries for {prompts} prompts; give one for all, or one for each."
+        )
+    for own in listed:
+        if own is not None and not isinstance(own, Mapping):
+            raise SettingsError(
+                f"place={own!r} must name words and their boxes, for example {{'cat': (0, 0.4, 0.5, 1)}}."
+            )
+    return tuple(own or {} for own in listed)
+
+
+def placing(guidance: Guidance | None, model: Model, place: Sequence[Place]) -> Guidance | None:
+    """The guidance, into boxes where any prompt has some, see `into_boxes`."""
+    return into_boxes(guidance, model) if any(place) else guidance
 
 
 def warn_of_prompts(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = (), frames: int = 0) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from ..errors import PromptError
+from ..errors import PromptError, SettingsError
 from .markup import without_markup
 from .prompt import Prompt, Word, occurrence_name
 
@@ -19,6 +20,8 @@ SubjectChoice = Sequence[SubjectName] | Literal["auto"] | None
 """The subjects of one prompt, or its nouns; None are none."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom as fractions of the image, 0..1."""
+Place = Mapping[Any, Box]
+"""Where the subjects of one prompt are to be: a `SubjectName` and its box."""
 
 
 class Subject(NamedTuple):
@@ -77,7 +80,7 @@ def per_prompt(subjects: SubjectChoice | Sequence[SubjectChoice], prompts: int, 
 
 
 def resolve(
-    prompt: Prompt, subjects: SubjectChoice, *, needed: bool = True
+    prompt: Prompt, subjects: SubjectChoice, *, needed: bool = True, place: Place = MappingProxyType({})
 ) -> tuple[tuple[SubjectName, ...], tuple[Subject, ...]]:
     """Subjects by name, and with their token positions.
 
@@ -88,10 +91,20 @@ def resolve(
         subjects: what the user asked for; "auto" takes the `nouns`, each with the words that describe it; None is as
             an empty list.
         needed: whether it is an error to find none.
+        place: the boxes of subjects. A word that is not a subject yet becomes one.
 
     Raises:
         PromptError: a subject is not in the prompt, there is none, or two of them share a word.
+        SettingsError: a box is empty or lies outside the image, or a subject has two.
     """
+    names = _names_of(prompt, subjects, needed and not place)
+    names, found = _placed(prompt, names, [_subject(prompt, name) for name in names], place)
+    _check_apart(names, found)
+    return names, found
+
+
+def _names_of(prompt: Prompt, subjects: SubjectChoice, needed: bool) -> tuple[SubjectName, ...]:
+    """The subjects that the user named, or that are guessed."""
     if isinstance(subjects, str) and subjects != "auto":
         raise PromptError(f"subjects='{subjects}' must be a list of words, for example subjects=['{subjects}'].")
 
@@ -101,10 +114,43 @@ def resolve(
             raise PromptError("subjects is empty; guidance needs at least one word.")
         words = ", ".join(word.text for word in prompt.words) or "none"
         raise PromptError(f"No subject can be guessed from '{prompt.text}'; name some of its words: {words}.")
+    return names
 
-    found = tuple(_subject(prompt, name) for name in names)
-    _check_apart(names, found)
-    return names, found
+
+def _placed(
+    prompt: Prompt, names: tuple[SubjectName, ...], subjects: list[Subject], place: Place
+) -> tuple[tuple[SubjectName, ...], tuple[Subject, ...]]:
+    """Give subjects their boxes, and add those that are named by their box alone."""
+    for name, box in place.items():
+        subject = _subject(prompt, name)
+        known = [own.positions for own in subjects]
+        if subject.positions not in known:
+            names, subjects = (*names, name), [*subjects, subject]
+        k = known.index(subject.positions) if subject.positions in known else len(known)
+        if subjects[k].box is not None:
+            raise SettingsError(f"The subject '{names[k]}' has two boxes. Give each subject one.")
+        subjects[k] = subjects[k]._replace(box=_box(name, box))
+    return names, tuple(subjects)
+
+
+def _box(name: SubjectName, box: Any) -> Box:
+    """A box that lies in the image."""
+    try:
+        left, top, right, bottom = (float(edge) for edge in box)
+    except (TypeError, ValueError):
+        raise SettingsError(
+            f"The box of '{name}', {box!r}, must be left, top, right and bottom, for example (0, 0.4, 0.5, 1)."
+        ) from None
+
+    if not all(0 <= edge <= 1 for edge in (left, top, right, bottom)):
+        raise SettingsError(
+            f"The box of '{name}', {box!r}, lies outside the image: left, top, right and bottom are fractions, 0 to 1."
+        )
+    if left >= right or top >= bottom:
+        raise SettingsError(
+            f"The box of '{name}', {box!r}, is empty: left must be less than right, and top less than bottom."
+        )
+    return left, top, right, bottom
 
 
 def _subject(prompt: Prompt, name: SubjectName) -> Subject:
