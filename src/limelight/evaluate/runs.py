@@ -326,7 +326,10 @@ def _counted(model: Model) -> Iterator[list[int]]:
 
 
 def _calls(result: Result, total: int) -> list[float]:
-    """Return the passes of each image: refinements are its own, all else is shared evenly."""
-    extra = [sum(row["refinements"][i] for row in result.trace) for i in range(len(result.seeds))]
+    """Return the passes of each image: refinements and searches are its own, all else is shared evenly."""
+    first = result.trace[0] if result.trace else {}
+    extra = list(first.get("searches", [0] * len(result.seeds)))
+    for row in result.trace:
+        extra = [sum(pair) for pair in zip(extra, row["refinements"], strict=True)]
     common = (total - sum(extra)) / len(extra)
     return [common + own for own in extra]

@@ -37,6 +37,7 @@ class PassResult:
         maps: the mean maps.
         moves: (index, timestep, move) of the guided steps.
         steps: for each pass, the maps of its single steps.
+        searches: gradient passes of the search for the noise of each image, int64 [images]; None without a search.
     """
 
     images: list[Any]
@@ -44,6 +45,7 @@ class PassResult:
     maps: AttentionMaps
     moves: list[tuple[int, float, Move]]
     steps: list[list[AttentionMaps]] = field(default_factory=list)
+    searches: Tensor | None = None
 
     @classmethod
     def join(cls, parts: list[PassResult]) -> PassResult:
@@ -58,7 +60,15 @@ class PassResult:
 
         latents, maps = torch.cat([part.latents for part in parts]), join([part.maps for part in parts])
         images = list(chain.from_iterable(part.images for part in parts))
-        return cls(images, latents, maps, moves, list(chain.from_iterable(part.steps for part in parts)))
+        searches = [part.searches for part in parts if part.searches is not None]
+        return cls(
+            images,
+            latents,
+            maps,
+            moves,
+            list(chain.from_iterable(part.steps for part in parts)),
+            torch.cat(searches) if searches else None,
+        )
 
     def part(self, rows: slice) -> tuple[list[Any], Tensor, AttentionMaps]:
         """Images, latents and maps of some rows, in memory of their own: kept or pickled, they hold no other row."""

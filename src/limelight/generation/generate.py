@@ -19,6 +19,7 @@ from ..utils.numbers import check_finite
 from .audition import Audition, cast
 from .batches import PassResult, decoded, in_passes, limited
 from .loop import Record, Step, denoise
+from .noise import initial_noise, searched
 from .plan import GenerationPlan, GenerationSettings, checked, negatives, places, placing, warn_of_prompts
 from .provenance import provenance
 from .result import Result
@@ -172,18 +173,18 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
     """
     model, settings, guidance = plan.model, plan.settings, plan.settings.guidance
     generators = [torch.Generator().manual_seed(plan.images[i][1]) for i in rows]
-    noise = model.noise(generators, *settings.size)  # in any case: later noise must not repeat it
-    if settings.latents is not None:
-        noise = settings.latents[rows.start : rows.stop]
+    noise, encoded = initial_noise(plan, rows, generators), _encoded(plan, rows)
     if guidance is not None:
         guidance = replace(guidance, checkpoint=guidance.checkpoint or lean)
-    encoded = _encoded(plan, rows)
+    found = searched(plan, rows, guidance, encoded, noise, generators)
+    if found is not None:
+        noise = found.noise.to(noise)
 
     recorder, moves, final = _Recorder(plan), [], noise
     for step in denoise(
         model,
         encoded,
-        noise.to(model.device, model.dtype),
+        noise,
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         guidance=guidance,
@@ -204,7 +205,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
 
     mean, single = recorder.result(final, encoded)
     images = decoded(model, final, settings.guidance_scale, guidance, settings.edits)
-    return PassResult(images, final, mean, moves, single)
+    return PassResult(images, final, mean, moves, single, None if found is None else found.passes)
 
 
 def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
@@ -215,6 +216,8 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
         own = slice(which * len(plan.seeds), (which + 1) * len(plan.seeds))
         # Read only after the last pass: a look at a number stops the device.
         trace = [{"step": i, "timestep": t, **move.facts(own, len(names))} for i, t, move in done.moves]
+        if trace and done.searches is not None:
+            trace[0]["searches"] = done.searches[own].tolist()
         results.append(
             Result(
                 *done.part(own),

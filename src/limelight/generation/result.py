@@ -29,7 +29,8 @@ class Result:
         latents: the finished latents [images, channels, height, width].
         maps: mean attention over the run, by word; without any layers with record=False.
         trace: one row per step in which guidance acted, with "step", "timestep" and, per image, "loss", "presence" (of
-            each subject, 0..1) and "refinements".
+            each subject, 0..1), the parts of the score by name and "refinements". The first row has "searches" where
+            the noise was searched for, too: the gradient passes of that.
         settings: everything that the images depend on, but for the seed.
         seeds: one per image.
         subjects: as they were given or guessed.

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from ..models.sites import AttentionSite
 from ..prompts.subjects import Subject
 from ..utils.numbers import check_finite
 from ..utils.torch import frozen, recomputing
+
+if TYPE_CHECKING:
+    from .noise_search import NoiseSearch
 
 Subjects = Sequence[Sequence[Subject]]
 """The subjects of each image."""
@@ -140,6 +143,8 @@ class Guidance:
         look: denoise plainly up to this step first: an image of which no part is wrong there stays the plain one, and
             only the others are guided, from the beginning. None guides all of them. This costs `look` of a plain run,
             and saves more than that where a gradient step is expensive and few images lack anything.
+        noise_search: look for a better noise before the first step, see
+            `limelight.guidance.noise_search.NoiseSearch`; `limelight.generate` does that, and no other caller.
         checkpoint: keep only the inputs of the denoiser's blocks for the gradient and run them a second time: less
             memory, about a third more time for a gradient step, the same images. For large ones.
     """
@@ -157,6 +162,7 @@ class Guidance:
     enough: float = 1.0
     targets: Mapping[str, float] = field(default_factory=dict)
     look: float | int | None = None
+    noise_search: NoiseSearch | None = None
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -211,9 +217,12 @@ class Guidance:
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain values, to be stored with a result."""
+        fields = {name: value for name, value in vars(self).items() if name != "noise_search"}
+        search = {} if self.noise_search is None else {"noise_search": self.noise_search.settings()}
         return {
             "name": type(self).__name__,
-            **vars(self),
+            **fields,
+            **search,
             "objective": describe_objective(self.objective),
             "thresholds": {str(key): value for key, value in self.thresholds.items()},
             "targets": dict(self.targets),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import SettingsError
 from .attend_and_excite import excite
-from .base import Objective, Score, check_targets
+from .base import Objective, Score, check_targets, describe_objective
 from .self_cross import peak_overlap
 from .weighted import weighted
 
@@ -52,7 +53,8 @@ class NoiseSearch:
 
     Attributes:
         objective: by default Attend-and-Excite's, and the overlap of what the subjects' peaks attend to.
-        targets: part of the score -> the largest value, 0..1, with which a noise is good.
+        targets: part of the score -> the largest value, 0..1, with which a noise is good. "mixing" is twice the overlap
+            of the paper, whose limit is 0.3.
         rounds: noises to try, at least 1.
         tries: steps for each of them, at least 1.
         last: steps for the best of them, where none was good.
@@ -66,7 +68,7 @@ class NoiseSearch:
     objective: Objective = field(
         default_factory=lambda: weighted((1, excite), (1, partial(peak_overlap, clean=1.0))), compare=False
     )
-    targets: Mapping[str, float] = field(default_factory=lambda: {"neglect": 0.2, "mixing": 0.3})
+    targets: Mapping[str, float] = field(default_factory=lambda: {"neglect": 0.2, "mixing": 0.6})
     rounds: int = 5
     tries: int = 10
     last: int = 50
@@ -81,6 +83,10 @@ class NoiseSearch:
             if not 0 < getattr(self, name) < float("inf"):
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number above 0.")
         check_targets(self.targets)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain values, to be stored with a result."""
+        return {**vars(self), "objective": describe_objective(self.objective), "targets": dict(self.targets)}
 
     def __call__(self, noise: Tensor, evaluate: Evaluate, fresh: Callable[[Sequence[int]], Tensor]) -> FoundNoise:
         """Search for every image by itself: a batch gives what its images give alone.

@@ -15,6 +15,7 @@ from .bind import bind
 from .contrast import contrast
 from .divergence import divergence
 from .names import NAMES, RECOMMENDED
+from .noise_search import NoiseSearch
 from .overlap import overlap
 from .self_cross import peak_overlap, self_cross
 from .weighted import weighted
@@ -48,7 +49,7 @@ PRESETS: Mapping[str, Preset] = {
         partial(bind, distance="kl", push="both", words="all", published=True), {"until": 0.5, "decay": CONSTANT}
     ),
     "self-cross": Preset(weighted((1, excite), (1, self_cross))),
-    "initno": Preset(weighted((1, excite), (1, peak_overlap))),
+    "initno": Preset(weighted((1, excite), (1, peak_overlap)), {"noise_search": NoiseSearch()}),
     "overlap": Preset(weighted((0.5, excite), (0.25, partial(overlap, sharpen=True)))),
 }
 ATTEND_AND_EXCITE = {"attend-and-excite": AttendAndExcite.suited, "attend-and-excite-fast": AttendAndExcite.fast}

@@ -56,9 +56,13 @@ def attach(
     Raises:
         ModelError: the pipeline has no UNet, runs it in a way that cannot be steered (a feature cache, say), was called
             by another thread in the middle of a call, or its weights were loaded inside `torch.inference_mode`.
-        SettingsError: its scheduler is of second order.
+        SettingsError: its scheduler is of second order, or the guidance searches for a noise.
         PromptError: a subject is not in the prompt.
     """
+    if guidance is not None and guidance.noise_search is not None:
+        raise SettingsError(
+            "A noise search needs limelight.generate; an attached pipeline makes its own noise. Set noise_search=None."
+        )
     attached = Attached(pipeline, subjects, guidance or AttendAndExcite())
     scheduler = pipeline.scheduler
     wrapped = [
