@@ -255,6 +255,16 @@ def test_maps_need_not_be_square(maps):
         assert loss(OBJECTIVES[name], wide) == pytest.approx(loss(OBJECTIVES[name], tall), abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["syngen", "bind", "contrast", "contrast with memory", "jedi", "inside"])
+def test_losses_of_raw_maps_do_not_ask_how_strong_a_word_is(name, maps):
+    """The noun "car" with a third of its attention, and with next to none."""
+    for factor in (1 / 3, 1e-8):
+        weaker = maps.layers[CROSS].clone()
+        weaker[..., 3] *= factor
+        scaled = AttentionMaps({**maps.layers, CROSS: weaker}, maps.latent_size, maps.prompts, maps.before)
+        assert loss(OBJECTIVES[name], scaled) == pytest.approx(loss(OBJECTIVES[name], maps), abs=1e-7)
+
+
 def test_a_map_without_contrast_has_no_mask():
     assert otsu(torch.full((1, 1, 4, 4), 0.3)).sum() == 0
 
