@@ -60,20 +60,25 @@ class PassResult:
 
         latents, maps = torch.cat([part.latents for part in parts]), join([part.maps for part in parts])
         images = list(chain.from_iterable(part.images for part in parts))
-        searches = [part.searches for part in parts if part.searches is not None]
         return cls(
             images,
             latents,
             maps,
             moves,
             list(chain.from_iterable(part.steps for part in parts)),
-            torch.cat(searches) if searches else None,
+            _searches(parts),
         )
 
     def part(self, rows: slice) -> tuple[list[Any], Tensor, AttentionMaps]:
         """Images, latents and maps of some rows, in memory of their own: kept or pickled, they hold no other row."""
         maps = self.maps.images(rows)
         return self.images[rows], _own(self.latents[rows]), maps.each(_own)
+
+
+def _searches(parts: list[PassResult]) -> Tensor | None:
+    """The passes of all searches for a noise; None where there were none."""
+    found = [part.searches for part in parts if part.searches is not None]
+    return torch.cat(found) if found else None
 
 
 def _own(rows: Tensor) -> Tensor:
