@@ -63,6 +63,10 @@ def attach(
         raise SettingsError(
             "A noise search needs limelight.generate; an attached pipeline makes its own noise. Set noise_search=None."
         )
+    if guidance is not None and guidance.look is not None:
+        raise SettingsError(
+            f"look={guidance.look} needs a run ahead, which attach cannot make in a pipeline. Set look=None."
+        )
     attached = Attached(pipeline, subjects, guidance or AttendAndExcite())
     scheduler = pipeline.scheduler
     wrapped = [
@@ -125,10 +129,6 @@ class Attached:
     """A guidance at work inside a foreign pipeline."""
 
     def __init__(self, pipeline: Any, subjects: SubjectChoice | Sequence[SubjectChoice], guidance: Guidance) -> None:
-        if guidance.look is not None:
-            raise SettingsError(
-                f"look={guidance.look} needs a run ahead, which attach cannot make in a pipeline. Set look=None."
-            )
         self.subjects, self.guidance = subjects, guidance
         self.model = _Foreign(pipeline)
         self._thread, self._overtaken, self._lock = get_ident(), set[int](), RLock()
