@@ -30,6 +30,7 @@ bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.attend_excite
 	$(BIN)/python -m bench.step --size pocket
 	$(BIN)/python -m bench.count
+	$(BIN)/python -m bench.audition
 	$(BIN)/python -m bench.fast --out out/fast
 	$(BIN)/python -m bench.heads cost
 	$(BIN)/python -m bench.heads prompts
