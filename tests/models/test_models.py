@@ -243,9 +243,9 @@ def test_pocket_is_an_ordinary_diffusers_folder(pocket):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no/such/folder", "'no/such/folder' is neither a folder nor a hub id"),
-        ("./missing", "'./missing' is neither a folder nor a hub id"),
-        ("nobody", "'nobody' is neither a folder nor a hub id (owner/name); 'pocket' is always there."),
+        ("no/such/folder", "'no/such/folder' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id"),
+        ("./missing", "'./missing' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id"),
+        ("nobody", "'nobody' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id (owner/name);"),
     ],
 )
 def test_what_is_not_there(source, message):
