@@ -20,7 +20,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 import limelight
 from limelight.attention.probe import _EAGER
-from limelight.models.unet import stop_after
+from limelight.models.pipeline_model import stop_after
 from limelight.utils.torch import evaluating, exclusive, frozen, recomputing
 
 FOREIGN = SimpleNamespace(_open=True)

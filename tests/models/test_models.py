@@ -268,9 +268,9 @@ def test_folders_that_are_no_model(tmp_path):
         (tmp_path / "model_index.json").write_text(content)
         with pytest.raises(ModelError, match="is not a model folder"):
             limelight.load(tmp_path)
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     with pytest.raises(
-        ModelError, match="is a FluxPipeline, which is not supported; supported: StableDiffusionPipeline, Stable"
+        ModelError, match="is a KandinskyPipeline, which is not supported; supported: StableDiffusionPipeline, Stable"
     ):
         limelight.load(tmp_path)
     (tmp_path / "model_index.json").write_text(

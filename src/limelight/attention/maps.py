@@ -30,8 +30,8 @@ class AttentionMaps(Mapping[str, Tensor]):
         (['a', 'cat', 'and', 'dog'], (1, 4))
 
     Attributes:
-        layers: probabilities by layer, each [images, heads, pixels, tokens], row by row;
-            sums over tokens to 1.
+        layers: probabilities by layer, each [images, heads, pixels, tokens], row by row; sums over tokens to 1, or
+            to less where they are the prompt's own alone (transformers).
         latent_size: height and width of the latents, from which each layer's map size follows.
         prompts: one per image.
         before: the mean cross-attention of the last guided step, for objectives that remember.
@@ -46,6 +46,11 @@ class AttentionMaps(Mapping[str, Tensor]):
     def cross(self) -> AttentionMaps:
         """Only the layers in which image positions attend to the prompt."""
         return self.select(lambda site: site.reads_text)
+
+    @property
+    def joint(self) -> bool:
+        """Whether words share the probabilities with image positions, see `AttentionSite.joint`."""
+        return any(site.joint for site in self.layers)
 
     @property
     def between_pixels(self) -> AttentionMaps:

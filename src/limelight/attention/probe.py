@@ -1,8 +1,13 @@
 """The only code that touches attention: it records the probabilities of chosen layers and may edit them.
 
-While a chosen attention module runs, calls of ``scaled_dot_product_attention`` are answered here, with the softmax in
-float32. No attention processor is replaced, so whatever else is installed on the model (LoRA, IP-Adapter) stays in
-force, and all other layers keep their fused kernels.
+While a chosen attention module runs, calls of ``scaled_dot_product_attention`` are answered here. No attention
+processor is replaced, so whatever else is installed on the model (LoRA, IP-Adapter) stays in force, and all other
+layers keep their fused kernels.
+
+Where every key is a column of the prompt (`Layout.columns` is None), the probabilities are made explicitly, with the
+softmax in float32. Elsewhere a matrix of all of them would take gigabytes: the columns are read by the fused kernel
+itself, as its product with one-hot values, and an edit adds what it changes, times the values of those columns, to the
+layer's output. Both are exact and keep the gradient; an edit that changes nothing changes nothing to the last bit.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Any
 from weakref import ref
@@ -22,12 +28,13 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from ..errors import ProbeError
 from ..models.base import Model
 from ..models.processors import describe_attention
-from ..models.sites import AttentionSite
+from ..models.sites import AttentionSite, Layout
 from ..prompts.prompt import Prompt
 from ..utils.torch import remove_hook
 from .edits import Edit, touches
 from .maps import AttentionMaps
 
+_KERNEL = "_attention_backend"
 Queries = Callable[["AttentionSite", Tensor, float], None]
 """``queries(layer, queries, scale)``: queries [images, heads, pixels, width], and what their products with keys are
 multiplied by."""
@@ -81,6 +88,7 @@ class Probe:
         self._seen: dict[AttentionSite, Tensor | None] = {}
         self._ran: set[AttentionSite] = set()
         self._hooks: list[tuple[nn.Module, Any]] = []
+        self._kernels: list[tuple[Any, dict[str, Any]]] = []  # processors, and what each says about its kernel
         self._entered: dict[AttentionSite, _Intercept] = {}
         self._open, self._thread = False, 0
 
@@ -115,10 +123,18 @@ class Probe:
             intercept.leave()
         self._entered.clear()
         self._seen.clear()
+        for processor, own in reversed(self._kernels):
+            vars(processor).pop(_KERNEL, None)
+            vars(processor).update(own)
         _EAGER.release(self)
         self._open = False
 
     def _watch(self, module: nn.Module, layer: AttentionSite) -> None:
+        processor = getattr(module, "processor", None)
+        if hasattr(processor, _KERNEL):
+            self._kernels.append((processor, {k: v for k, v in vars(processor).items() if k == _KERNEL}))
+            setattr(processor, _KERNEL, "native")  # scaled_dot_product_attention, whatever diffusers was told to take
+
         probe = ref(self)  # the module must not keep it
 
         def enter(_module: nn.Module, _inputs: Any) -> None:
@@ -229,11 +245,11 @@ _EAGER = _Eager()
 
 
 class _Intercept(TorchFunctionMode):
-    """Answers scaled_dot_product_attention for one layer with explicit, visible probabilities."""
+    """Answers scaled_dot_product_attention for one layer, with visible probabilities."""
 
     def __init__(self, probe: Probe, layer: AttentionSite) -> None:
         super().__init__()
-        self.probe, self.layer, self.answered = probe, layer, False
+        self.probe, self.layer, self.calls = probe, layer, 0
 
     def leave(self) -> None:
         """Take this mode off the stack, with what an interrupt left above it; nothing where it is not there."""
@@ -242,33 +258,30 @@ class _Intercept(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # A second call in the same layer is an adapter's (IP-Adapter attends to its image there).
-        if func is not F.scaled_dot_product_attention or self.answered or not self.probe._open:
+        if func is not F.scaled_dot_product_attention or not self.probe._open:
             return func(*args, **kwargs)
-        self.answered = True
+        self.calls += 1
+        layout = self.probe.model.layout(self.layer)
+        # Another call in the same layer is an adapter's (IP-Adapter attends to its image there), for example.
+        if layout is None or self.calls != layout.call + 1:
+            return func(*args, **kwargs)
         query = args[0] if args else kwargs["query"]
         if not self.probe.hear(self.layer, query, kwargs.get("scale")):
             return func(*args, **kwargs)
-        return self._attend(*args, **kwargs)
+        return self._answer(_Call(*args, **kwargs), layout)
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        if dropout_p or is_causal or enable_gqa:
+    def _answer(self, call: _Call, layout: Layout) -> Tensor:
+        if call.dropout_p or call.is_causal or call.enable_gqa:
             raise ProbeError(
                 f"The layer '{self.layer.name}' uses dropout, causal or grouped attention, which cannot be watched."
             )
+        return self._attend(call) if layout.columns is None else self._attend_beside(call, layout, layout.columns)
 
+    def _attend(self, call: _Call) -> Tensor:
+        """The output of a layer all of whose probabilities are seen."""
+        query, key, value, attn_mask = call.query, call.key, call.value, call.attn_mask
         work = torch.promote_types(query.dtype, torch.float32)
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
         kind = query.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             logits = (query.to(work) * scale) @ key.to(work).transpose(-1, -2)
@@ -278,6 +291,65 @@ class _Intercept(TorchFunctionMode):
                 logits = logits + attn_mask
             probabilities = self.probe.see(self.layer, logits.softmax(dim=-1))
             return probabilities.to(value.dtype) @ value
+
+    def _attend_beside(self, call: _Call, layout: Layout, columns: Tensor) -> Tensor:
+        """The output of a layer of whose probabilities only the prompt's columns are seen, in the conditional rows."""
+        output = call.attend()
+        images = len(columns)
+        conditional = call.rows(slice(len(output) - images, None))
+
+        own = conditional.columns(layout.pixels, columns)
+        edited = self.probe.see(self.layer, own)
+        if edited is own:
+            return output
+        moved = (edited - own) @ conditional.values(columns).to(own.dtype)
+        output = output.clone()
+        output[-images:, :, layout.pixels] += moved.to(output.dtype)
+        return output
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The arguments of a call of ``scaled_dot_product_attention``: tensors [batch, heads, positions, width]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    def attend(self) -> Tensor:
+        """What the fused kernel answers."""
+        return F.scaled_dot_product_attention(self.query, self.key, self.value, self.attn_mask, scale=self.scale)
+
+    def rows(self, index: slice) -> _Call:
+        """The same call for some rows of the batch."""
+        mask = self.attn_mask
+        if mask is not None and mask.ndim == 4 and len(mask) == len(self.query):
+            mask = mask[index]
+        return replace(self, query=self.query[index], key=self.key[index], value=self.value[index], attn_mask=mask)
+
+    def columns(self, pixels: slice, columns: Tensor) -> Tensor:
+        """The probabilities of some queries for the keys of `columns` [images, columns], at least in float32."""
+        mask = self.attn_mask
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., pixels, :]
+        keys = torch.arange(self.key.shape[2], device=columns.device)
+        one_hot = (columns[:, None, None, :] == keys[:, None]).to(self.query.dtype)
+        # As wide as the heads where there are fewer columns, which is what the fastest kernels ask for.
+        width = max(self.query.shape[-1], -(-columns.shape[1] // 8) * 8)
+        one_hot = F.pad(one_hot, (0, width - columns.shape[1])).expand(-1, self.key.shape[1], -1, -1)
+        read = replace(self, query=self.query[:, :, pixels], value=one_hot, attn_mask=mask).attend()
+        return read[..., : columns.shape[1]].to(torch.promote_types(read.dtype, torch.float32))
+
+    def values(self, columns: Tensor) -> Tensor:
+        """The values of the keys of `columns`, zero where there is none."""
+        there = (columns >= 0)[:, None, :, None]
+        index = columns.clamp(min=0)[:, None, :, None].expand(-1, self.value.shape[1], -1, self.value.shape[3])
+        return self.value.gather(2, index) * there
 
 
 def _sweep() -> None:

@@ -27,7 +27,7 @@ from ..generation.loop import Step
 from ..heads.relevance import Relevance, relevance_for
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
-from ..prompts.prompt import Prompt
+from ..prompts.prompt import Prompt, Word
 
 Window = float | tuple[float, float]
 """Until which share of the steps, 0..1; or from which share to which."""
@@ -55,7 +55,10 @@ def replacement(source: Prompt, target: Prompt, *, published: bool = False) -> T
 
     Raises:
         PromptError: the prompts have different numbers of words.
+        SettingsError: several text encoders read them, and it is to be as published.
     """
+    if published and len(source.parts) > 1:
+        raise SettingsError("published=True is for models with one text encoder, as in the authors' code.")
     if len(source.words) != len(target.words):
         raise PromptError(
             f"'{source.text}' has {len(source.words)} words and '{target.text}' has {len(target.words)}; words can be "
@@ -64,44 +67,63 @@ def replacement(source: Prompt, target: Prompt, *, published: bool = False) -> T
 
     length = len(source.ids)
     matrix = torch.zeros(length, length)
-    i = j = 0  # the first tokens that are not mapped yet
-    for a, b in _word_pairs(source, target, changed_only=published):
-        between = min(a[0] - i, b[0] - j)
-        if published:
-            matrix[range(i, i + between), range(j, j + between)] = 1
-        else:
-            _map_gap(matrix, source, target, range(i, a[0]), range(j, b[0]))
-        if len(a) == len(b):
-            matrix[a, b] = 1
-        else:
-            matrix[torch.tensor(a)[:, None], b] = 1 / len(b)
-        i, j = a[-1] + 1, b[-1] + 1
+    for old, new in zip(source.parts, target.parts, strict=True):
+        i, j = old.start, new.start  # the first tokens that are not mapped yet
+        for a, b in _word_pairs(source, target, (old, new), changed_only=published):
+            between = min(a[0] - i, b[0] - j)
+            if published:
+                matrix[range(i, i + between), range(j, j + between)] = 1
+            else:
+                _map_gap(matrix, source, target, range(i, a[0]), range(j, b[0]))
+            if len(a) == len(b):
+                matrix[a, b] = 1
+            else:
+                matrix[torch.tensor(a)[:, None], b] = 1 / len(b)
+            i, j = a[-1] + 1, b[-1] + 1
 
-    if published:
-        rest = range(j, j + min(length - i, length - j))
-        matrix[rest, rest] = 1
-        return matrix
+        if published:
+            rest = range(j, j + min(length - i, length - j))
+            matrix[rest, rest] = 1
+            return matrix
+        _map_gap(matrix, source, target, range(i, old.stop), range(j, new.stop))
 
     # From the end tokens on, position by position.
-    _map_gap(matrix, source, target, range(i, source.end), range(j, target.end))
     both = min(length - source.end, length - target.end)
     matrix[range(source.end, source.end + both), range(target.end, target.end + both)] = 1
     matrix[source.end + both :, -1] = 1  # padding that the longer word pushed out
     return matrix
 
 
-def _word_pairs(source: Prompt, target: Prompt, changed_only: bool) -> Iterator[tuple[list[int], list[int]]]:
-    """The token positions of every word of the source and of the word in its place, or of those that differ alone."""
+def _word_pairs(
+    source: Prompt, target: Prompt, parts: tuple[range, range], changed_only: bool
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The token positions of every word of the source and of the word in its place, or of those that differ alone.
+
+    Args:
+        parts: the positions of a stream in the source and in the target; others are left out.
+    """
     for old, new in zip(source.words, target.words, strict=True):
         same = old.key == new.key
         if same and (changed_only or not old.positions or not new.positions):
             continue
-        for word, prompt in ((old, source), (new, target)):
-            if not word.positions:
-                raise PromptError(
-                    f"'{word.text}' lies beyond the {len(prompt.ids)} tokens of '{prompt.text}' that this model reads."
-                )
-        yield list(old.positions), list(new.positions)
+        _check_read(old, source)
+        _check_read(new, target)
+        a, b = _within(old, parts[0]), _within(new, parts[1])
+        if a and b:  # another text encoder may read more of the prompts
+            yield a, b
+
+
+def _within(word: Word, part: range) -> list[int]:
+    """The token positions of a word in one stream of its prompt."""
+    return [position for position in word.positions if position in part]
+
+
+def _check_read(word: Word, prompt: Prompt) -> None:
+    """Refuse a word that the model does not reach."""
+    if not word.positions:
+        raise PromptError(
+            f"'{word.text}' lies beyond the {prompt.length} tokens of '{prompt.text}' that this model reads."
+        )
 
 
 def _map_gap(matrix: Tensor, source: Prompt, target: Prompt, old: range, new: range) -> None:
@@ -128,8 +150,18 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
     Returns:
         Matrix [source tokens, target tokens]: 1 where the target token takes over the source token's map.
     """
-    old, new, length = source.ids[: source.end + 1], target.ids[: target.end + 1], len(source.ids)
+    length = len(source.ids)
+    matrix = torch.zeros(length, length)
+    for old, new in zip(source.parts, target.parts, strict=True):
+        rows, columns = _common(source.ids[old.start : old.stop], target.ids[new.start : new.stop])
+        matrix[[old.start + i for i in rows], [new.start + j for j in columns]] = 1
+    padding = range(target.end + 1, length)
+    matrix[[source.end, *padding], [target.end, *padding]] = 1
+    return matrix
 
+
+def _common(old: Sequence[int], new: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Where the longest common subsequence of two lists of tokens lies in each."""
     # In lists: single elements of a tensor cost microseconds each.
     score = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i, x in enumerate(old, 1):
@@ -148,12 +180,7 @@ def refinement(source: Prompt, target: Prompt) -> Tensor:
             i, j = i - 1, j - 1
             rows.append(i)
             columns.append(j)
-
-    matrix = torch.zeros(length, length)
-    matrix[rows, columns] = 1
-    padding = range(len(new), length)
-    matrix[padding, padding] = 1
-    return matrix
+    return rows, columns
 
 
 def changed(source: Prompt, target: Prompt) -> tuple[tuple[str, ...], tuple[str, ...]]:

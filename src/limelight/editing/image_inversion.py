@@ -176,7 +176,8 @@ def invert(
         )
 
     model, steps, guidance_scale = model.for_one_run(), settings.steps, settings.guidance_scale
-    encoded = model.encode([prompt], settings.negatives, settings.size)
+    negative = settings.negatives if model.branches(guidance_scale) == 2 else None
+    encoded = model.encode([prompt], negative, settings.size)
     if settings.null_text and encoded.unconditional is None:
         raise SettingsError(
             f"null_text learns the unconditional branch, and '{model.name}' has none: it reads the guidance scale as a "

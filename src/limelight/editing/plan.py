@@ -12,7 +12,7 @@ from ..errors import SettingsError
 from ..generation.provenance import provenance
 from ..heads.relevance import Relevance
 from ..models.base import Model
-from ..prompts.prompt import Prompt
+from ..prompts.prompt import Prompt, aligned
 from ..utils.images import ImageSource
 from ..utils.numbers import MOST_SIDE, MOST_STEPS, check_finite, check_whole
 from .attention_edits import Mode, SelfAttention, Window, by_word, cross_attention, places_of, steps_of
@@ -24,6 +24,7 @@ class EditSettings:
     """The options that all images of a call share. Each is described in `limelight.edit`.
 
     Attributes:
+        branches: how many the guidance scale asks for, see `Model.branches`.
         height, width: in pixels.
     """
 
@@ -38,6 +39,7 @@ class EditSettings:
     published: bool
     steps: int
     guidance_scale: float
+    branches: int
     negative: str
     height: int
     width: int
@@ -61,7 +63,7 @@ class EditSettings:
     @property
     def two_branches(self) -> bool:
         """Whether there is an unconditional branch, and with it classifier-free guidance."""
-        return self.guidance_scale > 1
+        return self.branches == 2
 
     @property
     def self_window(self) -> Window:
@@ -132,7 +134,8 @@ class EditPlan:
         """
         if len(texts) < 2:
             raise SettingsError("An edit needs at least one target prompt.")
-        prompts = tuple(model.prompt(text) for text in texts)
+        prompts = aligned([model.prompt(text) for text in texts])
+        model.check_negative([settings.negative])
         places = places_of(prompts, settings.local)
 
         passes = model.passes(settings.steps)
@@ -174,7 +177,7 @@ class EditPlan:
         return {
             "negative": settings.negative if settings.two_branches else None,
             "steps": settings.steps,
-            "guidance_scale": settings.guidance_scale if settings.two_branches else 1.0,
+            "guidance_scale": self.model.scale_in_use(settings.guidance_scale, settings.branches),
             "height": settings.height,
             "width": settings.width,
             "source": self.texts[0],

@@ -179,6 +179,7 @@ def edit(
     targets = [target] if isinstance(target, str) else list(target)
     if null_text and image is None:
         raise SettingsError("null_text inverts a real image; give one as image.")
+    scale = model.scale_or_own(guidance_scale)
     settings = EditSettings(
         null_text=null_text,
         mode=mode,
@@ -190,7 +191,8 @@ def edit(
         reweight=reweight or {},
         published=published,
         steps=steps,
-        guidance_scale=model.scale_or_own(guidance_scale),
+        guidance_scale=scale,
+        branches=model.branches(scale),
         negative=negatives(negative, 1)[0],
         height=model.default_size[0] if height is None else height,
         width=model.default_size[1] if width is None else width,
@@ -198,7 +200,7 @@ def edit(
     )
 
     plan = EditPlan.of(model, [source, *targets], checked(seeds), settings)
-    warn_of_prompts(model, plan.prompts, [settings.negative] if settings.guidance_scale > 1 else [])
+    warn_of_prompts(model, plan.prompts, [settings.negative] if settings.two_branches else [])
     if image is not None:
         plan = plan.starting_from(image)
 

@@ -163,7 +163,7 @@ def _watch(
     prompts = [prompt for prompt, _, _ in images]
     return denoise(
         model,
-        model.encode(prompts, negative if guidance_scale > 1 else None),
+        model.encode(prompts, negative if model.branches(guidance_scale) == 2 else None),
         model.noise(generators, *model.default_size),
         steps=steps,
         guidance_scale=guidance_scale,

@@ -128,10 +128,12 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []
     boxes = places(place, len(texts))
+    scale = model.scale_or_own(guidance_scale)
     settings = GenerationSettings(
         guidance=placing(guidance, model, boxes),
         steps=steps,
-        guidance_scale=model.scale_or_own(guidance_scale),
+        guidance_scale=scale,
+        branches=model.branches(scale),
         negative=negatives(negative, len(texts)),
         height=model.default_size[0] if height is None else height,
         width=model.default_size[1] if width is None else width,
@@ -222,7 +224,7 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
             Result(
                 *done.part(own),
                 tuple(trace),
-                {"prompt": text, "subjects": list(names), **plan.settings.facts(which), **made_by},
+                {"prompt": text, "subjects": list(names), **plan.facts(which), **made_by},
                 plan.seeds_of(which),
                 names,
                 StepMaps(done.steps, own),

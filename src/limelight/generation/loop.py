@@ -97,9 +97,9 @@ def denoise(
     check_finite(guidance_scale=guidance_scale, eta=eta)
     check_whole(MOST_STEPS, steps=steps)
     model = model.for_one_run()
-    timesteps = model.timesteps(steps)
-    encoded = _of_each_step(model, conditioning, guidance_scale, len(timesteps))
     size = (noise.shape[-2], noise.shape[-1])
+    timesteps = model.timesteps(steps, (size[0] * model.pixels_per_latent, size[1] * model.pixels_per_latent))
+    encoded = _of_each_step(model, conditioning, guidance_scale, len(timesteps))
     recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
     steering = None
     if guidance:

@@ -19,7 +19,7 @@ from ..guidance.base import Guidance
 from ..guidance.layout import into_boxes
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
-from ..prompts.prompt import Prompt
+from ..prompts.prompt import Prompt, aligned
 from ..prompts.subjects import Place, Subject, SubjectChoice, SubjectName, resolve
 from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole, shown
 from .loop import Record, layers_to_guide, layers_to_record
@@ -30,6 +30,7 @@ class GenerationSettings:
     """The options that all images of a call share. Each is described in `limelight.generate`.
 
     Attributes:
+        branches: how many the guidance scale asks for, see `Model.branches`.
         negative: of each prompt.
         place: of each prompt the boxes of its subjects.
         height, width: in pixels.
@@ -38,6 +39,7 @@ class GenerationSettings:
     guidance: Guidance | None
     steps: int
     guidance_scale: float
+    branches: int
     negative: tuple[str, ...]
     height: int
     width: int
@@ -65,7 +67,7 @@ class GenerationSettings:
     def two_branches(self) -> bool:
         """Whether there is an unconditional branch, and with it classifier-free guidance."""
         given = self.conditioning
-        return self.guidance_scale > 1 and (given is None or given.unconditional is not None)
+        return self.branches == 2 and (given is None or given.unconditional is not None)
 
     def facts(self, which: int) -> dict[str, Any]:
         """The settings of one prompt as plain values, to be stored with its result."""
@@ -73,7 +75,7 @@ class GenerationSettings:
         return {
             "negative": self.negative[which] if encoded_here and self.two_branches else None,
             "steps": self.steps,
-            "guidance_scale": self.guidance_scale if self.two_branches else 1.0,
+            "guidance_scale": self.guidance_scale,
             "height": self.height,
             "width": self.width,
             "latents": None if self.latents is None else "given",
@@ -124,6 +126,11 @@ class GenerationPlan:
         """The seeds of the images of a prompt, by its index."""
         return tuple(seed for which, seed in self.images if which == prompt)
 
+    def facts(self, which: int) -> dict[str, Any]:
+        """The settings of one prompt as plain values, to be stored with its result."""
+        scale, branches = self.settings.guidance_scale, 2 if self.settings.two_branches else 1
+        return {**self.settings.facts(which), "guidance_scale": self.model.scale_in_use(scale, branches)}
+
     @classmethod
     def of(
         cls,
@@ -144,7 +151,9 @@ class GenerationPlan:
         """
         if not texts:
             raise PromptError("The list of prompts is empty.")
-        prompts = tuple(model.prompt(text) for text in texts)
+        prompts = aligned([model.prompt(text) for text in texts])
+        if settings.conditioning is None:
+            model.check_negative(settings.negative)
         needed = settings.guidance is not None
         resolved = [
             resolve(prompt, own, needed=needed, place=place)
@@ -269,7 +278,7 @@ def lost_words(model: Model, prompts: Sequence[Prompt]) -> list[PromptWarning]:
     if not long:
         return []
     first = next(iter(long.values()))
-    return [LostWords.of(model.name, len(first.ids), first.text, first.size, first.lost, len(long) - 1)]
+    return [LostWords.of(model.name, first.length, first.text, first.size, first.lost, len(long) - 1)]
 
 
 def _markup(prompts: Sequence[Prompt]) -> list[PromptWarning]:

@@ -198,9 +198,13 @@ class Guidance:
         if "self" not in reads(self.objective):
             return text
         beside = {(site.group, site.scale) for site in text}
-        return tuple(
-            site for site in model.sites if site in text or (site.kind == "self" and (site.group, site.scale) in beside)
-        )
+        between_pixels = [s for s in model.sites if s.kind == "self" and (s.group, s.scale) in beside]
+        if not between_pixels:
+            raise SettingsError(
+                f"The objective reads how pixels attend to each other, and '{model.name}' has no attention layers of "
+                "pixels alone; choose a guidance that reads words only, for example 'conform'."
+            )
+        return tuple(site for site in model.sites if site in text or site in between_pixels)
 
     def recorded_layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
         """The layers whose maps are worth recording: of one size, those that the objective reads if it can be."""
@@ -281,11 +285,7 @@ def layers_to_read(
     Raises:
         SettingsError: no layer has that size (the message lists those that exist), or the maps have a single pixel.
     """
-    cross = model.text_sites
-    if resolution is None:
-        found = tuple(layer for layer in cross if layer.scale == model.guided_scale)
-    else:
-        found = _of_size(cross, latent_size, resolution)
+    found = model.guided_sites if resolution is None else _of_size(model.text_sites, latent_size, resolution)
     if min(found[0].size(latent_size)) < 2:
         raise SettingsError("The image is too small: its attention maps would be a single pixel wide.")
     return found

@@ -47,8 +47,9 @@ def sharpened(
 
     The probabilities of all tokens but the first (which draws most of the attention) and the last are sharpened by a
     softmax with the given temperature; in models that pad with other tokens, those of the prompt's own tokens alone.
-    The tokens of one subject are first added into one: the softmax is exponential, so adding after it would make a word
-    that is split in two lose against its neighbors.
+    Words that share the probabilities with image positions (joint attention) get little of them, and are first divided
+    by their sum. The tokens of one subject are added into one before the softmax: it is exponential, so adding after it
+    would make a word that is split in two lose against its neighbors.
 
     Args:
         maps: of one size; averaged over layers and heads.
@@ -60,6 +61,8 @@ def sharpened(
         [images, subjects].
     """
     mean = maps.mean()
+    if maps.joint:
+        mean = mean / mean.sum(dim=-1, keepdim=True).clamp(min=1e-30)
     pooling, padding, absent = pooling_of(maps, subjects, mean.shape[-1] - 1, own_tokens)
     logits = torch.einsum("bhwt,btu->bhwu", mean, pooling.to(mean.dtype)) * temperature
     sharp = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)

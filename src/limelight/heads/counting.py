@@ -177,10 +177,12 @@ class Counter:
         unknown: words that the model has never seen.
 
     Raises:
+        ModelError: the family's keys of words depend on the image.
         SettingsError: the model has no cross-attention, or cannot read a word.
     """
 
     def __init__(self, model: Model, counting: Counting) -> None:
+        model.require("heads")
         self.model, self.counting = model, counting
         self.layers = model.text_sites
         if not self.layers:
@@ -230,7 +232,8 @@ class Counter:
             prompts.append(model.prompt(counting.prompts[i]))
             noise.append(counting.generator(i, "noise"))
             words.append(counting.words(i, passes, len(self.layers)))
-        conditioning = model.encode(prompts, "" if self.guidance_scale > 1 else None, (height, width))
+        negative = "" if model.branches(self.guidance_scale) == 2 else None
+        conditioning = model.encode(prompts, negative, (height, width))
         latents = model.noise(noise, height, width)
 
         watch = _Watch(self, torch.stack(words, dim=2))

@@ -18,8 +18,9 @@ from ..generation.plan import lost_words
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Guidance, Move, Steering, check_order
 from ..models.base import Conditioning
+from ..models.pipeline_model import stop_after
 from ..models.sites import AttentionSite
-from ..models.unet import UNet, stop_after
+from ..models.unet import UNet
 from ..prompts.prompt import Prompt, parse, unread
 from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
 from ..utils.torch import exclusive, remove_hook, undone

@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import importlib.resources
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 
+from ..errors import ModelError, SettingsError
 from ..prompts.prompt import Prompt
 from .learned import learned
-from .sites import AttentionSite
+from .sites import WHOLE, AttentionSite, Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,12 @@ def _family_presets() -> dict[str, dict[str, dict[str, Any]]]:
     return presets
 
 
+Feature = Literal["read", "steer", "edit", "prompt-to-prompt", "heads", "learn", "attach"]
+"""Maps by word; guidance; edits of attention by word; `limelight.edit`; counting head relevance vectors; learning and
+binding words; `limelight.attach`."""
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+
+
 class Model(ABC):
     """A text-to-image diffusion model: one subclass per family, wrapping a diffusers pipeline and never copying it.
 
@@ -121,11 +128,71 @@ class Model(ABC):
     scheduler: Any
     about: About = About()
     vectors: tuple[str, ...] | None = None
+    can: ClassVar[frozenset[Feature]] = frozenset(FEATURES)
+    """What works on this family."""
+    loading: ClassVar[dict[str, Any]] = {}
+    """Arguments of `from_pretrained` for this family, besides the common ones."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of weights on which no image depends: a model may lack them."""
 
     @property
     def text_sites(self) -> tuple[AttentionSite, ...]:
         """The attention layers in which image positions attend to the prompt, in execution order."""
         return tuple(site for site in self.sites if site.reads_text)
+
+    @property
+    def guided_sites(self) -> tuple[AttentionSite, ...]:
+        """Those of them, of one map size, whose maps carry semantics: what guidance reads and a run records."""
+        return tuple(site for site in self.text_sites if site.scale == self.guided_scale)
+
+    def require(self, feature: Feature) -> None:
+        """Refuse what does not work on this family.
+
+        Raises:
+            ModelError: it does not.
+        """
+        if feature not in self.can:
+            works, family = ", ".join(known for known in FEATURES if known in self.can), type(self).__name__
+            raise ModelError(f"'{self.name}' is a {family}, on which '{feature}' does not work yet; it has: {works}.")
+
+    def layout(self, site: AttentionSite) -> Layout | None:
+        """Where a layer has the image and the prompt in the pass that runs, or ran last; None: that pass is not of the
+        conditional branch and is left alone.
+        """
+        return WHOLE
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser reads the guidance scale as a number and has no unconditional branch."""
+        return False
+
+    @property
+    def flows(self) -> bool:
+        """Whether it generates by flow matching."""
+        return "FlowMatch" in type(self.scheduler).__name__
+
+    def branches(self, guidance_scale: float) -> int:
+        """How many branches a run of this strength of classifier-free guidance has: 2, or 1 without the unconditional
+        one.
+        """
+        return 2 if guidance_scale > 1 and not self.embeds_guidance else 1
+
+    def scale_in_use(self, guidance_scale: float, branches: int) -> float:
+        """The strength of classifier-free guidance that a run of so many branches has: 1 where nothing reads it."""
+        return guidance_scale if branches == 2 or self.embeds_guidance else 1.0
+
+    def check_negative(self, texts: Iterable[str]) -> None:
+        """Refuse negative prompts where nothing reads them.
+
+        Raises:
+            SettingsError: one is not empty, and there is no unconditional branch at any scale.
+        """
+        refused = next(filter(None, texts), None) if self.embeds_guidance else None
+        if refused is not None:
+            raise SettingsError(
+                f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
+                f"negative={refused!r}."
+            )
 
     @property
     def learned(self) -> dict[str, str]:
@@ -206,6 +273,13 @@ class Model(ABC):
         own.scheduler = copy.deepcopy(self.scheduler) if scheduler is None else scheduler
         return own
 
+    def check_inputs(self) -> None:  # noqa: B027 - most families take no other inputs
+        """Check that the denoiser asks for nothing that cannot be given to it.
+
+        Raises:
+            ModelError: it does.
+        """
+
     def passes(self, steps: int) -> int:
         """How many passes a schedule of `steps` inference steps has (some schedules add a few)."""
         return len(self.for_one_run().timesteps(steps))
@@ -219,8 +293,13 @@ class Model(ABC):
         return conditioning
 
     @abstractmethod
-    def timesteps(self, steps: int) -> Tensor:
-        """Start a new schedule of `steps` inference steps and return its timesteps, see `for_one_run` and `passes`."""
+    def timesteps(self, steps: int, size: tuple[int, int] | None = None) -> Tensor:
+        """Start a new schedule of `steps` inference steps and return its timesteps, see `for_one_run` and `passes`.
+
+        Args:
+            size: height and width of the images in pixels, by which some families shift their noise levels; by default
+                `default_size`.
+        """
 
     @abstractmethod
     def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
@@ -242,8 +321,8 @@ class Model(ABC):
     ) -> Tensor | None:
         """One denoiser pass over [images, channels, h, w].
 
-        With an unconditional branch both branches run as one batch (unconditional rows first) and are combined by
-        classifier-free guidance. With `until`, the pass stops after that layer and returns None.
+        With an unconditional branch both branches run, as one batch (unconditional rows first) or one after the other,
+        and are combined by classifier-free guidance. With `until`, the pass stops after that layer and returns None.
         """
 
     @abstractmethod

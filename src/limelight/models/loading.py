@@ -18,22 +18,15 @@ from ..errors import ModelError, SettingsError
 from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
 from .base import About, Model
-from .latent_diffusion import LatentDiffusion
+from .families import FAMILIES
 from .parts import Index, index_of, load_part, readable
+from .pipeline_model import PipelineModel
 from .schedulers import SCHEDULERS
 from .single_file import SUFFIXES, open_checkpoint
-from .stable_diffusion import StableDiffusion, StableDiffusionXL
-from .unet import ATTACH, UNet
+from .unet import ATTACH
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-# Pipeline class -> the adapter that drives it. A new family is one more line here.
-FAMILIES: dict[str, type[UNet]] = {
-    "StableDiffusionPipeline": StableDiffusion,
-    "StableDiffusionXLPipeline": StableDiffusionXL,
-    "LDMTextToImagePipeline": LatentDiffusion,
-}
 
 METHODS = ("attend_and_excite", "guidance", "recommended", "textual_inversion", "generate")
 """What `limelight.json` has settings of."""
@@ -78,6 +71,10 @@ def load(
     with quiet_loading():
         model = _live(source, device, dtype) if _is_pipeline(source) else _stored(source, device, dtype, folder)
     if scheduler is not None:
+        if model.flows:
+            raise SettingsError(
+                f"'{model.name}' generates by flow matching, which scheduler='{scheduler}' does not know; leave it out."
+            )
         import diffusers
 
         model.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(model.scheduler.config)
@@ -113,7 +110,7 @@ def _live(pipeline: Any, device: str | torch.device | None, dtype: torch.dtype |
         _move(pipeline, _device(device))
     if dtype is not None:
         pipeline.to(dtype)
-    return _driven(FAMILIES[family], pipeline, name)
+    return _driven(FAMILIES[family].adapter, pipeline, name)
 
 
 def _live_family(pipeline: Any, name: str) -> str:
@@ -122,13 +119,13 @@ def _live_family(pipeline: Any, name: str) -> str:
     for part, value in pipeline.components.items():
         if value is not None:
             bases = [base.__name__ for base in type(value).__mro__]
-            known = [wanted.get(part) for wanted in _PARTS.values()]
+            known = [family.parts.get(part) for family in FAMILIES.values()]
             # A derived class counts as the class that it is derived from.
             index[part] = ("", next((base for base in bases if base in known), bases[0]))
     return _family(type(pipeline).__name__, index, name)
 
 
-def _driven(adapter: type[UNet], pipeline: Any, name: str) -> Model:
+def _driven(adapter: type[PipelineModel], pipeline: Any, name: str) -> Model:
     """A pipeline behind its adapter, once it is clear that all its denoiser's inputs can be given."""
     with readable(name):
         model = adapter(pipeline, name)
@@ -190,7 +187,7 @@ def _about(path: Path, family: About) -> About:
     return About(None if words is None else frozenset(words), presets)
 
 
-def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline, type[UNet]]:
+def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline, type[PipelineModel]]:
     """The pipeline of a folder or of the hub, with safe weights alone, and the adapter that drives it."""
     import diffusers
 
@@ -204,23 +201,29 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
 
     where = str(folder) if os.path.isdir(folder) else str(source)
     family, index = _read_index(where, name)
-    cls, adapter = getattr(diffusers, family), FAMILIES[family]
+    cls, adapter = getattr(diffusers, family), FAMILIES[family].adapter
     safe: dict[str, Any] = {"use_safetensors": True, **adapter.loading}
     with _no_alarm(), readable(name):
         stored = Path(where if os.path.isdir(where) else cls.download(where, **safe))
         options = {"dtype": dtype, "use_safetensors": safe["use_safetensors"], "unused": adapter.unused}
-        parts = {part: load_part(stored, name, part, index[part], options) for part in _needed(family)}
+        parts = {
+            part: load_part(stored, name, part, index[part], options)
+            for part in FAMILIES[family].parts
+            if part in index
+        }
         pipeline = cls.from_pretrained(stored, **parts, **{**dict.fromkeys(_idle(cls)), **safe})
         pipeline.register_to_config(_name_or_path=where)
     return pipeline, adapter
 
 
-def _open_file(file: Path, name: str, dtype: torch.dtype, config: Path | None) -> tuple[DiffusionPipeline, type[UNet]]:
+def _open_file(
+    file: Path, name: str, dtype: torch.dtype, config: Path | None
+) -> tuple[DiffusionPipeline, type[PipelineModel]]:
     """The pipeline of a checkpoint in a single file, and the adapter that drives it."""
     if not file.is_file():
         raise ModelError(f"There is no file '{name}'.")
     pipeline, family = open_checkpoint(file, name, dtype, config)
-    return pipeline, FAMILIES[family]
+    return pipeline, FAMILIES[family].adapter
 
 
 def _read_index(where: str, name: str) -> tuple[str, Index]:
@@ -251,7 +254,7 @@ def _family(pipeline: str, index: Index, name: str) -> str:
         ModelError: there is none.
     """
     if pipeline in FAMILIES:
-        missing = [part for part in _needed(pipeline) if part not in index]
+        missing = [part for part in FAMILIES[pipeline].needed if part not in index]
         if missing:
             raise ModelError(
                 f"'{name}' cannot be read as a model: it is a {pipeline} without {', '.join(missing)}; get the whole "
@@ -260,45 +263,14 @@ def _family(pipeline: str, index: Index, name: str) -> str:
         return pipeline
 
     classes = {part: cls for part, (_, cls) in index.items() if part not in _IDLE}
-    for family, wanted in _PARTS.items():
-        named = {part: cls for part, cls in wanted.items() if cls is not None}
-        if classes.keys() == wanted.keys() and named.items() <= classes.items():
-            return family
+    for known, family in FAMILIES.items():
+        if family.is_made_of(classes):
+            return known
     raise ModelError(_refusal(pipeline, classes, name))
 
 
-# What each family is made of: part -> its class, or None where several will do.
-_PARTS: dict[str, dict[str, str | None]] = {
-    "StableDiffusionPipeline": {
-        "unet": "UNet2DConditionModel",
-        "vae": None,
-        "text_encoder": "CLIPTextModel",
-        "tokenizer": None,
-        "scheduler": None,
-    },
-    "StableDiffusionXLPipeline": {
-        "unet": "UNet2DConditionModel",
-        "vae": None,
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-        "tokenizer": None,
-        "tokenizer_2": None,
-        "scheduler": None,
-    },
-    "LDMTextToImagePipeline": {
-        "unet": "UNet2DConditionModel",
-        "vqvae": None,
-        "bert": "LDMBertModel",
-        "tokenizer": None,
-        "scheduler": None,
-    },
-}
 # Parts on which no image depends that limelight generates.
 _IDLE = ("safety_checker", "feature_extractor", "image_encoder")
-
-
-def _needed(family: str) -> tuple[str, ...]:
-    return tuple(_PARTS[family])
 
 
 def _idle(cls: Any) -> tuple[str, ...]:
@@ -311,7 +283,7 @@ def _refusal(pipeline: str, classes: Mapping[str, str], name: str) -> str:
     message = f"'{name}' is a {pipeline}, which is not supported; supported: {', '.join(FAMILIES)}"
     if classes.get("unet") != "UNet2DConditionModel":
         return f"{message}."
-    more = [part for part in classes if part not in _PARTS["StableDiffusionXLPipeline"]]
+    more = [part for part in classes if part not in FAMILIES["StableDiffusionXLPipeline"].parts]
     besides = f", and it needs more than those: {', '.join(more)}" if more else ""
     return f"{message}{besides}. {ATTACH}"
 

@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from ..errors import LimelightError, ModelError, SettingsError
+from ..errors import ModelError, SettingsError
 from ..prompts.prompt import Prompt, parse
-from ..utils.reading import cause
-from ..utils.torch import exclusive, remove_hook, undone
-from .base import About, Conditioning, Model
+from ..utils.torch import exclusive
+from .base import About, Conditioning
+from .pipeline_model import PipelineModel, stop_after
 from .sites import AttentionSite
 
 ATTACH = "Open it with diffusers; `limelight.attach` steers such pipelines."
 
 
-class UNet(Model):
-    """What all families with a `UNet2DConditionModel` share. The pipeline itself is left as it was.
+class UNet(PipelineModel):
+    """What all families with a `UNet2DConditionModel` share, see `PipelineModel`."""
 
-    Args:
-        pipeline: weights are used as they are, on the device and in the dtype that they have.
-        name: how the model was asked for.
-    """
-
-    loading: ClassVar[dict[str, Any]] = {}
-    """Arguments of `from_pretrained` for this family, besides the common ones."""
-    unused: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of weights on which no image depends: a model may lack them."""
     adds: ClassVar[str | None] = None
     """What the denoiser reads besides the prompt, as its configuration calls it (`addition_embed_type`)."""
     guided_side: ClassVar[int] = 8
     """Least side of the maps that guidance reads, at the default size."""
 
     def __init__(self, pipeline: Any, name: str) -> None:
-        self.pipeline, self.name = pipeline, name
-        self.denoiser = pipeline.unet
-        self.scheduler = copy.deepcopy(pipeline.scheduler)
-        for method in ("set_timesteps", "step", "scale_model_input"):  # what `attach` may have put on the pipeline's
-            vars(self.scheduler).pop(method, None)
-
+        super().__init__(pipeline, name)
         self.sites = unet_sites(pipeline.unet)
-        self.pixels_per_latent = pipeline.vae_scale_factor
-        self._stowed: list[Any] = []
-
         self._check_tokenizer()
         if not self.text_sites:
             raise ModelError(f"The denoiser of '{name}' does not read a prompt: it has no cross-attention.")
@@ -102,15 +78,7 @@ class UNet(Model):
             )
 
     @property
-    def parts(self) -> dict[str, torch.nn.Module]:
-        names = ("unet", "text_encoder", "text_encoder_2", "vae")
-        found = {name: getattr(self.pipeline, name, None) for name in names}
-        return {name: part for name, part in found.items() if part is not None}
-
-    @property
-    def embeds_guidance(self) -> bool:
-        """Whether the denoiser reads the guidance scale as a number, as latent consistency models do, and has no
-        unconditional branch."""
+    def embeds_guidance(self) -> bool:  # as latent consistency models do
         return self.denoiser.config.time_cond_proj_dim is not None
 
     @property
@@ -140,16 +108,6 @@ class UNet(Model):
         return embedded.to(self.dtype).expand(images, -1)
 
     @property
-    def device(self) -> torch.device:
-        # Asking the pipeline takes ten milliseconds; it alone knows where offloaded modules run.
-        offloaded = getattr(self.denoiser, "_hf_hook", None) is not None
-        return self.pipeline._execution_device if offloaded else next(self.denoiser.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pipeline.unet.dtype
-
-    @property
     def default_size(self) -> tuple[int, int]:
         height, width = self._latent_size
         return height * self.pixels_per_latent, width * self.pixels_per_latent
@@ -167,110 +125,14 @@ class UNet(Model):
         with exclusive(self.pipeline.tokenizer):
             return parse(text, self.pipeline.tokenizer, self._length)
 
-    @abstractmethod
-    def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
-        """Encode one prompt: keyword tensors of the denoiser, first axis 1."""
-
-    def encode(
-        self,
-        prompts: Sequence[Prompt],
-        negative: str | Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
-        *,
-        clip_skip: int = 0,
-        gradient: bool = False,
-    ) -> Conditioning:
+    def _check_clip_skip(self, clip_skip: int) -> None:
         depth = self.pipeline.text_encoder.config.num_hidden_layers
         if not 0 <= clip_skip < depth - 1:
             raise SettingsError(f"clip_skip={clip_skip} does not fit a text encoder of {depth} layers.")
 
-        def rows(wanted: Sequence[Prompt], negative: bool) -> dict[str, Tensor]:
-            # Equal prompts (one prompt, many seeds) are encoded once.
-            states = {
-                p.text: self._states(p, size or self.default_size, negative, clip_skip) for p in dict.fromkeys(wanted)
-            }
-            names = next(iter(states.values()))
-            return {name: torch.cat([states[p.text][name] for p in wanted]).to(self.dtype) for name in names}
-
-        texts = self._negative_texts(negative, len(prompts))
-        with exclusive(self.denoiser), self._fetched(), torch.set_grad_enabled(gradient):
-            conditional = rows(prompts, False)
-            unconditional = None
-            if texts is not None:
-                parsed = {text: self.prompt(text) for text in dict.fromkeys(texts)}
-                unconditional = rows([parsed[text] for text in texts], True)
-        return Conditioning(tuple(prompts), conditional, unconditional)
-
-    def _negative_texts(self, negative: str | Sequence[str] | None, images: int) -> list[str] | None:
-        """The negative prompt of each image; None where there is no unconditional branch."""
-        texts = [negative] * images if isinstance(negative, str) else negative
-        if texts is None or not self.embeds_guidance:
-            return None if texts is None else list(texts)
-
-        refused = next(filter(None, texts), None)
-        if refused is not None:
-            raise SettingsError(
-                f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
-                f"negative={refused!r}."
-            )
-        return None
-
-    @contextmanager
-    def _fetched(self) -> Iterator[None]:
-        """Bring what is stowed away to the device for a while."""
-
-        def put_back() -> None:
-            for encoder in self._stowed:
-                encoder.to("cpu")
-
-        with undone(put_back):
-            for encoder in self._stowed:
-                encoder.to(self.device)
-            yield
-
-    def stow(self, away: bool = True) -> bool:
-        with exclusive(self.denoiser):
-            return self._stow(away)
-
-    def _stow(self, away: bool) -> bool:
-        if not away:
-            while self._stowed:
-                self._stowed.pop().to(self.device)
-            return False
-        if self._stowed or self.device.type == "cpu":
-            return False
-
-        for name in ("text_encoder", "text_encoder_2"):
-            encoder = getattr(self.pipeline, name, None)
-            # Where diffusers itself offloads, its hooks know best.
-            if encoder is not None and getattr(encoder, "_hf_hook", None) is None:
-                self._stowed.append(encoder)
-                encoder.to("cpu")
-        return bool(self._stowed)
-
-    def timesteps(self, steps: int) -> Tensor:
-        try:
-            if steps < 1:
-                raise ValueError
-            self.scheduler.set_timesteps(steps, device=self.device)
-        except (ValueError, ZeroDivisionError, IndexError) as error:
-            known = self.scheduler.config.num_train_timesteps
-            raise SettingsError(f"steps={steps} does not fit the schedule; it must be 1 to {known}.") from error
-        return self.scheduler.timesteps
-
-    def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        unit = self.pixels_per_latent
-        if height % unit or width % unit or height <= 0 or width <= 0:
-            raise SettingsError(
-                f"The size {height}x{width} does not fit this model; both sides must be multiples of {unit}."
-            )
-        shape = (1, self.denoiser.config.in_channels, height // unit, width // unit)
-        # On the generator's device and in the model's dtype, as diffusers does: equal seeds give equal images.
-        noise = [torch.randn(shape, generator=g, device=g.device, dtype=self.dtype) for g in generators]
-        return torch.cat(noise).to(self.device)
-
-    def start(self, noise: Tensor) -> Tensor:
-        return noise * self.scheduler.init_noise_sigma
+    @property
+    def _context(self) -> str:
+        return f"{self._length} tokens of width {self.denoiser.config.cross_attention_dim}"
 
     def predict(
         self,
@@ -298,86 +160,6 @@ class UNet(Model):
             return prediction
         unconditional, conditional = prediction.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
-
-    def step(
-        self,
-        prediction: Tensor,
-        timestep: Tensor,
-        latents: Tensor,
-        generators: Sequence[torch.Generator],
-        eta: float = 0.0,
-    ) -> Tensor:
-        accepted = inspect.signature(self.scheduler.step).parameters
-        extra: dict[str, Any] = {"generator": list(generators) or None} if "generator" in accepted else {}
-        if eta and "eta" not in accepted:
-            raise SettingsError(f"eta={eta} is DDIM's; the scheduler {type(self.scheduler).__name__} has none.")
-        if "eta" in accepted:
-            extra["eta"] = eta  # also 0: some schedulers have a default of their own
-        try:
-            return self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-        except ValueError as error:  # of a setting in its file that no library checks when it is read
-            raise ModelError(f"The scheduler of '{self.name}' cannot be used: {cause(error)}.") from error
-
-    @property
-    def _image_dtype(self) -> torch.dtype:
-        """The SDXL autoencoder overflows in float16 and says so in its configuration."""
-        vae = self.pipeline.vae
-        return torch.float32 if vae.dtype == torch.float16 and vae.config.force_upcast else vae.dtype
-
-    @torch.no_grad()
-    def posterior(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        vae, dtype = self.pipeline.vae, self._image_dtype
-        pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, dtype)
-        with exclusive(self.denoiser), _cast(vae, dtype):
-            found = vae.encode(pixels).latent_dist
-        mean, std = ((x * vae.config.scaling_factor).to(self.dtype) for x in (found.mean, found.std))
-        return mean, std
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        vae, dtype = self.pipeline.vae, self._image_dtype
-        latents = latents.to(dtype) / vae.config.scaling_factor
-        with exclusive(self.denoiser), _cast(vae, dtype):
-            pixels = vae.decode(latents, return_dict=False)[0]
-            self.pipeline.maybe_free_model_hooks()  # with CPU offload, the autoencoder leaves the device again
-        if not bool(pixels.isfinite().all()):
-            raise _black(self.name, dtype)
-        return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
-
-    def describe(self) -> dict[str, str]:
-        config = self.denoiser.config
-        return {
-            "model": self.name,
-            "family": type(self.pipeline).__name__,
-            "scheduler": type(self.scheduler).__name__,
-            "prediction": self.scheduler.config.get("prediction_type", "epsilon"),
-            "size": "{}x{}".format(*self.default_size),
-            "parameters": f"{sum(p.numel() for p in self.denoiser.parameters()) / 1e6:.1f} M in the denoiser",
-            "attention layers": f"{len(self.sites)} ({sum(x.reads_text for x in self.sites)} to the prompt)",
-            "context": f"{self._length} tokens of width {config.cross_attention_dim}",
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-
-
-def _black(name: str, dtype: torch.dtype) -> LimelightError:
-    """Why an autoencoder gives values that are not finite."""
-    what = f"The autoencoder of '{name}' overflows in {str(dtype).removeprefix('torch.')}, and the image would be black"
-    if dtype.itemsize < 4:
-        return ModelError(f"{what}. Load the model with dtype=torch.float32.")
-    return SettingsError(f"{what}: the latents are too large. Lower guidance_scale, or the scale of the guidance.")
-
-
-@contextmanager
-def _cast(module: Any, dtype: torch.dtype) -> Iterator[None]:
-    with exclusive(module):  # models of other denoisers may share it
-        before = module.dtype
-        if dtype == before:
-            yield
-            return
-        with undone(lambda: module.to(before)):
-            module.to(dtype)
-            yield
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -442,27 +224,3 @@ def _guided_scale(layers: Sequence[AttentionSite], side: int, least: int = 8) ->
     """
     scales = sorted({layer.scale for layer in layers if layer.reads_text and layer.group != "mid"})
     return max((s for s in scales if side / s >= least), default=scales[0])
-
-
-class _Reached(Exception):  # noqa: N818 - not an error
-    """The pass has come to the layer that it was asked to stop after."""
-
-
-@contextmanager
-def stop_after(denoiser: torch.nn.Module, layer: AttentionSite | None) -> Iterator[None]:
-    """End this thread's pass of the denoiser quietly once the layer has run; None lets it run through."""
-    if layer is None:
-        yield
-        return
-    module, thread = denoiser.get_submodule(layer.name), get_ident()
-
-    def stop(_module: Any, _inputs: Any, _output: Any) -> None:
-        if get_ident() == thread:
-            raise _Reached
-
-    with undone(partial(remove_hook, module, stop)):
-        try:
-            module.register_forward_hook(stop)
-            yield
-        except _Reached:
-            pass

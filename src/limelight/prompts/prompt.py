@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -62,6 +62,11 @@ class Prompt:
             end tokens (Stable Diffusion 1.x, XL), which carry meaning of their own.
         whole: how many tokens it would have if the model read all of it; of a prompt of very many words, at least.
         spans: for each position before `end`, the first character of its token and the one after its last.
+        streams: the positions from which on the tokens are those of a second, third, ... text encoder. A word has
+            positions in every stream.
+        places: for each position, where its token lies in the text that the denoiser reads, -1 where it does not; empty
+            where positions and places are the same.
+        limit: how many tokens the model reads, if that is another number than `ids` has.
     """
 
     text: str
@@ -72,12 +77,32 @@ class Prompt:
     padded: bool = False
     whole: int = 0
     spans: tuple[tuple[int, int], ...] = ()
+    streams: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
+    limit: int = 0
+
+    @property
+    def length(self) -> int:
+        """How many tokens the model reads at most."""
+        return self.limit or len(self.ids)
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """The positions of each stream, up to `end`; the first begins at 0."""
+        ends = (*self.streams, self.end)
+        return tuple(range(start, stop) for start, stop in zip((0, *self.streams), ends, strict=True))
+
+    def widened(self, positions: int) -> Prompt:
+        """The same prompt with so many positions."""
+        more = positions - len(self.ids)
+        ids, tokens = (*self.ids, *(0,) * more), (*self.tokens, *("",) * more)
+        return replace(self, ids=ids, tokens=tokens, places=(*self.places, *(-1,) * more), limit=self.length)
 
     @property
     def lost(self) -> tuple[str, ...]:
         """What the model does not read because the prompt is too long: words, or the text that holds none."""
         words = tuple(word.text for word in self.words if not word.positions)
-        if words or self.whole <= len(self.ids):
+        if words or self.whole <= self.length:
             return words
         return (self.text[self.spans[-1][1] :].strip(),)
 
@@ -89,7 +114,7 @@ class Prompt:
     @property
     def size(self) -> str:
         """`whole` as a number in a sentence."""
-        counted = len(self.words) <= _MARGIN * len(self.ids)
+        counted = len(self.words) <= _MARGIN * self.length
         return str(self.whole) if counted else f"more than {self.whole}"
 
     def find(self, subject: str | int | Sequence[int]) -> tuple[int, ...]:
@@ -120,7 +145,7 @@ class Prompt:
         if not all(word.positions for word in found):
             read = ", ".join(self.read)
             raise PromptError(
-                f"'{subject}' lies beyond the {len(self.ids)} tokens that this model reads; shorten the prompt, which "
+                f"'{subject}' lies beyond the {self.length} tokens that this model reads; shorten the prompt, which "
                 f"has {self.size}. It reads these words: {read}."
             )
         return found
@@ -266,6 +291,105 @@ def parse(text: str, tokenizer: Any, length: int) -> Prompt:
         len(tokens),
         tuple(token.span for token in tokens[:end]),
     )
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How one text encoder of a model reads a prompt.
+
+    Attributes:
+        tokenizer: a fast one of transformers.
+        length: how many tokens it reads, with those that it adds itself and those of the template.
+        first: where its first token that the denoiser reads lies in the text of all encoders.
+        template: what is written around the prompt, for which "{}" stands.
+        dropped: how many tokens at the begin do not reach the denoiser.
+        lower: whether it reads the prompt in lower case and without the spaces around it.
+    """
+
+    tokenizer: Any
+    length: int
+    first: int = 0
+    template: str = "{}"
+    dropped: int = 0
+    lower: bool = False
+
+    def tokens(self, text: str) -> tuple[list[_Token], list[int]]:
+        """The prompt's own tokens with their spans in it, and the places of those that are read."""
+        before, _, after = self.template.partition("{}")
+        start = len(before)
+        if self.lower:
+            start -= len(text) - len(text.lstrip())
+            text = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text).strip()
+        found = _tokens(f"{before}{text}{after}", self.tokenizer)
+        read = self.length - _ending(found)  # the tokenizer's own tokens at the end stay where a text is cut
+        own, places = list[_Token](), list[int]()
+        for i, (token, (a, b), learned) in enumerate(found):
+            if a < b and b > len(before) and a < len(before) + len(text):
+                own.append(_Token(token, (a - start, b - start), learned))
+                if i < read:
+                    places.append(self.first + i - self.dropped)
+        return own, places
+
+
+def parse_streams(text: str, streams: Sequence[Stream]) -> Prompt:
+    """Tokenize a prompt that one or several text encoders read, each its own way.
+
+    Its positions are the prompt's own tokens of all streams, one after the other, behind one that stands for no token;
+    a word's are its tokens in every stream. The templates' tokens and the tokenizers' own have none.
+
+    Raises:
+        PromptError: as `parse`.
+    """
+    spans, most = word_spans(text), _MARGIN * max(stream.length for stream in streams)
+    read = text[: spans[most][0]] if len(spans) > most else text
+
+    tokens, names, places = [_Token(0, (0, 0), False)], [""], [-1]
+    starts, whole = list[int](), 0
+    words = [Word(text[start:stop], (start, stop), ()) for start, stop in spans]
+    for stream in streams:
+        own, at = stream.tokens(read)
+        first = len(tokens)
+        starts.append(first)
+        found = _words(text, spans, own, len(at))
+        words = [_in_both(word, more, first) for word, more in zip(words, found, strict=True)]
+        tokens += own[: len(at)]
+        names += stream.tokenizer.convert_ids_to_tokens([token.id for token in own[: len(at)]])
+        places += at
+        whole = max(whole, len(own))
+
+    return Prompt(
+        text,
+        (*(token.id for token in tokens), 0),
+        (*names, ""),
+        len(tokens),
+        tuple(words),
+        True,
+        whole,
+        tuple(token.span for token in tokens),
+        tuple(starts[1:]),
+        (*places, -1),
+        max(stream.length for stream in streams),
+    )
+
+
+def _ending(tokens: Sequence[_Token]) -> int:
+    """How many tokens at the end stand for no characters."""
+    count = 0
+    while count < len(tokens) and tokens[-1 - count].span[0] == tokens[-1 - count].span[1]:
+        count += 1
+    return count
+
+
+def _in_both(word: Word, again: Word, first: int) -> Word:
+    """A word with the positions that it has in a further stream, whose first is `first`."""
+    positions = (*word.positions, *(first + position for position in again.positions))
+    return replace(word, positions=positions, learned=word.learned or again.learned)
+
+
+def aligned(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The same prompts with equally many positions; those that are new stand for no token."""
+    widest = max((len(prompt.ids) for prompt in prompts), default=0)
+    return tuple(prompt if len(prompt.ids) == widest else prompt.widened(widest) for prompt in prompts)
 
 
 class _Token(NamedTuple):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ModelError, PromptWarning, SettingsError
+from ..models.base import Model
 from ..models.learned import BOUND, BoundWord, readers_of
 from ..utils.torch import frozen
 
@@ -74,6 +75,8 @@ def _check_readers(model: Any, token: str, readers: Sequence[tuple[Any, Any]]) -
         ModelError: the model has no text encoder with a fast tokenizer.
         SettingsError: the token is not a placeholder, or the model has it already.
     """
+    if isinstance(model, Model):
+        model.require("learn")
     if not readers or not all(getattr(tokenizer, "is_fast", False) for tokenizer, _ in readers):
         kind = type(getattr(model, "pipeline", model)).__name__
         raise ModelError(f"'{kind}' has no text encoder with a fast tokenizer to bind '{token}' to.")

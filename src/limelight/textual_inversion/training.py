@@ -87,9 +87,11 @@ def train_word(
             break.
 
     Raises:
+        ModelError: words cannot be learned on this family.
         SettingsError: a setting does not fit the model, or `state` is another training's.
         PromptError: the token is a word that the model has already.
     """
+    model.require("learn")
     if not isinstance(images, TrainingImages):
         images = encode(model, images, config)
     if state is None:

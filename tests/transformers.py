@@ -1,0 +1,402 @@
+"""Tiny transformer pipelines with random weights, and tokenizers of the classes that they use, without any download."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from tests.conftest import POCKET, text_config
+
+WORDS = "a an the of on in and with black white red green blue cat dog frog horse tree house hello world photo".split()
+
+
+@cache
+def clip_tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=77)
+
+
+@cache
+def t5_tokenizer() -> T5Tokenizer:
+    """Whole words, and pieces of others."""
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    trained.train_from_iterator([" ".join(WORDS), "abcdefghijklmnopqrstuvwxyz"] * 20, trainer)
+    pieces = [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"]]
+    known = {piece for piece, _ in pieces}
+    pieces += [(f"\u2581{word}", -6.0) for word in WORDS if f"\u2581{word}" not in known]
+    return T5Tokenizer(vocab=pieces, model_max_length=512, extra_ids=0)
+
+
+CHAT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@cache
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Pieces of bytes, with a chat template."""
+    trained = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"\s?\p{L}+|\s|."), "isolated")
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator([" ".join(WORDS)] * 20, trainer)
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    vocab = {**model["vocab"], "<|endoftext|>": len(model["vocab"])}
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, additional_special_tokens=special)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+@cache
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Pieces of words behind a begin token."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer = normalizers.Replace(" ", "\u2581")
+    trained.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    letters = [*map(chr, range(33, 127)), "\n"]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False)
+    trained.train_from_iterator([f" {word}" for word in WORDS] * 20, trainer)
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=300, padding_side="right")
+    begin = [("<bos>", tokenizer.bos_token_id)]
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=begin)
+    return tokenizer
+
+
+def clip_encoder(cls: type = CLIPTextModelWithProjection):
+    tokenizer = clip_tokenizer()
+    config: CLIPTextConfig = text_config(tokenizer, projection_dim=32)
+    return cls(config)
+
+
+def t5_encoder(width: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(t5_tokenizer()),
+            d_model=width,
+            d_kv=8,
+            d_ff=32,
+            num_layers=2,
+            num_heads=4,
+            is_encoder_decoder=False,
+            dropout_rate=0.0,
+        )
+    )
+
+
+def autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=1.5,
+        shift_factor=0.06,
+    )
+
+
+def flow(**settings) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def flux(guidance: bool = True) -> FluxPipeline:
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=guidance,
+    )
+    return ready(
+        FluxPipeline(
+            scheduler=flow(use_dynamic_shifting=guidance),
+            vae=autoencoder(),
+            text_encoder=clip_encoder(CLIPTextModel),
+            tokenizer=clip_tokenizer(),
+            text_encoder_2=t5_encoder(32),
+            tokenizer_2=t5_tokenizer(),
+            transformer=transformer,
+        )
+    )
+
+
+def chroma() -> ChromaPipeline:
+    torch.manual_seed(0)
+    transformer = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=[4, 4, 8],
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+        approximator_num_channels=16,
+    )
+    return ready(
+        ChromaPipeline(
+            scheduler=flow(use_dynamic_shifting=True),
+            vae=autoencoder(),
+            text_encoder=t5_encoder(32),
+            tokenizer=t5_tokenizer(),
+            transformer=transformer,
+        )
+    )
+
+
+def qwen_image() -> QwenImagePipeline:
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 4, 4),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1] * 4,
+        latents_std=[2.0] * 4,
+    )
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    config = Qwen2_5_VLConfig(
+        text_config={**layers, "num_key_value_heads": 2, "vocab_size": len(qwen_tokenizer()), "rope_parameters": rope},
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
+    )
+    return ready(
+        QwenImagePipeline(
+            scheduler=flow(use_dynamic_shifting=True),
+            vae=vae,
+            text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+            tokenizer=qwen_tokenizer(),
+            transformer=transformer,
+        )
+    )
+
+
+def z_image() -> ZImagePipeline:
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=4,
+        dim=32,
+        n_layers=3,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 32, 32],
+    )
+    config = Qwen3Config(
+        vocab_size=len(qwen_tokenizer()),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return ready(
+        ZImagePipeline(
+            scheduler=flow(use_dynamic_shifting=True),
+            vae=autoencoder(),
+            text_encoder=Qwen3Model(config),
+            tokenizer=qwen_tokenizer(),
+            transformer=transformer,
+        )
+    )
+
+
+def pixart() -> PixArtSigmaPipeline:
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        sample_size=16,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=32,
+        cross_attention_dim=24,
+        in_channels=4,
+        out_channels=8,
+        use_additional_conditions=False,
+    )
+    return ready(
+        PixArtSigmaPipeline(
+            tokenizer=t5_tokenizer(),
+            text_encoder=t5_encoder(32),
+            vae=autoencoder(),
+            transformer=transformer,
+            scheduler=DPMSolverMultistepScheduler(),
+        )
+    )
+
+
+def sana() -> SanaPipeline:
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=8,
+    )
+    vae = AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.4,
+    )
+    config = Gemma2Config(
+        vocab_size=len(gemma_tokenizer()),
+        head_dim=8,
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+    )
+    return ready(
+        SanaPipeline(
+            tokenizer=gemma_tokenizer(),
+            text_encoder=Gemma2Model(config),
+            vae=vae,
+            transformer=transformer,
+            scheduler=flow(shift=3.0),
+        )
+    )
+
+
+def sd3(t5: bool = True, dual: tuple[int, ...] = (), dynamic: bool = False) -> StableDiffusion3Pipeline:
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+        qk_norm="rms_norm" if dual else None,
+        dual_attention_layers=dual,
+    )
+    return ready(
+        StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=flow(use_dynamic_shifting=True) if dynamic else flow(shift=3.0),
+            vae=autoencoder(),
+            text_encoder=clip_encoder(),
+            tokenizer=clip_tokenizer(),
+            text_encoder_2=clip_encoder(),
+            tokenizer_2=clip_tokenizer(),
+            text_encoder_3=t5_encoder(64) if t5 else None,
+            tokenizer_3=t5_tokenizer() if t5 else None,
+        )
+    )
+
+
+def ready(pipeline):
+    """A quiet pipeline in float64, no weight of whose denoiser is zero."""
+    torch.manual_seed(1)
+    for weight in pipeline.transformer.parameters():
+        if not bool(weight.detach().any()):
+            torch.nn.init.normal_(weight, std=0.05)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(torch.float64)
