@@ -182,15 +182,18 @@ CONFIG = {
 STATE = {"config": CONFIG, "about": {"model": "m", "weights": "w", "pictures": "p", "packages": {"a": "1"}}}
 
 
-def _state(folder: Path) -> Path:
-    tensors = {name: torch.ones(2, 4) for name in ("vectors.0", "begun.0", "moment1.0", "moment2.0")}
-    (folder / "state.safetensors").write_bytes(save(tensors, {"step": "3"}))
+TRAINED = {name: torch.ones(2, 4) for name in ("vectors.0", "begun.0", "moment1.0", "moment2.0")}
+
+
+def _earlier_state(folder: Path) -> Path:
+    """Of the versions that kept settings in a file beside the tensors."""
+    (folder / "state.safetensors").write_bytes(save(TRAINED, {"step": "3"}))
     (folder / "state.json").write_text(json.dumps(STATE))
     return folder / "state.json"
 
 
 def _trained(path: Path) -> None:
-    state = TrainState.load(path.parent / "state")
+    state = TrainState.load(path.parent / "state.safetensors")
     assert isinstance(state.config, TrainingConfig)
     assert state.step >= 0
     assert all(tensor.isfinite().all() for tensor in (*state.vectors, *state.begun, *sum(state.moments, ())))
@@ -400,8 +403,14 @@ DOORS = {
     ),
     "vectors.npy": Door(_authors, _imported),
     "heads.npy": Door(lambda folder: _authors(folder).with_name("h.npy"), _imported),
-    "training settings": Door(_state, _trained, STATE),
-    "training tensors": Door(lambda folder: _state(folder).with_name("state.safetensors"), _trained),
+    "training": Door(
+        _file("state.safetensors", lambda: save(TRAINED, {"limelight.training": json.dumps({**STATE, "step": 3})})),
+        _trained,
+        {**STATE, "step": 3},
+        _safetensors(TRAINED, "limelight.training"),
+    ),
+    "earlier training settings": Door(_earlier_state, _trained, STATE),
+    "earlier training tensors": Door(lambda folder: _earlier_state(folder).with_name("state.safetensors"), _trained),
     "losses": Door(_file("loss.csv", losses([Losses(0, 1.0, None, None, None, 1.0, 1.0)])), _losses),
     "run.json": Door(_run, _scored, RUN),
     "manifest": Door(_in_run("manifest.jsonl"), _scored, IMAGE, _json_line),

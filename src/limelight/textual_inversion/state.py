@@ -150,11 +150,16 @@ class TrainState:
             if _FACTS in metadata:
                 facts = from_json(_Facts, metadata[_FACTS])
             else:
-                earlier = path.with_suffix(".json").read_bytes()
-                facts = {**from_json(_Facts, earlier), "step": int(metadata["step"])}
+                facts = {**_earlier_facts(path.with_suffix(".json")), "step": int(metadata["step"])}
             config = TrainingConfig(**facts["config"])
             _check_vectors(tensors, config.vectors)
             return cls(config, facts["step"], *_parts(tensors), facts["about"])
+
+
+def _earlier_facts(path: Path) -> Any:
+    """The settings of a state of an earlier version, which kept them in a file of their own."""
+    with reading(path, "a training", _CURE):
+        return from_json(_Facts, path.read_bytes())
 
 
 def _check_vectors(tensors: Mapping[str, Tensor], rows: int) -> None:
