@@ -81,7 +81,9 @@ class TrainState:
                     f"Vectors of shape {list(rows.shape)} do not fit '{model.name}': "
                     f"they must be {[config.vectors, table.shape[1]]}."
                 )
-        about = {**provenance(model), "weights": fingerprint(model), "pictures": images.digest}
+        facts = provenance(model)
+        # In the order in which `load` gives them, so that a resumed training writes the same bytes.
+        about = {"model": facts["model"], "weights": fingerprint(model), "pictures": images.digest} | facts
         return cls(config, 0, begun, begun, (), about)
 
     @property
