@@ -12,6 +12,8 @@ import yaml
 from PIL import Image
 
 import limelight
+from limelight.models.base import FEATURES
+from limelight.models.families import features
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +45,14 @@ def test_python_in_the_documents_runs(document, monkeypatch, tmp_path, pocket):
 
 def test_the_readme_fits_a_screen_or_two():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_table_of_families_is_the_codes_own():
+    rows = [["family", *FEATURES], ["---"] * (1 + len(FEATURES))]
+    for title, works in features().items():
+        rows.append([title, *("yes" if works[feature] else "" for feature in FEATURES)])
+    for row in rows:
+        assert f"|{'|'.join(row)}|" in (ROOT / "docs/models.md").read_text().replace(" |", "|").replace("| ", "|")
 
 
 def test_the_citation_is_of_this_version():
