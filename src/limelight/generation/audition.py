@@ -94,14 +94,7 @@ def cast(plan: GenerationPlan, audition: Audition, batch: int | None) -> Generat
     Raises:
         SettingsError: an image has no subjects, latents are given, or the audition is longer than the schedule.
     """
-    settings = plan.settings
-    rounds = sorted({step_of(at, settings.steps) for at in audition.rounds})
-    if rounds[-1] >= settings.steps:
-        raise SettingsError(f"An audition of {rounds[-1]} steps is too long for a schedule of {settings.steps} steps.")
-    if settings.latents is not None or settings.conditioning is not None:
-        raise SettingsError("An audition chooses seeds; it cannot be held with given latents or conditioning.")
-    if not all(plan.subjects):
-        raise SettingsError("An audition needs the subjects of every image; name them, for example subjects=['cat'].")
+    rounds = _rounds(plan, audition)
 
     # Which images lack something by their own seed.
     winners = list(plan.images)
@@ -120,7 +113,20 @@ def cast(plan: GenerationPlan, audition: Audition, batch: int | None) -> Generat
             del images[stay:]
     for i, (winner,) in zip(seeking, left, strict=True):
         winners[i] = winner
-    return replace(plan, images=tuple(winners), settings=replace(settings, audition=audition.settings()))
+    return replace(plan, images=tuple(winners), settings=replace(plan.settings, audition=audition.settings()))
+
+
+def _rounds(plan: GenerationPlan, audition: Audition) -> list[int]:
+    """The steps of the rounds, in ascending order."""
+    settings = plan.settings
+    rounds = sorted({step_of(at, settings.steps) for at in audition.rounds})
+    if rounds[-1] >= settings.steps:
+        raise SettingsError(f"An audition of {rounds[-1]} steps is too long for a schedule of {settings.steps} steps.")
+    if settings.latents is not None or settings.conditioning is not None:
+        raise SettingsError("An audition chooses seeds; it cannot be held with given latents or conditioning.")
+    if not all(plan.subjects):
+        raise SettingsError("An audition needs the subjects of every image; name them, for example subjects=['cat'].")
+    return rounds
 
 
 _Image = tuple[int, int]

@@ -406,15 +406,8 @@ class Steering:
         if not guided and threshold is None:
             return None
 
-        rows, size = torch.arange(len(latents), device=latents.device), self.sizes[index]
-        if self._plain is None:
-            score, gradient = self.evaluate(latents, timestep, rows)
-        else:
-            rows = rows[self._plain.lacking(self.guidance.limits)]
-            score, gradient = self._plain.clone(), torch.zeros_like(latents)
-            if len(rows):
-                found, gradient[rows] = self.evaluate(latents, timestep, rows)
-                _update(score, rows, found)
+        rows, score, gradient = self._begin(latents, timestep)
+        size = self.sizes[index]
         refinements = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
         # Only here does the host wait for the device: which images are below the threshold?
         active = rows[score.parts["neglect"][rows] > 1 - threshold] if threshold is not None else rows[:0]
@@ -435,6 +428,19 @@ class Steering:
         if not guided:
             return Move(latents, *score, refinements)
         return self._moved(latents, score, gradient, size, refinements)
+
+    def _begin(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Score, Tensor]:
+        """The images that may be moved, and score and gradient of all images before the first move of a step."""
+        rows = torch.arange(len(latents), device=latents.device)
+        if self._plain is None:
+            return rows, *self.evaluate(latents, timestep, rows)
+
+        rows = rows[self._plain.lacking(self.guidance.limits)]
+        score, gradient = self._plain.clone(), torch.zeros_like(latents)
+        if len(rows):
+            found, gradient[rows] = self.evaluate(latents, timestep, rows)
+            _update(score, rows, found)
+        return rows, score, gradient
 
     def _moved(self, latents: Tensor, score: Score, gradient: Tensor, size: float, refinements: Tensor) -> Move:
         """The move of a guided step."""
