@@ -73,6 +73,8 @@ def load_part(folder: Path, name: str, part: str, source: tuple[str, str], optio
     with readable(name, part):
         cls = _class(*source)
         if not issubclass(cls, torch.nn.Module):
+            for config in filter(Path.is_file, (folder / part).glob("*config.json")):
+                from_json(dict[str, Any], config.read_bytes())  # diffusers takes anything else for a hub id
             return cls.from_pretrained(folder, subfolder=part)
 
         _check_sizes(folder / part / "config.json")
