@@ -57,6 +57,17 @@ def difference(found, expected):
     return parts + [pair for pair in zip(found[1:], expected[1:], strict=True) if pair[0] != pair[1]]
 
 
+@pytest.fixture(autouse=True)
+def _lock():
+    """A lock of its own for each test.
+
+    An interrupt by tracing can come where a signal cannot, between the last line of a `with` and its end, and leaves
+    the lock locked. The next thread would wait for it without end.
+    """
+    yield
+    _EAGER._lock = threading.RLock()
+
+
 class Interrupt:
     """Raise KeyboardInterrupt at one of the instructions of limelight and contextlib, counted from 0."""
 
