@@ -61,11 +61,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "gpu": not torch.cuda.is_available(),
         "hub": not os.environ.get("LIMELIGHT_HUB"),
         "browser": not BROWSER,
+        "cluster": not os.environ.get("LIMELIGHT_CLUSTER"),
     }
     reasons = {
         "gpu": "needs a CUDA device",
         "hub": "downloads gigabytes; set LIMELIGHT_HUB=1",
         "browser": "needs Chromium or Chrome on the path",
+        "cluster": "takes minutes; set LIMELIGHT_CLUSTER=1",
     }
     for item in items:
         for marker in missing:

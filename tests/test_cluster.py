@@ -211,6 +211,7 @@ def cluster():
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_killed_nodes_and_drivers_change_nothing(cluster, tmp_path, monkeypatch, pocket):
     shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
