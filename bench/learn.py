@@ -40,6 +40,7 @@ from limelight.utils.files import lock_folder, png, write
 from limelight.utils.images import grid
 from limelight.utils.jsonl import Log
 from limelight.utils.parallel import ENGINES, one_thread, open_executor
+from limelight.utils.reading import Record
 from limelight.utils.torch import frozen
 from recipes.pocket.sprites import render
 
@@ -127,6 +128,15 @@ def tried(model: limelight.Model, trial: Trial) -> tuple[dict[str, Any], Learned
     return {**asdict(trial), "held": held, "norm": step.state.norm, "cosine": step.state.cosine}, step.word
 
 
+class _Row(Record):
+    """What is kept of a trial."""
+
+    subject: str
+    rate: float
+    steps: int
+    held: list[float]
+
+
 def rates(folder: Path, trials: Sequence[Trial], **workers: Any) -> list[dict[str, Any]]:
     """The errors on fixed noise of some trainings, whose words are kept in the folder.
 
@@ -135,7 +145,7 @@ def rates(folder: Path, trials: Sequence[Trial], **workers: Any) -> list[dict[st
         workers: see `open_executor`.
     """
     with lock_folder(folder):
-        log = Log(folder / "rates.jsonl", print)
+        log = Log(folder / "rates.jsonl", _Row, print)
         known = {Trial(row["subject"], row["rate"], row["steps"]): row for row in log.rows}
         with open_executor(opened, **workers) as executor:
             for trial, (row, word) in executor.map(tried, [trial for trial in trials if trial not in known]):
