@@ -249,13 +249,13 @@ class Program:
     """Runs when it is read by `pickle`."""
 
     def __reduce__(self):
-        return print, ("read",)
+        return exec, ("print('read')",)  # not `print` itself, which Ray replaces
 
 
 @pytest.mark.parametrize(
     ("value", "code"),
     [
-        (Program(), r"\w*builtins?_*.print"),
+        (Program(), r"\w*builtins?_*.exec"),
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         (nn.ParameterDict.__init__, "getattr"),
         (Path("x"), "pathlib.PosixPath"),
