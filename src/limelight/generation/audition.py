@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
-from ..attention.edits import bind_edits
-from ..attention.probe import Probe
 from ..errors import SettingsError
 from ..guidance.base import Guidance, Objective, Score, check_schedule, check_targets, describe_objective, step_of
 from ..guidance.divergence import divergence
 from ..utils.numbers import MOST_IMAGES, check_whole
 from .batches import in_passes
-from .loop import denoise
+from .loop import maps_before
 from .plan import GenerationPlan
 
 STRIDE = 1_000_000
@@ -153,39 +150,23 @@ def _find(
     return dict(zip(images, chain.from_iterable(done), strict=True))
 
 
-@torch.no_grad()
 def _look(plan: GenerationPlan, objective: Objective, images: Sequence[_Image], step: int) -> Score:
     """The score of one pass of images before a step of their plain run."""
-    model, settings = plan.model.for_one_run(), plan.settings
+    model, settings = plan.model, plan.settings
     generators = [torch.Generator().manual_seed(seed) for _, seed in images]
     noise = model.noise(generators, *settings.size)
     prompts = [plan.prompts[which] for which, _ in images]
     negative = [settings.negative[which] for which, _ in images] if settings.two_branches else None
-    conditioning = model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip)
-    scale, edits = settings.guidance_scale, settings.edits
-
-    # Denoise up to the step.
-    timesteps = model.timesteps(settings.steps)
-    latents = model.start(noise)
-    if step:
-        plain = denoise(
-            model,
-            conditioning,
-            noise,
-            steps=settings.steps,
-            guidance_scale=scale,
-            edits=edits,
-            generators=generators,
-            eta=settings.eta,
-        )
-        with closing(plain) as run:
-            latents = next(islice(run, step - 1, None)).latents
-
-    # Read the maps in a conditional pass that ends where the last of them is made.
-    layers = Guidance(objective=objective).layers(model, (noise.shape[-2], noise.shape[-1]))
-    conditional = model.prepare(conditioning, scale).only_conditional()
-    acting = bind_edits(edits, model, prompts, len(timesteps))
-    with Probe(model, layers, edits=acting, images=len(latents), step=step) as probe:
-        model.predict(latents, timesteps[step], conditional, until=layers[-1])
-        maps = probe.take(latents, prompts)
+    maps = maps_before(
+        model,
+        model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip),
+        noise,
+        step,
+        Guidance(objective=objective).layers(model, (noise.shape[-2], noise.shape[-1])),
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        edits=settings.edits,
+        generators=generators,
+        eta=settings.eta,
+    )
     return objective(maps, [plan.subjects[which] for which, _ in images])

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..attention.edits import BindableEdit, Edit, bind_edits
 from ..attention.maps import AttentionMaps
 from ..attention.probe import Probe
-from ..guidance.base import Guidance, Move, Score, Steering, Subjects, layers_to_read, step_of
+from ..errors import SettingsError
+from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read, step_of
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..utils.numbers import MOST_STEPS, check_finite, check_whole
@@ -98,7 +99,7 @@ def denoise(
     check_whole(MOST_STEPS, steps=steps)
     model = model.for_one_run()
     size = (noise.shape[-2], noise.shape[-1])
-    timesteps = model.timesteps(steps, (size[0] * model.pixels_per_latent, size[1] * model.pixels_per_latent))
+    timesteps = _timesteps(model, steps, size)
     encoded = _of_each_step(model, conditioning, guidance_scale, len(timesteps))
     recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
     steering = None
@@ -106,19 +107,16 @@ def denoise(
         guided = guided_layers or layers_to_guide(model, size, guidance)
         steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, guided)
         if guidance.look is not None:
-            plain = denoise(
-                model,
-                encoded,
-                noise,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                edits=edits,
-                record=True,
-                layers=guided,
-                generators=[_copy(generator) for generator in generators],
-                eta=eta,
-            )
-            steering.guide_only_what_lacks(_look(plain, steering, step_of(guidance.look, steps)))
+            run = {
+                "steps": steps,
+                "guidance_scale": guidance_scale,
+                "edits": edits,
+                "generators": generators,
+                "eta": eta,
+            }
+            at = step_of(guidance.look, steps)
+            maps = maps_before(model, encoded, noise, at, guided, **run)
+            steering.guide_only_what_lacks(steering.objective(maps, subjects))
     acting = bind_edits(edits, model, encoded[0].prompts, len(timesteps))
 
     latents, before = model.start(noise), perf_counter()
@@ -141,12 +139,45 @@ def denoise(
         before = now
 
 
-def _look(plain: Generator[Step, Tensor | None, None], steering: Steering, at: int) -> Score:
-    """What the images of a plain run lack at a step."""
-    with closing(plain):
-        step = next(islice(plain, at, None))
-        assert step.maps is not None  # they are recorded
-        return steering.objective(step.maps, steering.subjects)
+@torch.no_grad()
+def maps_before(
+    model: Model,
+    conditioning: Conditioning | Sequence[Conditioning],
+    noise: Tensor,
+    at: int,
+    layers: Sequence[AttentionSite],
+    **run: Any,
+) -> AttentionMaps:
+    """The maps of a plain run before a step, from a conditional pass that ends where the last of them is made.
+
+    Args:
+        at: index of the step.
+        layers: those to read, in execution order.
+        run: the other options of `denoise`; its generators stay as they are.
+
+    Raises:
+        SettingsError: the schedule has no such step.
+    """
+    model, run = model.for_one_run(), {**run, "generators": list(map(_copy, run["generators"]))}
+    timesteps = _timesteps(model, run["steps"], (noise.shape[-2], noise.shape[-1]))
+    if at >= len(timesteps):
+        raise SettingsError(f"Step {at} lies beyond the schedule of {run['steps']} steps; look at an earlier one.")
+    encoded = _of_each_step(model, conditioning, run["guidance_scale"], len(timesteps))[at]
+
+    latents = model.start(noise)
+    if at:
+        with closing(denoise(model, conditioning, noise, **run)) as plain:
+            latents = next(islice(plain, at - 1, None)).latents
+
+    acting = bind_edits(run["edits"], model, encoded.prompts, len(timesteps))
+    with exclusive(model.denoiser), Probe(model, layers, edits=acting, images=len(latents), step=at) as probe:
+        model.predict(latents, timesteps[at], encoded.only_conditional(), until=layers[-1])
+        return probe.take(latents, encoded.prompts)
+
+
+def _timesteps(model: Model, steps: int, size: tuple[int, int]) -> Tensor:
+    """Start a schedule for latents of a height and width."""
+    return model.timesteps(steps, (size[0] * model.pixels_per_latent, size[1] * model.pixels_per_latent))
 
 
 def _copy(generator: torch.Generator) -> torch.Generator:
