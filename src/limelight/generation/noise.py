@@ -44,7 +44,8 @@ def searched(
         return None
 
     model, settings, search = plan.model.for_one_run(), plan.settings, guidance.noise_search
-    timesteps, exact = model.timesteps(settings.steps), torch.promote_types(noise.dtype, torch.float32)
+    timesteps = model.timesteps(settings.steps, settings.size)
+    exact = torch.promote_types(noise.dtype, torch.float32)
     watching = Guidance(objective=search.objective, resolution=guidance.resolution, checkpoint=guidance.checkpoint)
     steering = Steering(
         watching,
