@@ -51,9 +51,9 @@ def _limited() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def models():
-    """Every model of the package is opened once."""
+    """Every model of the package is opened once in this file; `load` itself comes back for the others."""
     load, kept = loading.load, {}
 
     def once(source=None, **options):
