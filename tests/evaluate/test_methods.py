@@ -82,3 +82,22 @@ def test_edits_that_cannot_be_drawn(tmp_path, quick):
     refused("brings no new word", [replace(color[0], prompt="a car")], heads)
     refused("'a cat and a dog' has no source to be edited", [Case("a cat and a dog", "mine")], "prompt-to-prompt")
     refused("Edits have no eta", color, "prompt-to-prompt", eta=0.5)
+
+
+def test_an_audition_is_a_method(tmp_path, monkeypatch, tiny):
+    monkeypatch.setattr(module, "load", lambda *args, **options: tiny)
+    case = load("attend-excite")[0]
+    label = "audition:candidates=3:rounds=[0]:targets={}"
+    run(tmp_path, [case], ["plain", label], [0, 1], workers=1, **SMALL)
+
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    images = {(row["method"], row["seed"]): Image.open(tmp_path / row["file"]) for row in rows}
+    audition = limelight.Audition(candidates=3, rounds=[0], targets={})
+    chosen = limelight.generate(
+        tiny, case.prompt, subjects=case.subjects, seeds=[0, 1], guidance=None, audition=audition, **SMALL
+    )
+    for seed, winner, image in zip((0, 1), chosen.seeds, chosen.images, strict=True):
+        assert images[label, seed].tobytes() == image.tobytes()
+        assert json.loads(images[label, seed].text["limelight"])["seed"] == winner
+    calls = {row["method"]: row["calls"] for row in rows}
+    assert calls[label] > calls["plain"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..editing.attention_edits import changed
 from ..errors import SettingsError
+from ..generation.audition import Audition
 from ..guidance.base import Guidance
 from ..guidance.names import NAMES
 from ..guidance.presets import preset
@@ -28,6 +29,7 @@ class Method:
         prompt: the prompt of a case that is generated.
         edit: the settings of `limelight.edit` that make it of the case's source; None generates it from noise.
         facts: what the edits depend on besides.
+        audition: chooses the seed of each image.
         marked: whether its files say where the words are that an edit changes.
     """
 
@@ -35,10 +37,17 @@ class Method:
     prompt: Callable[[Case], str] = lambda case: case.prompt
     edit: Callable[[Case], dict[str, Any]] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    audition: Audition | None = None
     marked: bool = False
 
+    @property
+    def needs_subjects(self) -> bool:
+        return self.guidance is not None or self.audition is not None
+
     def settings(self) -> dict[str, Any]:
-        return {"guidance": None if self.guidance is None else self.guidance.settings(), **self.facts}
+        guidance = None if self.guidance is None else self.guidance.settings()
+        audition = {} if self.audition is None else {"audition": self.audition.settings()}
+        return {"guidance": guidance, **audition, **self.facts}
 
 
 def _plain(model: Model) -> Method:
@@ -52,6 +61,11 @@ def _source(model: Model) -> Method:
 
 def _guided(name: str, model: Model, **changes: Any) -> Method:
     return Method(preset(name, model, **changes))
+
+
+def _audition(model: Model, *, guidance: str | None = None, **changes: Any) -> Method:
+    """The best of several seeds, generated plainly or with a guidance."""
+    return Method(None if guidance is None else preset(guidance, model), audition=Audition(**changes))
 
 
 def _prompt_to_prompt(
@@ -104,6 +118,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "plain": _plain,
     "source": _source,
     **{name: partial(_guided, name) for name in NAMES},
+    "audition": _audition,
     "prompt-to-prompt": _prompt_to_prompt,
     "prompt-to-prompt-heads": _prompt_to_prompt_heads,
 }

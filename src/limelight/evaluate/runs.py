@@ -146,7 +146,7 @@ class Worker:
             seconds = (time.perf_counter() - start) / len(job.seeds)
 
         files = []
-        for seed, image in zip(job.seeds, result.images, strict=True):
+        for seed, image in zip(result.seeds, result.images, strict=True):  # after an audition not the job's
             files.append(png({**result.settings, "seed": seed}, image))
         settings = digest(self._settings[job.method])
         return GeneratedPass(files, masks, settings, _calls(result, count[0]), seconds)
@@ -187,9 +187,10 @@ class Worker:
         return generate(
             self.model,
             method.prompt(case),
-            subjects=case.subjects if case.wanted and method.guidance is not None else "auto",
+            subjects=case.subjects if case.wanted and method.needs_subjects else "auto",
             seeds=job.seeds,
             guidance=method.guidance,
+            audition=method.audition,
             batch=len(job.seeds),
             record=record,
             **self._options,
