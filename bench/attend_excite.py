@@ -1,7 +1,7 @@
 """Attend-and-Excite against diffusers' deprecated pipeline: seconds, denoiser work and memory at equal output.
 
 `python -m bench.attend_excite --sizes pocket mid` prints a Markdown table. Every run is a process of its own, the two
-sides in turns; weights are random, so what is measured is cost. "F" is the work of one denoiser pass for one picture.
+sides in turns; weights are random, so what is measured is cost. "F" is the work of one denoiser pass for one image.
 `--sizes sd14` has the real configuration (on a CPU, minutes a run and 14 GiB for diffusers' side).
 """
 

@@ -1,6 +1,6 @@
 """Work and memory of guidance on the real configurations, counted on the meta device: no weights, no machine's noise.
 
-`python -m bench.count` prints the tables of docs/performance.md. F is the work of one denoiser pass for one picture.
+`python -m bench.count` prints the tables of docs/performance.md. F is the work of one denoiser pass for one image.
 Memory is of tensors, in float32: what is kept for the gradient, and the most that there is at once above the weights.
 """
 

@@ -1,10 +1,10 @@
-"""How little guidance cures as much: work over plain sampling against neglect.
+"""How little guidance fixes as much: work over plain sampling against neglect.
 
-`python -m bench.fast --out FOLDER` draws prompts of three subjects with each of the settings, an ordinary run of
-`limelight evaluate`, and prints a Markdown table. Run again, it draws only what the folder lacks. Every guided row has
-the step that suits the model. "Work" is gradient steps in denoiser passes, over the passes of plain sampling; "miss" is
-what the detector does not find; "fixed" are images that miss something plain and nothing guided, "broken" the other way
-round; "share" is of the cure (less misses) of the first guided row.
+`python -m bench.fast --out FOLDER` generates prompts of three subjects with each of the settings, an ordinary run of
+`limelight evaluate`, and prints a Markdown table. Run again, it generates only what the folder lacks. Every guided row
+has the step that suits the model. "Work" is gradient steps in denoiser passes, over the passes of plain sampling;
+"miss" is what the detector does not find; "fixed" are images that miss something plain and nothing guided, "broken" the
+other way round; "share" is of the improvement (less misses) of the first guided row.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--suite", choices=list(SUITES), default="three")
-    parser.add_argument("--every", type=int, default=1, help="draw only every n-th prompt")
+    parser.add_argument("--every", type=int, default=1, help="generate only every n-th prompt")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
@@ -74,24 +74,24 @@ def main() -> None:
 
 
 def table(rows: dict[tuple[str, str, str], dict[str, float]], names: list[str], cost: float) -> str:
-    lines = ["| guidance | pictures | gradient steps | work | miss | share | cured | spoiled |", "|---" * 8 + "|"]
+    lines = ["| guidance | images | gradient steps | work | miss | share | fixed | broken |", "|---" * 8 + "|"]
     missed = {key: row["success"] == 0 for key, row in rows.items()}
-    pictures = [key[1:] for key in rows if key[0] == "plain"]
+    images = [key[1:] for key in rows if key[0] == "plain"]
 
     def rate(method: str) -> float:
-        return sum(missed[method, *picture] for picture in pictures) / len(pictures)
+        return sum(missed[method, *image] for image in images) / len(images)
 
     full = rate("plain") - rate(SETTINGS[names[1]]) if len(names) > 1 else 0.0
-    plain = sum(rows["plain", *picture]["calls"] for picture in pictures)
+    plain = sum(rows["plain", *image]["calls"] for image in images)
     for name in names:
         method = SETTINGS[name]
-        steps = (sum(rows[method, *picture]["calls"] for picture in pictures) - plain) / len(pictures)
-        work = 1 + steps * cost * len(pictures) / plain
+        steps = (sum(rows[method, *image]["calls"] for image in images) - plain) / len(images)
+        work = 1 + steps * cost * len(images) / plain
         share = f"{(rate('plain') - rate(method)) / full:.0%}" if full and method != "plain" else ""
-        cured = sum(missed["plain", *picture] and not missed[method, *picture] for picture in pictures)
-        spoiled = sum(missed[method, *picture] and not missed["plain", *picture] for picture in pictures)
-        numbers = f"{steps:.1f} | {work:.2f} | {rate(method):.1%} | {share} | {cured} | {spoiled}"
-        lines.append(f"| {name} | {len(pictures)} | {numbers} |")
+        fixed = sum(missed["plain", *image] and not missed[method, *image] for image in images)
+        broken = sum(missed[method, *image] and not missed["plain", *image] for image in images)
+        numbers = f"{steps:.1f} | {work:.2f} | {rate(method):.1%} | {share} | {fixed} | {broken}"
+        lines.append(f"| {name} | {len(images)} | {numbers} |")
     return "\n".join(lines)
 
 

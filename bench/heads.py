@@ -2,11 +2,11 @@
 
     python -m bench.heads cost                      # time and memory of counting against plain sampling, as ratios
     python -m bench.heads prompts                   # agreement of two samples of so many prompts
-    python -m bench.heads routes                    # which words the picture depends on
+    python -m bench.heads routes                    # which words the image depends on
     python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Color, three ways
     python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the detector sees it
 
-Each prints a Markdown table. The last two keep what they drew and go on where they were.
+Each prints a Markdown table. The last two keep what they generated and go on where they were.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from limelight.heads.relevance import Relevance
 from limelight.heads.vocabulary import Concepts
 from limelight.utils.files import png, slug, write
 from limelight.utils.statistics import compare
-from limelight.viz import heads as pictures
+from limelight.viz import heads as plots
 
 from .attend_excite import SHAPES
 from .attend_excite import build as build_pipeline
@@ -50,7 +50,7 @@ def build(size: str) -> limelight.Model:
 
 
 def pass_of(model: limelight.Model, counting: Counting, counted: bool) -> float:
-    """Processor seconds of one pass of prompts, counted or only drawn (neither is decoded)."""
+    """Processor seconds of one pass of prompts, counted or only generated (neither is decoded)."""
     job = range(counting.batch)
     if counted:
         counter = Counter(model, counting)  # keys are computed once a run
@@ -120,7 +120,7 @@ THINGS = ("car", "bow", "bowl", "balloon", "crown")
 
 
 def routes(seeds: int, steps: int) -> None:
-    """What comes to the picture by which word: things in every color, with one word turned away."""
+    """What comes to the image by which word: things in every color, with one word turned away."""
     model, detector, clip = limelight.load("pocket", device="cpu"), PocketDetector.load(), Clip()
     pairs = list(itertools.product(COLORS, THINGS))
     heads = range(sum(layer.heads for layer in model.sites if layer.kind == "cross"))
@@ -129,22 +129,22 @@ def routes(seeds: int, steps: int) -> None:
         "the color word": lambda color, thing: [weaken(heads, word=color)],
         "the noun": lambda color, thing: [weaken(heads, word=thing)],
     }
-    print("| turned away | pictures | change, 0 to 255 | similarity to the color | thing found | color found |")
+    print("| turned away | images | change, 0 to 255 | similarity to the color | thing found | color found |")
     print("|---|---|---|---|---|---|")
     plain: list[np.ndarray] = []
     for name, made in sides.items():
         options: dict[str, Any] = {"subjects": [], "seeds": range(seeds), "steps": steps, "record": False}
-        drawn = [
+        generated = [
             (pair, image)
             for pair in pairs
             for image in limelight.generate(model, "a {} {}".format(*pair), edits=made(*pair), **options).images
         ]
-        images = [image for _, image in drawn]
+        images = [image for _, image in generated]
         arrays = [np.asarray(image, dtype=float) for image in images]
         plain = plain or arrays
         change = np.mean([np.abs(a - b).mean() for a, b in zip(arrays, plain, strict=True)])
-        similar = (clip.images(images) * clip.texts([color for (color, _), _ in drawn])).sum(dim=1).mean()
-        seen = list(zip(drawn, detector.detect(images), strict=True))
+        similar = (clip.images(images) * clip.texts([color for (color, _), _ in generated])).sum(dim=1).mean()
+        seen = list(zip(generated, detector.detect(images), strict=True))
         things = sum(any(d.word == thing for d in found) for ((_, thing), _), found in seen) / len(seen)
         colors = sum(any(d.color == color for d in found) for ((color, _), _), found in seen) / len(seen)
         cells = f"{len(seen)} | {change:.1f} | {float(similar):.3f} | {things:.0%} | {colors:.0%}"
@@ -164,7 +164,7 @@ def weakening(
     names: Sequence[str] = EXPERIMENTS,
 ) -> None:
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
-    print("| experiment | prompts | pictures | area MoRHF | random | LeRHF | area between | 95 % interval |")
+    print("| experiment | prompts | images | area MoRHF | random | LeRHF | area between | 95 % interval |")
     print("|---|---|---|---|---|---|---|---|")
     for name in names:
         experiment = Experiment.of(name)
@@ -179,13 +179,14 @@ def weakening(
             images=True,
             steps=steps,
         )
-        pictures.curves(found).save(out / name / "curves.png")
+        plots.curves(found).save(out / name / "curves.png")
         strip(out / name, found, experiment.prompts[0][0]).save(out / name / "strip.png")
         area, low, high = found.between()
         areas = " | ".join(f"{found.area(order):.4f}" for order in ("MoRHF", "random", "LeRHF"))
-        drawn = len(experiment.prompts) * seeds * (2 + 3 * (len(found.counts) - 2))  # none and all once for all orders
+        # None and all of the heads once for all orders.
+        generated = len(experiment.prompts) * seeds * (2 + 3 * (len(found.counts) - 2))
         print(
-            f"| {name}, '{experiment.prompts[0][0]}' | {len(experiment.prompts)} | {drawn} | {areas} | {area:.4f} "
+            f"| {name}, '{experiment.prompts[0][0]}' | {len(experiment.prompts)} | {generated} | {areas} | {area:.4f} "
             f"| {low:.4f} to {high:.4f} |",
             flush=True,
         )
@@ -202,7 +203,7 @@ JUDGED: dict[str, tuple[str, Sequence[str], tuple[str, ...]]] = {
 def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
     """A word that is strengthened as its own concept and as each other, in the eyes of the detector and of the CLIP.
 
-    Pictures that are in the folder are not drawn again; all are detected anew.
+    Images that are in the folder are not generated again; all are detected anew.
     """
     model, relevance = limelight.load("pocket", device="cpu"), Relevance.load(vectors)
     detector, clip = PocketDetector.load(), Clip()
@@ -217,12 +218,12 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
             "adjust other - own": {other: [adjust(word, other, own, head_vectors=relevance)] for other in others},
         }
 
-    print("| words | edit | pictures | found by the detector | similarity to the word | its change | 95 % interval |")
+    print("| words | edit | images | found by the detector | similarity to the word | its change | 95 % interval |")
     print("|---|---|---|---|---|---|---|")
     for name, (own, words, templates) in JUDGED.items():
         plain: list[float] = []
         for method, variants in made(words[0], own).items():
-            found, similar = list[bool](), list[list[float]]()  # of every picture; of every variant and prompt
+            found, similar = list[bool](), list[list[float]]()  # of every image; of every variant and prompt
             for variant, word in itertools.product(variants, words):
                 prompts = [template.format(word) for template in templates]
                 folder = out / slug(name) / slug(f"{method} {variant}")

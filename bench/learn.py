@@ -250,21 +250,23 @@ def measure(model: limelight.Model, folder: Path, subject: str, seeds: int, step
         f"{config.steps} steps; error on fixed noise {report.held[0].held:.4f} -> {report.held[-1].held:.4f}, ", end=""
     )
     print(f"cosine to '{init}' {report.rows[-1].cosine:.2f}, length {report.rows[-1].norm:.2f}\n")
-    print("| drawn | images | CLIP likeness | the drawing found | the other is there | CLIP, prompt without the word |")
+    print(
+        "| prompt | images | CLIP likeness | the drawing found | the other is there | CLIP, prompt without the word |"
+    )
     print("|---|---|---|---|---|---|")
-    for name, (prompts, images) in parts.items():
-        features = clip.images(images)
+    for name, (prompts, shown) in parts.items():
+        features = clip.images(shown)
         likeness = float(image_similarity(features, trained))
-        if images is images:  # of pairs of different ones
+        if shown is images:  # of pairs of different ones
             likeness = (likeness * 16 - 4) / 12
-        numbers = [f"{likeness:.3f}", f"{mean(correlation(images, sprite)):.3f}", "", ""]
+        numbers = [f"{likeness:.3f}", f"{mean(correlation(shown, sprite)):.3f}", "", ""]
         if len(prompts) > 1:
             others = [other for other in COMPANY for _ in range(seeds)]
-            there = [any(d.word == o for d in found) for o, found in zip(others, detector.detect(images), strict=True)]
+            there = [any(d.word == o for d in found) for o, found in zip(others, detector.detect(shown), strict=True)]
             words = [p for p in prompts for _ in range(seeds)]
             said = [text_similarity(clip, f[None], p, token).item() for p, f in zip(words, features, strict=True)]
             numbers[2:] = [f"{sum(there)} of {len(there)}", f"{mean(said):.3f}"]
-        print(f"| {name} | {len(images)} | {' | '.join(numbers)} |")
+        print(f"| {name} | {len(shown)} | {' | '.join(numbers)} |")
     rows = {name: images[: 2 * seeds] if len(p) == 1 else images for name, (p, images) in parts.items()}
     wide = max(len(images) for images in rows.values())
     write(folder / "learn.png", png({}, grid([images[:wide] for images in rows.values()], list(rows))))

@@ -1,7 +1,7 @@
-"""How well the embedded model draws, plainly and guided, as its detector sees it.
+"""How well the embedded model generates, plainly and guided, as its detector sees it.
 
-`python -m bench.pocket --out FOLDER` draws four suites: single subjects, objects in every color, three subjects and
-the 276 prompts of the Attend-and-Excite benchmark; and prints a Markdown table. Run again, it draws only what the
+`python -m bench.pocket --out FOLDER` generates four suites: single subjects, objects in every color, three subjects and
+the 276 prompts of the Attend-and-Excite benchmark; and prints a Markdown table. Run again, it generates only what the
 folder lacks. Each part is an ordinary run of `limelight evaluate`, which has more scores and a report.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     quiet()
-    print("| prompts | method | pictures | miss a subject | right color |\n|---|---|---|---|---|")
+    print("| prompts | method | images | miss a subject | right color |\n|---|---|---|---|---|")
     for part in args.parts:
         folder = args.out / part
         seeds = range(args.seeds or SEEDS[part])

@@ -55,7 +55,7 @@ def main() -> None:
         found = measure(args.sizes[0], args.record, getattr(torch, args.dtype), args.device, args.steps)
         print(json.dumps(found))
         return
-    print(f"{args.device}, {args.dtype}, one picture, {args.steps} steps.\n")
+    print(f"{args.device}, {args.dtype}, one image, {args.steps} steps.\n")
     print("| size | recorded | seconds | ratio | GiB above | MB of maps kept |\n|---|---|---|---|---|---|")
     for size in args.sizes:
         best: dict[str, dict[str, float]] = {}

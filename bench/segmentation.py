@@ -1,7 +1,7 @@
 """How well a word's attention map covers its own object: boxes and masks from maps against the boxes of the detector.
 
-`python -m bench.segmentation --out FILE` draws prompts of the Attend-and-Excite benchmark on the embedded model,
-plainly and guided, appends a line per picture to the file and prints a Markdown table. Run again, it draws only what
+`python -m bench.segmentation --out FILE` generates prompts of the Attend-and-Excite benchmark on the embedded model,
+plainly and guided, appends a line per image to the file and prints a Markdown table. Run again, it generates only what
 the file lacks. Every line has the overlaps at several thresholds, so that one can be chosen on other prompts than are
 reported.
 """
@@ -21,7 +21,7 @@ from limelight.evaluate.detectors import Detection, PocketDetector, overlap
 from limelight.evaluate.suites import Case, attend_excite
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-SIDE = 128  # masks are compared at the pictures' own size
+SIDE = 128  # masks are compared at the images' own size
 Row = dict[str, Any]
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="pocket")
-    parser.add_argument("--every", type=int, default=6, help="draw only every n-th prompt")
+    parser.add_argument("--every", type=int, default=6, help="generate only every n-th prompt")
     parser.add_argument("--first", type=int, default=0, help="the prompt to begin with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=50)

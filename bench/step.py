@@ -77,7 +77,7 @@ def ways(model: Model, theirs: Any, batch: int) -> dict[str, Way]:
     def their_gradient() -> Tensor:
         theirs.unet.requires_grad_(True)
         moved = []
-        for latent, state in zip(latents, states, strict=True):  # as there, one picture at a time
+        for latent, state in zip(latents, states, strict=True):  # as there, one image at a time
             variable = latent[None].clone().requires_grad_()
             theirs.unet(variable, timestep, encoder_hidden_states=state[None])
             maxima = theirs._aggregate_and_get_max_attention_per_token(indices=TOKENS)

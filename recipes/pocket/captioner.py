@@ -49,8 +49,8 @@ def build(words: BertTokenizer) -> BlipForConditionalGeneration:
 
 
 def processor(words: BertTokenizer) -> BlipProcessor:
-    pictures = BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return BlipProcessor(pictures, words)
+    images = BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return BlipProcessor(images, words)
 
 
 class Caption(nn.Module):

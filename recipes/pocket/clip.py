@@ -50,8 +50,8 @@ def build(words: CLIPTokenizer) -> CLIPModel:
 
 def processor(words: CLIPTokenizer) -> CLIPProcessor:
     size = {"height": SIDE, "width": SIDE}
-    pictures = CLIPImageProcessor(size=size, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return CLIPProcessor(pictures, words)
+    images = CLIPImageProcessor(size=size, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return CLIPProcessor(images, words)
 
 
 class Contrast(nn.Module):

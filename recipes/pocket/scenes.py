@@ -143,7 +143,7 @@ class Composer:
         return Scene(canvas.round().astype(np.uint8), caption(things, rng), things, np.stack([m for _, m in placed]))
 
     def collage(self, rng: np.random.Generator) -> np.ndarray:
-        """A crowded picture for the autoencoder, which wants many drawings per pixel. uint8 [SIDE, SIDE, 3]."""
+        """A crowded image for the autoencoder, which wants many drawings per pixel. uint8 [SIDE, SIDE, 3]."""
         canvas = self.background(rng)
         for subject, color in self.choose(rng, int(rng.integers(2, 5))):
             size = 2 * int(rng.integers(20, 51))
@@ -167,7 +167,7 @@ def caption(things: tuple[Thing, ...], rng: np.random.Generator) -> str:
 
 
 def worn(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blurred, paler or darker, grainy, as a generator's pictures are. uint8 [height, width, 3]."""
+    """Blurred, paler or darker, grainy, as a generator's images are. uint8 [height, width, 3]."""
     if rng.random() < 0.5:
         blur = ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.6)))
         pixels = np.asarray(Image.fromarray(pixels).filter(blur))

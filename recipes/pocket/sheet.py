@@ -43,11 +43,11 @@ def main() -> None:
     for thing in ("car", "chair"):
         rows[f"a COLOR {thing}: {', '.join(COLORS)}"] = [f"a {color} {thing}" for color in COLORS]
     rows["; ".join(re.sub(r"\ban? ", "", pair) for pair in PAIRS)] = PAIRS
-    pictures = []
+    images = []
     for prompts in rows.values():
         results = limelight.generate(model, prompts, seeds=args.seed, record=False, batch=wide)
-        pictures.append([result.images[0] for result in results])
-    sheet = grid(pictures, list(rows))
+        images.append([result.images[0] for result in results])
+    sheet = grid(images, list(rows))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.out, optimize=True)
 

@@ -26,7 +26,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, the log and the result")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps in all")
     parser.add_argument("--cooldown", type=int, required=True, help="how many of them cool down at the end")
-    parser.add_argument("--batch", type=int, default=16, help="pictures a step, over all processes")
+    parser.add_argument("--batch", type=int, default=16, help="images a step, over all processes")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the constant part")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

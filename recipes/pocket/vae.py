@@ -31,7 +31,7 @@ def build() -> AutoencoderKL:
         sample_size=SIDE,
     )
     # Begin near an autoencoder that merely averages and enlarges: identity blocks, box filters between levels, and
-    # little posterior noise. From a random start, colors alone take tens of thousands of pictures.
+    # little posterior noise. From a random start, colors alone take tens of thousands of images.
     with torch.no_grad():
         vae.quant_conv.bias[4:] = -6.0
         for module in vae.modules():
@@ -49,7 +49,7 @@ def build() -> AutoencoderKL:
 
 
 class Autoencode(nn.Module):
-    """Pixels to (reconstruction, KL divergence per picture) in one call, which is what data parallelism wants."""
+    """Pixels to (reconstruction, KL divergence per image) in one call, which is what data parallelism wants."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class Autoencode(nn.Module):
         return self.vae.decode(posterior.sample()).sample, posterior.kl()
 
 
-def to_tensor(pictures: list[np.ndarray], device: str) -> torch.Tensor:
-    """uint8 [side, side, 3] pictures to float [B, 3, side, side] in -1..1."""
-    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(images: list[np.ndarray], device: str) -> torch.Tensor:
+    """uint8 [side, side, 3] images to float [B, 3, side, side] in -1..1."""
+    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def reconstruction_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
