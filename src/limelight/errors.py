@@ -57,8 +57,8 @@ class UnknownWords(PromptWarning):
     ) -> None:
         words = tuple(words)
         self._given = model, words, so, cure
-        listed = ", ".join(f"'{word}'" for word in words)
-        super().__init__("; ".join(filter(None, (f"The model '{model}' has never seen {listed}", so, cure))) + ".")
+        unseen = f"The model '{model}' has never seen {quoted(words)}"
+        super().__init__("; ".join(filter(None, (unseen, so, cure))) + ".")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._given
@@ -99,9 +99,14 @@ class UnsupportedMarkup(PromptWarning):
         )
 
 
+def quoted(names: Iterable[object]) -> str:
+    """A list in quotation marks."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
 def _listed(words: Sequence[str], most: int = 12) -> str:
     """The first words of a list in quotation marks, and how many there are besides."""
-    shown = ", ".join(f"'{_short(word)}'" for word in words[:most])
+    shown = quoted(map(_short, words[:most]))
     return f"{shown} and {len(words) - most} more" if len(words) > most else shown
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from ..errors import SettingsError
 from ..evaluate.suites import load as load_suite
 from ..utils.files import user_path
+from ..utils.mappings import without_none
 from .options import (
     Device,
     Engine,
@@ -30,7 +31,6 @@ from .options import (
     parse_names,
     parse_seeds,
     read_words,
-    without_none,
 )
 from .terminal import bar, console, say
 

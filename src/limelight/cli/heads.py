@@ -76,7 +76,9 @@ def compute(
 ) -> None:
     """Count which concept every head attends to most while the model generates."""
     portion = parse_part(part)
-    lines = read_lines(prompts, "prompts") if prompts else [case.prompt for case in attend_excite()]
+    lines = [case.prompt for case in attend_excite()]
+    if prompts:
+        lines = read_lines(prompts, "prompts")
     chosen = Concepts.read(concepts) if concepts else Concepts.suited(model)
 
     from ..heads import counting

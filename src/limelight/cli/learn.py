@@ -13,7 +13,8 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..utils.files import slug, user_path
-from .options import Device, read_lines, without_none
+from ..utils.mappings import without_none
+from .options import Device, read_lines
 from .terminal import bar, console, log
 
 if TYPE_CHECKING:

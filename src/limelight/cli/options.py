@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from ..evaluate.suites import SUITES
 from ..guidance.names import NAMES
 from ..models.schedulers import SCHEDULERS
 from ..utils.files import user_path
+from ..utils.mappings import without_none
 from ..utils.numbers import MOST_IMAGES
 from ..utils.reading import reading
 
@@ -81,11 +82,6 @@ RayAddress = Annotated[
     typer.Option(help="Address of a Ray cluster, e.g. auto; by default start Ray here.", show_default=False),
 ]
 GpusPerWorker = Annotated[float, typer.Option(help="GPUs (or CPU cores) that each Ray worker takes.", min=0.01)]
-
-
-def without_none(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def parse_seeds(text: str) -> list[int]:

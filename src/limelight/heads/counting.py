@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ class Counter:
         concepts = counting.concepts
         self.shape = sum(layer.heads for layer in self.layers), len(concepts.names)
         words = _read_words(model, concepts)
-        self.unknown = tuple(dict.fromkeys(name for word in words for name in model.unknown(word)))
+        self.unknown = tuple(dict.fromkeys(chain.from_iterable(map(model.unknown, words))))
         self.slots = _slots(words).unflatten(0, (len(concepts.names), concepts.each))
         self.lengths = (self.slots >= 0).sum(dim=-1)
         self.keys = _keys(model, words)
@@ -232,7 +233,7 @@ class Counter:
             prompts.append(model.prompt(counting.prompts[i]))
             noise.append(counting.generator(i, "noise"))
             words.append(counting.words(i, passes, len(self.layers)))
-        negative = "" if model.branches(self.guidance_scale) == 2 else None
+        negative = model.negative_in_use(self.guidance_scale, "")
         conditioning = model.encode(prompts, negative, (height, width))
         latents = model.noise(noise, height, width)
 
@@ -348,7 +349,7 @@ class _Watch:
 
 def _read_words(model: Model, concepts: Concepts) -> list[Prompt]:
     """Every word as a prompt of its own, one concept after the other."""
-    prompts = [model.prompt(word) for words in concepts.words.values() for word in words]
+    prompts = list(map(model.prompt, chain.from_iterable(concepts.words.values())))
     for prompt in prompts:
         if prompt.end < 2:
             raise SettingsError(f"The word '{prompt.text}' has no tokens that this model reads; choose another.")

@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import FileError, SettingsError
@@ -21,6 +19,7 @@ from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..utils.files import json_text, user_path, write
 from ..utils.reading import Record, from_json, reading
+from ..utils.tensors import read_tensors, tensor_file
 
 VERSION = 1
 SHIPPED = ("sd-1.4", "sdxl", "pocket")
@@ -329,8 +328,7 @@ class Relevance:
             tensors["counted"] = self.counted.to(torch.uint8)
 
         about = {"version": VERSION, "concepts": self.concepts, "layers": self.layers, **self.facts}
-        content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"limelight.heads": json_text(about)})
-        write(Path(path), content)
+        write(Path(path), tensor_file(tensors, {"limelight.heads": json_text(about)}))
         return Path(path)
 
     @classmethod
@@ -345,14 +343,15 @@ class Relevance:
             path = files("limelight.heads") / "vectors" / f"{source}.safetensors"
         cure = f"give {', '.join(SHIPPED)} or a file that limelight heads compute or import has written"
         with reading(path, "head relevance vectors", cure):
-            with safe_open(str(path), "pt") as file:
-                about = from_json(_Facts, (file.metadata() or {})["limelight.heads"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = read_tensors(str(path))
+            about = from_json(_Facts, metadata["limelight.heads"])
             if (version := about.pop("version")) > VERSION:
                 raise FileError(f"'{source}' was written by a newer limelight (version {version}); update limelight.")
 
-            dtypes = {"counts": torch.int64, "blocks": torch.int64, "counted": torch.bool}
-            optional = {name: tensors[name].to(dtype) for name, dtype in dtypes.items() if name in tensors}
+            optional = {}
+            for name, dtype in {"counts": torch.int64, "blocks": torch.int64, "counted": torch.bool}.items():
+                if name in tensors:
+                    optional[name] = tensors[name].to(dtype)
             found = cls(about.pop("concepts"), about.pop("layers"), tensors["vectors"], facts=about, **optional)
             if found.fault:
                 raise ValueError(found.fault)
@@ -384,7 +383,7 @@ class Relevance:
             )
 
         found = cls(tuple(concepts), _layers_named(names, heads), torch.from_numpy(rows).float())
-        if list(map(str, found.heads)) != [str(name).strip() for name in names]:
+        if list(map(str, found.heads)) != list(map(str.strip, map(str, names))):
             raise FileError(f"'{heads}' does not name the heads in execution order.")
 
         if found.fault:

@@ -46,14 +46,17 @@ class Conditioning:
 
     def rows(self, index: Sequence[int]) -> Conditioning:
         """Some of the images, in the given order."""
-        return self._changed(tuple(self.prompts[i] for i in index), lambda value: value[list(index)])
+        return self._changed(tuple(map(self.prompts.__getitem__, index)), lambda value: value[list(index)])
 
     def _changed(self, prompts: tuple[Prompt, ...], change: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same change made to every tensor of both branches."""
-        conditional = {name: change(value) for name, value in self.conditional.items()}
+
+        def changed(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: change(value) for name, value in branch.items()}
+
         if self.unconditional is None:
-            return Conditioning(prompts, conditional)
-        return Conditioning(prompts, conditional, {name: change(value) for name, value in self.unconditional.items()})
+            return Conditioning(prompts, changed(self.conditional))
+        return Conditioning(prompts, changed(self.conditional), changed(self.unconditional))
 
     @cached_property
     def joined(self) -> Mapping[str, Tensor]:
@@ -152,7 +155,7 @@ class Model(ABC):
             ModelError: it does not.
         """
         if feature not in self.can:
-            works, family = ", ".join(known for known in FEATURES if known in self.can), type(self).__name__
+            works, family = ", ".join(filter(self.can.__contains__, FEATURES)), type(self).__name__
             raise ModelError(f"'{self.name}' is a {family}, on which '{feature}' does not work yet; it has: {works}.")
 
     def layout(self, site: AttentionSite) -> Layout | None:
@@ -175,11 +178,21 @@ class Model(ABC):
         """How many branches a run of this strength of classifier-free guidance has: 2, or 1 without the unconditional
         one.
         """
-        return 2 if guidance_scale > 1 and not self.embeds_guidance else 1
+        if guidance_scale > 1 and not self.embeds_guidance:
+            return 2
+        return 1
 
     def scale_in_use(self, guidance_scale: float, branches: int) -> float:
         """The strength of classifier-free guidance that a run of so many branches has: 1 where nothing reads it."""
-        return guidance_scale if branches == 2 or self.embeds_guidance else 1.0
+        if branches == 2 or self.embeds_guidance:
+            return guidance_scale
+        return 1.0
+
+    def negative_in_use(self, guidance_scale: float, negative: str) -> str | None:
+        """The negative prompt, where a run of this strength of classifier-free guidance reads one; else None."""
+        if self.branches(guidance_scale) == 2:
+            return negative
+        return None
 
     def check_negative(self, texts: Iterable[str]) -> None:
         """Refuse negative prompts where nothing reads them.
@@ -187,8 +200,8 @@ class Model(ABC):
         Raises:
             SettingsError: one is not empty, and there is no unconditional branch at any scale.
         """
-        refused = next(filter(None, texts), None) if self.embeds_guidance else None
-        if refused is not None:
+        refused = next(filter(None, texts), None)
+        if refused is not None and self.embeds_guidance:
             raise SettingsError(
                 f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
                 f"negative={refused!r}."
@@ -211,7 +224,18 @@ class Model(ABC):
 
     def scale_or_own(self, wanted: float | None) -> float:
         """The wanted strength of classifier-free guidance, or the model's own where that is None."""
-        return self.guidance_scale if wanted is None else wanted
+        if wanted is None:
+            return self.guidance_scale
+        return wanted
+
+    def size_or_own(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The wanted height and width in pixels, or the model's own where one is None."""
+        own = self.default_size
+        if height is None:
+            height = own[0]
+        if width is None:
+            width = own[1]
+        return height, width
 
     def unknown(self, prompt: Prompt) -> tuple[str, ...]:
         """Words that the model has never seen, where its folder says which ones it knows."""
@@ -270,7 +294,9 @@ class Model(ABC):
         this model in the meantime: by a preview in `on_step`, by another loop, or by another thread.
         """
         own = copy.copy(self)
-        own.scheduler = copy.deepcopy(self.scheduler) if scheduler is None else scheduler
+        if scheduler is None:
+            scheduler = copy.deepcopy(self.scheduler)
+        own.scheduler = scheduler
         return own
 
     def check_inputs(self) -> None:  # noqa: B027 - most families take no other inputs

@@ -25,20 +25,23 @@ BOUND: WeakKeyDictionary[nn.Module, list[BoundWord]] = WeakKeyDictionary()  # by
 
 
 def learned(model: Any) -> dict[str, str]:
-    """The words that are bound to a model, each with a hash of its vectors; to be stored with what they drew."""
+    """The words that are bound to a model, each with a hash of its vectors; to be stored with what is generated."""
     found = {}
-    for own in (own for _, encoder in readers_of(model) for own in BOUND.get(encoder, ())):
-        digest = hashlib.sha256()
-        for rows in own.rows:
-            digest.update(rows.detach().float().cpu().contiguous().numpy().tobytes())
-        found[own.token] = digest.hexdigest()[:16]
+    for _, encoder in readers_of(model):
+        for own in BOUND.get(encoder, ()):
+            digest = hashlib.sha256()
+            for rows in own.rows:
+                digest.update(rows.detach().float().cpu().contiguous().numpy().tobytes())
+            found[own.token] = digest.hexdigest()[:16]
     return found
 
 
 def readers_of(model: Any) -> list[tuple[Any, Any]]:
     """The tokenizers and text encoders of a model or a diffusers pipeline, in their order."""
     pipeline = getattr(model, "pipeline", model)
-    places = (("tokenizer", "text_encoder"), ("tokenizer", "bert"), ("tokenizer_2", "text_encoder_2"))
-    pairs = [(getattr(pipeline, one, None), getattr(pipeline, other, None)) for one, other in places]
-    found = {id(pair[1]): pair for pair in pairs if None not in pair}  # an encoder may have two names
+    found = {}
+    for name, other in (("tokenizer", "text_encoder"), ("tokenizer", "bert"), ("tokenizer_2", "text_encoder_2")):
+        tokenizer, encoder = getattr(pipeline, name, None), getattr(pipeline, other, None)
+        if tokenizer is not None and encoder is not None:
+            found[id(encoder)] = tokenizer, encoder  # an encoder may have two names
     return list(found.values())

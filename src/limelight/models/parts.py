@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -41,17 +41,17 @@ def readable(name: str, what: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ModelError(f"'{name}' does not fit into memory; use a smaller model.") from error
     except Exception as error:
-        where = f"its {what}: " if what else ""
-        raise ModelError(f"'{name}' cannot be read as a model: {where}{cause(error)}.") from error
+        why = ": ".join(filter(None, (what and f"its {what}", cause(error))))
+        raise ModelError(f"'{name}' cannot be read as a model: {why}.") from error
 
 
 def index_of(config: Mapping[str, Any]) -> Index:
     """The parts that a `model_index.json` names; those that are null are left out."""
     found = {}
     for part, value in config.items():
-        named = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(entry, str) for entry in value)
-        if named and not part.startswith("_"):
-            found[part] = (value[0], value[1])
+        match value:
+            case [str(package), str(cls)] if not part.startswith("_"):
+                found[part] = (package, cls)
     return found
 
 
@@ -71,41 +71,62 @@ def load_part(folder: Path, name: str, part: str, source: tuple[str, str], optio
     from transformers import PreTrainedModel
 
     with readable(name, part):
-        cls = _class(*source)
+        cls, kind = _class(*source), {"torch_dtype": options["dtype"]}
         if not issubclass(cls, torch.nn.Module):
-            for config in filter(Path.is_file, (folder / part).glob("*config.json")):
-                from_json(dict[str, Any], config.read_bytes())  # diffusers takes anything else for a hub id
+            _configs(folder / part, "*config.json")  # diffusers takes for a hub id what cannot be read
             return cls.from_pretrained(folder, subfolder=part)
 
-        _check_sizes(folder / part / "config.json")
+        for config in _configs(folder / part, "config.json"):
+            _check_sizes(config)
         safe = options["use_safetensors"]
         _check_files(folder, name, part, bool(safe))
-        # transformers describes misfits in its log, diffusers in its error.
-        misfits = {"ignore_mismatched_sizes": True} if issubclass(cls, PreTrainedModel) else {}
-        dtype = {"dtype" if misfits else "torch_dtype": options["dtype"]}
+        if issubclass(cls, PreTrainedModel):  # describes misfits in its log, a class of diffusers in its error
+            kind = {"dtype": options["dtype"], "ignore_mismatched_sizes": True}
         module, report = cls.from_pretrained(
-            folder, subfolder=part, use_safetensors=safe, output_loading_info=True, **dtype, **misfits
+            folder, subfolder=part, use_safetensors=safe, output_loading_info=True, **kind
         )
         if report["mismatched_keys"]:
             weight = min(report["mismatched_keys"])[0]
             raise ModelError(f"The {part} of '{name}' does not fit its config.json: {weight} has another shape there.")
-        empty = [key for key, value in module.named_parameters() if value.is_meta]
-        missing = sorted(key for key in {*report["missing_keys"], *empty} if not key.startswith(options["unused"]))
+        missing = _missing(module, report["missing_keys"], options["unused"])
         if missing:
             raise ModelError(lack(name, part, missing, sorted(report["unexpected_keys"])))
     return module
 
 
-def _check_sizes(config: Path) -> None:
+def _missing(module: torch.nn.Module, reported: Iterable[str], unused: tuple[str, ...]) -> list[str]:
+    """The weights that a part did not get: those that the library reports, and those that it left empty in silence."""
+    empty = empty_weights(module)
+    return sorted(key for key in {*reported, *empty} if not key.startswith(unused))
+
+
+def empty_weights(module: torch.nn.Module) -> list[str]:
+    """The names of the weights without data, in order."""
+    return sorted(key for key, value in module.named_parameters() if value.is_meta)
+
+
+def _configs(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    """The settings in some files.
+
+    Raises:
+        ValueError: a file is not JSON.
+    """
+    return [from_json(dict[str, Any], path.read_bytes()) for path in filter(Path.is_file, folder.glob(pattern))]
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
     """Refuse numbers that no model has: to build it would take the whole memory, or never end.
 
     Raises:
-        ValueError: there are such, or the file is not JSON.
+        ValueError: there are such.
     """
-    facts = from_json(dict[str, Any], config.read_bytes()) if config.is_file() else {}
-    for key, value in facts.items():
-        most = 1000 if "layers" in key else 10_000_000
-        for number in value if isinstance(value, list) else [value]:
+    for key, value in config.items():
+        most = 10_000_000
+        if "layers" in key:
+            most = 1000
+        if not isinstance(value, list):
+            value = [value]
+        for number in value:
             if isinstance(number, int) and abs(number) > most:
                 raise ValueError(f"{key}={number} in its config.json is more than {most}")
 
@@ -127,7 +148,9 @@ def lack(name: str, part: str, missing: Sequence[str], unexpected: Sequence[str]
             f"The {part} of '{name}' was saved with a LoRA beside its weights. Load the pipeline and the LoRA with "
             "diffusers, call `fuse_lora()` and `unload_lora_weights()`, and save it again."
         )
-    shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    shown = ", ".join(missing[:3])
+    if len(missing) > 3:
+        shown += f" and {len(missing) - 3} more"
     return (
         f"The {part} of '{name}' lacks weights: {shown}. Its file is incomplete or of another model; get the whole "
         "model again."
@@ -150,12 +173,16 @@ def _check_files(folder: Path, name: str, part: str, safe: bool) -> None:
     Raises:
         ModelError: there are no weights that can be opened.
     """
-    where = folder / part
-    matches = [_WEIGHTS.fullmatch(path.name) for path in (where.iterdir() if where.is_dir() else ())]
-    found = [match for match in matches if match]
-    opened = [match for match in found if match["kind"] == "safetensors" or not safe]
-    if any(match["variant"] is None for match in opened):
-        return
+    found, opened = [], []
+    for path in (folder / part).glob("*"):
+        match = _WEIGHTS.fullmatch(path.name)
+        if match is None:
+            continue
+        found.append(match)
+        if match["kind"] == "safetensors" or not safe:
+            if match["variant"] is None:
+                return
+            opened.append(match)
 
     raise ModelError(f"'{name}' cannot be read as a model: its {part} {_what_is_there(folder, part, opened, found)}")
 

@@ -52,16 +52,19 @@ def reset_attention(pipeline: Any) -> tuple[str, ...]:
     from diffusers.models.attention_processor import Attention
 
     denoiser = getattr(pipeline, "denoiser", None) or getattr(pipeline, "unet", None)
-    layers = {} if denoiser is None else dict(denoiser.named_modules())
-    attention = {name: module for name, module in layers.items() if isinstance(module, Attention)}
-    changed = [name for name, module in attention.items() if "forward" in vars(module) or not _fits(module)]
-    for name in changed:
-        _check_weightless(name, attention[name])
+    if denoiser is None:
+        return ()
 
-    for name in changed:
-        vars(attention[name]).pop("forward", None)
-        if not _fits(attention[name]):
-            attention[name].set_processor(_usual(attention[name]))
+    changed = {}
+    for name, module in denoiser.named_modules():
+        if isinstance(module, Attention) and ("forward" in vars(module) or not _fits(module)):
+            _check_weightless(name, module)
+            changed[name] = module
+
+    for module in changed.values():
+        vars(module).pop("forward", None)
+        if not _fits(module):
+            module.set_processor(_usual(module))
     return tuple(changed)
 
 
@@ -77,4 +80,6 @@ def _usual(module: Any) -> Any:
 
     if module.added_kv_proj_dim is not None:
         return known.AttnAddedKVProcessor2_0()
-    return known.FusedAttnProcessor2_0() if getattr(module, "fused_projections", False) else known.AttnProcessor2_0()
+    if getattr(module, "fused_projections", False):
+        return known.FusedAttnProcessor2_0()
+    return known.AttnProcessor2_0()

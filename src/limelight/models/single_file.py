@@ -16,8 +16,8 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import ModelError
-from .parts import lack, readable
+from ..errors import ModelError, quoted
+from .parts import empty_weights, lack, readable
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -120,8 +120,10 @@ def _without_data(file: Path) -> dict[str, Tensor]:
     """
     if file.suffix.lower() == ".safetensors":
         with safe_open(file, "pt") as opened:
-            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            empty = {}
+            for name in opened.keys():  # noqa: SIM118
+                empty[name] = torch.empty(opened.get_slice(name).get_shape(), device="meta")
+            return empty
 
     state = torch.load(file, map_location="meta", weights_only=True)
     while isinstance(state, dict) and "state_dict" in state:
@@ -155,7 +157,7 @@ def _kind(state: Mapping[str, Any], name: str) -> _Kind:
 
     missing = [what for what, beginnings in _PARTS.items() if not _any(state, *beginnings)]
     if len(missing) == len(_PARTS):
-        names = ", ".join(f"'{key}'" for key in list(state)[:3]) or "nothing"
+        names = quoted(list(state)[:3]) or "nothing"
         raise ModelError(f"'{name}' is no checkpoint of Stable Diffusion: it holds {names}.")
     if missing:
         raise ModelError(
@@ -216,7 +218,9 @@ def _converted(file: Path, kind: _Kind, dtype: torch.dtype, config: Path | None)
     """The pipeline that diffusers makes of a checkpoint."""
     import diffusers
 
-    options: dict[str, Any] = {} if config else _tokenizers(kind)
+    options: dict[str, Any] = {}
+    if config is None:
+        options = _tokenizers(kind)
     return getattr(diffusers, kind.pipeline).from_single_file(
         str(file), config=str(config or _DATA / kind.folder), torch_dtype=dtype, local_files_only=True, **options
     )
@@ -253,10 +257,8 @@ def _check_weights(pipeline: Any, state: Mapping[str, Any], name: str) -> None:
     Raises:
         ModelError: one did not.
     """
-    parts = {part: value for part, value in pipeline.components.items() if isinstance(value, torch.nn.Module)}
-    for part, module in parts.items():
-        missing = sorted(key for key, value in module.named_parameters() if value.is_meta)
-        if missing:
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and (missing := empty_weights(module)):
             raise ModelError(lack(name, part, missing))
 
     held = sum(key.startswith(_DENOISER) for key in state)
@@ -288,12 +290,12 @@ def clip_pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     Alec Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
     https://github.com/openai/CLIP: each byte, each byte at the end of a word, each joined pair, two marks.
     """
-    lines = gzip.decompress((_DATA / "clip_merges.txt.gz").read_bytes()).decode().splitlines()[1:]
-    merges = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
+    content = gzip.decompress((_DATA / "clip_merges.txt.gz").read_bytes()).decode()
+    merges = [(first, second) for first, second in map(str.split, content.splitlines()[1:])]
     # Bytes that are no visible characters are written as those from 256 on, after all others.
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    letters = [chr(code) for code in [*visible, *range(256, 512 - len(visible))]]
-    ends = [f"{letter}</w>" for letter in letters]
+    letters = list(map(chr, [*visible, *range(256, 512 - len(visible))]))
+    ends = map("{}</w>".format, letters)
     pieces = [*letters, *ends, *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     return {piece: i for i, piece in enumerate(pieces)}, merges
 
@@ -321,10 +323,12 @@ def _prediction(pipeline: Any, file: Path, state: Mapping[str, Any]) -> str:
     settings = file.with_suffix(".yaml")
     if settings.is_file():
         found = yaml.safe_load(settings.read_text("utf-8"))["model"]["params"].get("parameterization", "eps")
-        return "v_prediction" if found == "v" else "epsilon"
+        return {"v": "v_prediction"}.get(found, "epsilon")
     if "v_pred" in state:
         return "v_prediction"
-    return "epsilon" if own == "v_prediction" and _predicts_noise(pipeline) else own
+    if own == "v_prediction" and _predicts_noise(pipeline):
+        return "epsilon"
+    return own
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from ..errors import PromptError
@@ -95,6 +95,8 @@ class Prompt:
     def widened(self, positions: int) -> Prompt:
         """The same prompt with so many positions."""
         more = positions - len(self.ids)
+        if not more:
+            return self
         ids, tokens = (*self.ids, *(0,) * more), (*self.tokens, *("",) * more)
         return replace(self, ids=ids, tokens=tokens, places=(*self.places, *(-1,) * more), limit=self.length)
 
@@ -114,8 +116,9 @@ class Prompt:
     @property
     def size(self) -> str:
         """`whole` as a number in a sentence."""
-        counted = len(self.words) <= _MARGIN * self.length
-        return str(self.whole) if counted else f"more than {self.whole}"
+        if len(self.words) > _MARGIN * self.length:
+            return f"more than {self.whole}"
+        return str(self.whole)
 
     def find(self, subject: str | int | Sequence[int]) -> tuple[int, ...]:
         """Token positions of a subject, in order.
@@ -129,7 +132,8 @@ class Prompt:
         """
         if not isinstance(subject, str):
             return self._checked(subject)
-        return tuple(sorted({position for word in self.find_words(subject) for position in word.positions}))
+        positions = map(operator.attrgetter("positions"), self.find_words(subject))
+        return tuple(sorted(set(chain.from_iterable(positions))))
 
     def find_words(self, subject: str) -> tuple[Word, ...]:
         """The words of a subject that is a word, a phrase, or a later occurrence of either, see `find`.
@@ -160,7 +164,9 @@ class Prompt:
         if not found:
             raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}")
         if occurrence > len(found):
-            times = "once" if len(found) == 1 else f"{len(found)} times"
+            times = "once"
+            if len(found) > 1:
+                times = f"{len(found)} times"
             raise PromptError(f"'{subject}' asks for occurrence {occurrence}, but '{name}' is in the prompt {times}.")
         return found[occurrence - 1]
 
@@ -233,7 +239,9 @@ def _units(text: str, spans: Sequence[tuple[int, int]]) -> list[_Unit]:
     units = []
     for which, (start, stop) in enumerate(spans):
         word = text[start:stop]
-        inner = graphemes(word) if spaceless(word) else [(0, len(word))]
+        inner = [(0, len(word))]
+        if spaceless(word):
+            inner = graphemes(word)
         units += [_Unit(key(word[a:b]), (start + a, start + b), which) for a, b in inner]
     return units
 
@@ -254,7 +262,9 @@ def _numbered(subject: str) -> tuple[str, int]:
 
 def occurrence_name(name: str, occurrence: int) -> str:
     """A word or phrase as `Prompt.find` takes its occurrence, counted from 1: "dog", "dog#2"."""
-    return name if occurrence == 1 else f"{name}#{occurrence}"
+    if occurrence == 1:
+        return name
+    return f"{name}#{occurrence}"
 
 
 def unread(length: int) -> Prompt:
@@ -272,9 +282,8 @@ def parse(text: str, tokenizer: Any, length: int) -> Prompt:
         PromptError: it names single vectors of a learned word, or is not valid text.
     """
     spans = word_spans(text)
-    most = _MARGIN * length
-    tokens = _tokens(text[: spans[most][0]] if len(spans) > most else text, tokenizer)
-    ids = [token.id for token in tokens]
+    tokens = _tokens(_begin(text, spans, length), tokenizer)
+    ids = list(map(_id, tokens))
     if len(ids) > length:
         ids = ids[: length - 1] + ids[-1:]
 
@@ -289,7 +298,7 @@ def parse(text: str, tokenizer: Any, length: int) -> Prompt:
         _words(text, _with_learned(spans, tokens), tokens, end),
         padded,
         len(tokens),
-        tuple(token.span for token in tokens[:end]),
+        tuple(map(_span, tokens[:end])),
     )
 
 
@@ -340,8 +349,8 @@ def parse_streams(text: str, streams: Sequence[Stream]) -> Prompt:
     Raises:
         PromptError: as `parse`.
     """
-    spans, most = word_spans(text), _MARGIN * max(stream.length for stream in streams)
-    read = text[: spans[most][0]] if len(spans) > most else text
+    spans, length = word_spans(text), max(stream.length for stream in streams)
+    read = _begin(text, spans, length)
 
     tokens, names, places = [_Token(0, (0, 0), False)], [""], [-1]
     starts, whole = list[int](), 0
@@ -353,23 +362,31 @@ def parse_streams(text: str, streams: Sequence[Stream]) -> Prompt:
         found = _words(text, spans, own, len(at))
         words = [_in_both(word, more, first) for word, more in zip(words, found, strict=True)]
         tokens += own[: len(at)]
-        names += stream.tokenizer.convert_ids_to_tokens([token.id for token in own[: len(at)]])
+        names += stream.tokenizer.convert_ids_to_tokens(list(map(_id, own[: len(at)])))
         places += at
         whole = max(whole, len(own))
 
     return Prompt(
         text,
-        (*(token.id for token in tokens), 0),
+        (*map(_id, tokens), 0),
         (*names, ""),
         len(tokens),
         tuple(words),
         True,
         whole,
-        tuple(token.span for token in tokens),
+        tuple(map(_span, tokens)),
         tuple(starts[1:]),
         (*places, -1),
-        max(stream.length for stream in streams),
+        length,
     )
+
+
+def _begin(text: str, spans: Sequence[tuple[int, int]], length: int) -> str:
+    """A text without the words that are beyond the reach of a model of so many tokens."""
+    most = _MARGIN * length
+    if len(spans) > most:
+        return text[: spans[most][0]]
+    return text
 
 
 def _ending(tokens: Sequence[_Token]) -> int:
@@ -389,7 +406,7 @@ def _in_both(word: Word, again: Word, first: int) -> Word:
 def aligned(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
     """The same prompts with equally many positions; those that are new stand for no token."""
     widest = max((len(prompt.ids) for prompt in prompts), default=0)
-    return tuple(prompt if len(prompt.ids) == widest else prompt.widened(widest) for prompt in prompts)
+    return tuple(prompt.widened(widest) for prompt in prompts)
 
 
 class _Token(NamedTuple):
@@ -398,6 +415,9 @@ class _Token(NamedTuple):
     id: int
     span: tuple[int, int]
     learned: bool
+
+
+_id, _span = operator.attrgetter("id"), operator.attrgetter("span")
 
 
 def _tokens(text: str, tokenizer: Any) -> list[_Token]:
@@ -443,8 +463,10 @@ def _words(text: str, spans: Sequence[tuple[int, int]], tokens: Sequence[_Token]
             last += 1
 
         learned = any(token.learned for token in tokens[first:last])
-        read = tuple(range(first, last)) if last <= end else ()
-        words.append(Word(text[start:stop], (start, stop), read, learned))
+        positions = tuple(range(first, last))
+        if last > end:
+            positions = ()
+        words.append(Word(text[start:stop], (start, stop), positions, learned))
     return tuple(words)
 
 

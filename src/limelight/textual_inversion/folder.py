@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -337,10 +337,8 @@ def losses(rows: Sequence[Row]) -> bytes:
     """Rows as a CSV file; what was not measured is empty."""
     held = io.StringIO()
     writer = csv.writer(held, lineterminator="\n")
-    names = [f.name for f in fields(Row)]
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow(["" if (value := getattr(row, name)) is None else repr(value) for name in names])
+    writer.writerow([f.name for f in fields(Row)])
+    writer.writerows(map(astuple, rows))
     return held.getvalue().encode()
 
 
@@ -352,5 +350,8 @@ def read_losses(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
+    rows = []
     with reading(path, "losses", "begin another training in another folder"), path.open(newline="") as file:
-        return [from_python(Row, {k: v or None for k, v in line.items()}) for line in csv.DictReader(file)]
+        for line in csv.DictReader(file):
+            rows.append(from_python(Row, {name: cell or None for name, cell in line.items()}))
+    return rows

@@ -14,20 +14,22 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import FileError, SettingsError
+from ..errors import FileError, SettingsError, quoted
 from ..models.single_file import LORA
 from ..utils.files import json_text
 from ..utils.files import write as write_file
+from ..utils.mappings import without_none
 from ..utils.reading import Record, from_json, reading
+from ..utils.tensors import read_tensors, tensor_file
 
 Found = tuple[str, tuple[Tensor, ...], dict[str, Any]]
 """A learned word's token, its vectors by text encoder, what is known about it."""
@@ -82,9 +84,10 @@ def _joined(found: list[_Entry], second: Path) -> list[_Entry]:
     """
     content, metadata = _content(second)
     others = {name: vectors for name, vectors, _ in _entries(content, metadata, second)}
-    if others.keys() != {name for name, _, _ in found}:
-        listed = ", ".join(f"'{name}'" for name in others)
-        raise FileError(f"'{second}' holds {listed}, and the file beside it other words; they are not one training's.")
+    if others.keys() != set(map(itemgetter(0), found)):
+        raise FileError(
+            f"'{second}' holds {quoted(others)}, and the file beside it other words; they are not one training's."
+        )
     return [(name, [*vectors, *others[name]], about) for name, vectors, about in found]
 
 
@@ -92,7 +95,9 @@ def placeholder(name: str) -> str:
     """What a prompt calls a learned word whose file calls it `name`: "cat" is <cat>, "*" is <star>."""
     if re.fullmatch(r"<[^<>\s]+>", name):
         return name
-    plain = "star" if name.strip() == "*" else re.sub(r"[<>\s]+", "-", name.strip().lower()).strip("-")
+    if name.strip() == "*":
+        return "<star>"
+    plain = re.sub(r"[<>\s]+", "-", name.strip().lower()).strip("-")
     return f"<{plain or 'word'}>"
 
 
@@ -133,15 +138,16 @@ def _contents(path: Path, token: str, vectors: Sequence[Tensor], about: Mapping[
             path / "token_identifier.txt": token.encode(),
         }
     if path.suffix == ".safetensors":
-        names = [token] if len(vectors) == 1 else ["clip_l", "clip_g"]
         metadata = {
             "format": "pt",  # which tensors these are: a convention of the format
             "token": token,
             "about": json_text(dict(about)),
             "limelight": importlib.metadata.version("limelight"),
         }
-        tensors = {name: v.contiguous() for name, v in zip(names, vectors, strict=True)}
-        return {path: _sorted_header(save(tensors, metadata))}
+        tensors = {token: vectors[0]}
+        if len(vectors) > 1:
+            tensors = dict(zip(("clip_l", "clip_g"), vectors, strict=True))
+        return {path: _sorted_header(tensor_file(tensors, metadata))}
     if path.suffix == ".pt":
         if len(vectors) > 1:
             raise SettingsError(f"'{path}': a .pt file is for one text encoder, '{token}' has {len(vectors)}.")
@@ -201,8 +207,7 @@ def _content(file: Path) -> tuple[Any, Mapping[str, str]]:
 def _read(file: Path) -> tuple[Any, Mapping[str, str]]:
     """The content of a file by its suffix; nothing in it is run."""
     if file.suffix == ".safetensors":
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        return read_tensors(file)
     if file.suffix.lower() == ".png":
         return _in_image(file), {}
 
@@ -290,10 +295,16 @@ def _entries(content: Any, metadata: Mapping[str, str], file: Path) -> list[_Ent
     _check_lora(facts, file)
     keys = _keys_without_name(facts)
     if keys:
-        return [(metadata.get("token") or metadata.get("name") or file.stem, [facts[key] for key in keys], {})]
+        name = metadata.get("token") or metadata.get("name") or file.stem
+        return [(name, list(map(facts.__getitem__, keys)), {})]
     if not facts or not all(map(_is_vectors, facts.values())):
         raise FileError(f"'{file}' does not hold a learned word{_listed(facts)}.")
-    return [(str(name), [value], {}) for name, value in facts.items()]
+    return _plain_entries(facts)
+
+
+def _plain_entries(held: Mapping[str, Any]) -> list[_Entry]:
+    """The words of a dictionary of names and vectors."""
+    return [(str(name), [vectors], {}) for name, vectors in held.items()]
 
 
 def _check_lora(facts: Mapping[str, Any], file: Path) -> None:
@@ -311,29 +322,33 @@ def _check_lora(facts: Mapping[str, Any], file: Path) -> None:
 
 def _listed(facts: Mapping[str, Any]) -> str:
     """What a file holds instead of a word, as the end of a sentence."""
-    names = ", ".join(f"'{key}'" for key in list(facts)[:3])
-    return f", but {names}" if names else ""
+    if not facts:
+        return ""
+    return f", but {quoted(list(facts)[:3])}"
 
 
 def _keys_without_name(facts: Mapping[str, Any]) -> tuple[str, ...]:
     """The keys of a file whose one word has no name in it: of Stable Diffusion XL's pair, or of `emb_params`."""
     if facts.keys() == {"clip_l", "clip_g"}:
         return ("clip_l", "clip_g")
-    return ("emb_params",) if "emb_params" in facts else ()
+    if "emb_params" in facts:
+        return ("emb_params",)
+    return ()
 
 
 def _original_entries(facts: Mapping[str, Any], file: Path) -> list[_Entry]:
     """The words of a file of the original code, or the one of a file of AUTOMATIC1111, which has a name of its own."""
     held = facts["string_to_param"]
     # A dictionary of parameters from before torch 1.12 lacks what its own methods ask for.
-    held = held._parameters if isinstance(held, nn.ParameterDict) else held
+    if isinstance(held, nn.ParameterDict):
+        held = held._parameters
     if "name" not in facts:
-        return [(name, [vectors], {}) for name, vectors in held.items()]
+        return _plain_entries(held)
 
     base = facts.get("sd_checkpoint_name") or facts.get("sd_checkpoint")
-    about = {"step": facts.get("step"), "base_model": base}
-    known = {key: value for key, value in about.items() if value is not None}
-    return [(str(facts["name"] or file.stem), [vectors], known) for vectors in list(held.values())[:1]]
+    known = without_none({"step": facts.get("step"), "base_model": base})
+    name = str(facts["name"] or file.stem)
+    return [(name, [vectors], known) for vectors in islice(held.values(), 1)]
 
 
 def _is_vectors(value: Any) -> bool:
@@ -364,4 +379,6 @@ def _about(metadata: Mapping[str, str], token: str) -> dict[str, Any]:
         written: dict[str, Any] = from_json(dict[str, Any], metadata.get("about", ""))
         return written
     known: dict[str, Any] = {key: value for key, value in metadata.items() if key not in ("format", "token", "name")}
-    return known if placeholder(token) == token else {**known, "called": token}
+    if placeholder(token) != token:
+        known["called"] = token
+    return known

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import FileError, SettingsError
@@ -19,6 +17,7 @@ from ..models.base import Model
 from ..models.learned import readers_of
 from ..utils.files import json_text, write
 from ..utils.reading import Record, from_json, reading
+from ..utils.tensors import read_tensors, tensor_file
 from .config import TrainingConfig, generator
 from .dataset import TrainingImages
 from .word import LearnedWord
@@ -74,7 +73,7 @@ class TrainState:
             vectors: to begin with instead of `config.init`'s, [config.vectors, width] for each text encoder: for
                 example those of another word.
         """
-        begun = tuple(v.detach().float().cpu() for v in vectors) if vectors else first_vectors(model, config)
+        begun = tuple(map(_plain, vectors or first_vectors(model, config)))
         for table, rows in zip(tables(model), begun, strict=True):
             if rows.shape != (config.vectors, table.shape[1]):
                 raise SettingsError(
@@ -89,14 +88,16 @@ class TrainState:
     @property
     def norm(self) -> float:
         """How long the vectors are, in lengths of those that they began as; the mean."""
-        ratios = [v.norm(dim=1) / b.norm(dim=1) for v, b in zip(self.vectors, self.begun, strict=True)]
-        return float(torch.stack(ratios).mean())
+        return self._since_begin(lambda now, begun: now.norm(dim=1) / begun.norm(dim=1))
 
     @property
     def cosine(self) -> float:
         """The cosine of the vectors with those that they began as, -1..1; the mean."""
-        cosines = [F.cosine_similarity(v, b, dim=1) for v, b in zip(self.vectors, self.begun, strict=True)]
-        return float(torch.stack(cosines).mean())
+        return self._since_begin(F.cosine_similarity)
+
+    def _since_begin(self, compare: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """The mean of a comparison of the vectors of each text encoder with those that they began as."""
+        return float(torch.stack(list(map(compare, self.vectors, self.begun))).mean())
 
     @property
     def word(self) -> LearnedWord:
@@ -131,11 +132,15 @@ class TrainState:
         Raises:
             FileError: it cannot be written.
         """
-        tensors = {f"vectors.{i}": v for i, v in enumerate(self.vectors)}
-        tensors |= {f"begun.{i}": v for i, v in enumerate(self.begun)}
-        tensors |= {f"moment{k}.{i}": m[k - 1] for i, m in enumerate(self.moments) for k in (1, 2)}
+        kinds = {"vectors": self.vectors, "begun": self.begun}
+        if self.moments:
+            kinds["moment1"], kinds["moment2"] = zip(*self.moments, strict=True)
+        tensors = {}
+        for kind, of_encoders in kinds.items():
+            for i, rows in enumerate(of_encoders):
+                tensors[f"{kind}.{i}"] = rows
         facts = {"step": self.step, "config": asdict(self.config), "about": dict(self.about)}
-        write(path, save({name: t.clone() for name, t in tensors.items()}, {_FACTS: json_text(facts)}))
+        write(path, tensor_file(tensors, {_FACTS: json_text(facts)}))
 
     @classmethod
     def load(cls, path: Path) -> TrainState:
@@ -146,9 +151,8 @@ class TrainState:
         """
         if not path.exists():
             raise FileError(f"'{path.parent}' holds no training to resume.")
-        with reading(path, "a training", _CURE), safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with reading(path, "a training", _CURE):
+            tensors, metadata = read_tensors(path)
             if _FACTS in metadata:
                 facts = from_json(_Facts, metadata[_FACTS])
             else:
@@ -181,17 +185,23 @@ def _parts(
     tensors: Mapping[str, Tensor],
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[tuple[Tensor, Tensor], ...]]:
     """The vectors, those that they began as, and the optimizer's moments, from the tensors of a state's file."""
-    encoders = range(sum(name.startswith("vectors.") for name in tensors))
-    vectors = tuple(tensors[f"vectors.{i}"] for i in encoders)
-    begun = tuple(tensors[f"begun.{i}"] for i in encoders)
-    if "moment1.0" not in tensors:
-        return vectors, begun, ()
-    return vectors, begun, tuple((tensors[f"moment1.{i}"], tensors[f"moment2.{i}"]) for i in encoders)
+    vectors, begun, moments = [], [], []
+    for i in range(sum(name.startswith("vectors.") for name in tensors)):
+        vectors.append(tensors[f"vectors.{i}"])
+        begun.append(tensors[f"begun.{i}"])
+        if "moment1.0" in tensors:
+            moments.append((tensors[f"moment1.{i}"], tensors[f"moment2.{i}"]))
+    return tuple(vectors), tuple(begun), tuple(moments)
 
 
 def tables(model: Model) -> list[Tensor]:
     """The vectors of all tokens, [tokens, width] for each text encoder."""
-    return [encoder.get_input_embeddings().weight.detach().float().cpu() for _, encoder in readers_of(model)]
+    return [_plain(encoder.get_input_embeddings().weight) for _, encoder in readers_of(model)]
+
+
+def _plain(vectors: Tensor) -> Tensor:
+    """Vectors without a gradient, in float32 on the CPU."""
+    return vectors.detach().float().cpu()
 
 
 def first_vectors(model: Model, config: TrainingConfig) -> tuple[Tensor, ...]:
@@ -219,5 +229,7 @@ def first_vectors(model: Model, config: TrainingConfig) -> tuple[Tensor, ...]:
                 "that is one token."
             )
         rows = table[ids].repeat_interleave(config.vectors // len(ids), dim=0)
-        found.append(rows if config.vectors == len(ids) else rows + 1e-3 * table.std() * noise)
+        if config.vectors > len(ids):
+            rows = rows + 1e-3 * table.std() * noise
+        found.append(rows)
     return tuple(found)

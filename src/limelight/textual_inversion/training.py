@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -293,7 +292,7 @@ def _pass(run: _Run, index: int, part: int) -> tuple[float, float]:
             _, usual = _predicted(run, batch, probe, config.init, layers[-1])
 
     # The backward pass is within the probe: a checkpointed layer runs again there, and must do so as it did before.
-    recompute = recomputing(model.denoiser) if config.checkpoint else nullcontext()
+    recompute = recomputing(model.denoiser, on=config.checkpoint)
     with recompute, Probe(model, layers) as probe:
         prediction, share = _predicted(run, batch, probe, config.token)
         assert prediction is not None  # no `until` was given

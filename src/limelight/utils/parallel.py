@@ -34,6 +34,7 @@ import torch
 from ..errors import LimelightError, MissingDependency, SettingsError, WorkerWarning
 from .numbers import MOST_IMAGES, check_finite, check_whole
 from .progress import quiet
+from .reading import first_line
 
 ENGINES = ("local", "ray")
 RETRIES = 2
@@ -158,14 +159,8 @@ class _Queue:
         if isinstance(error, LimelightError):
             raise error
         if failures >= RETRIES:
-            raise ExecutorError(
-                f"The job {str(job)[:200]} failed {failures + 1} times: {_first_line(error)}"
-            ) from error
+            raise ExecutorError(f"The job {str(job)[:200]} failed {failures + 1} times: {first_line(error)}") from error
         self._again.append((job, failures + 1))
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class _Watch:
@@ -369,7 +364,7 @@ class _Actors(Executor):
         try:
             self._ray.init(address=address or "local", **options)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-            where, why = address or "local", _first_line(error)
+            where, why = address or "local", first_line(error)
             raise SettingsError(
                 f"The Ray cluster '{where}' cannot be reached: {why}. Start it, or check the address."
             ) from error
@@ -397,7 +392,7 @@ class _Actors(Executor):
             if asked:
                 queue.give_back(*asked, watch.ended.pop(actor, failure))
             elif (stillborn := stillborn + 1) > RETRIES * self.workers:
-                raise ExecutorError(f"Ray's workers fail before their first job: {_first_line(failure)}") from failure
+                raise ExecutorError(f"Ray's workers fail before their first job: {first_line(failure)}") from failure
             if lost or not asked:
                 actor = self._replace(actor)
                 flying[actor.ready.remote()] = (actor, None)

@@ -120,6 +120,11 @@ def cause(error: Exception) -> str:
     return _short(getattr(error, "strerror", None) or error)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return next(filter(str.strip, str(error).splitlines()), type(error).__name__)
+
+
 def _short(text: object) -> str:
     """A text on one line, without the end of its sentence."""
     line = " ".join(str(text).split()).rstrip(".") or type(text).__name__

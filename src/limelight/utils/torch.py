@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -40,6 +41,11 @@ def undone(undo: Callable[[], Any]) -> Iterator[None]:
             undo()
     finally:
         undo()
+
+
+def seeded(seeds: Iterable[int]) -> list[torch.Generator]:
+    """A generator of random numbers for each seed."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def remove_hook(module: nn.Module, hook: Any) -> None:
@@ -84,17 +90,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def recomputing(denoiser: Any, last: str | None = None) -> Iterator[None]:
+def recomputing(denoiser: Any, last: str | None = None, *, on: bool = True) -> Iterator[None]:
     """Gradient checkpointing of the denoiser's blocks, as diffusers places it, whether or not it was on before.
 
     Args:
         last: the name of the attention module after which the pass stops, if it does.
+        on: whether it is wanted; else nothing changes.
     """
-    end = None if last is None else denoiser.get_submodule(last.rpartition(".")[0])
+    if not on:
+        yield
+        return
+    end = None
+    if last is not None:
+        end = denoiser.get_submodule(last.rpartition(".")[0])
 
     def run(block: nn.Module, *inputs: Any) -> Any:
-        # The pass ends inside this block, which therefore cannot be run a second time.
-        return block(*inputs) if block is end else recomputed(block, *inputs, use_reentrant=False)
+        if block is end:  # the pass ends inside it, so that it cannot be run a second time
+            return block(*inputs)
+        return recomputed(block, *inputs, use_reentrant=False)
 
     before = [(module, _own(module)) for module in denoiser.modules() if hasattr(module, "gradient_checkpointing")]
 
