@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -132,7 +131,7 @@ def _map_gap(matrix: Tensor, source: Prompt, target: Prompt, old: range, new: ra
         matrix[list(old), list(new)] = 1
         return
 
-    a, b = ([prompt.ids[k] for k in gap] for prompt, gap in ((source, old), (target, new)))
+    a, b = source.ids[old.start : old.stop], target.ids[new.start : new.stop]
     left = set(old)
     for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
         for k in range(block.size):
@@ -502,10 +501,14 @@ def places_of(prompts: Sequence[Prompt], local: str | Sequence[str] | None) -> t
     if local is None:
         return ()
 
-    words = [local] if isinstance(local, str) else list(local)
-    for word in words:
+    if isinstance(local, str):
+        local = [local]
+    places: list[tuple[int, ...]] = [()] * len(prompts)
+    for word in local:
         _check_in_some(word, prompts)
-    return tuple(tuple(chain.from_iterable(_find(word, prompt) for word in words)) for prompt in prompts)
+        for i, prompt in enumerate(prompts):
+            places[i] += _find(word, prompt)
+    return tuple(places)
 
 
 def _numbered(words: Sequence[str]) -> list[str]:

@@ -84,11 +84,6 @@ class InversionSettings:
     size: tuple[int, int]
     iterations: int = 10
 
-    @property
-    def negatives(self) -> tuple[str, ...] | None:
-        """The negative prompt of the one image; None where there is no unconditional branch."""
-        return (self.negative,) if self.guidance_scale > 1 else None
-
 
 def invert_image(
     model: Model,
@@ -141,16 +136,17 @@ def invert_image(
     check_whole(MOST_STEPS, steps=steps, iterations=iterations)
     size = size or model.default_size
     check_whole(MOST_SIDE, height=size[0], width=size[1])
+    scale, (negative,) = model.scale_or_own(guidance_scale), negatives(negative, 1)
     settings = InversionSettings(
         steps=steps,
-        guidance_scale=model.scale_or_own(guidance_scale),
-        negative=negatives(negative, 1)[0],
+        guidance_scale=scale,
+        negative=negative,
         null_text=null_text,
         size=size,
         iterations=iterations,
     )
     read = model.prompt(prompt)
-    warn_of_prompts(model, [read], settings.negatives or ())
+    warn_of_prompts(model, [read], [model.negative_in_use(scale, negative)])
     return invert(model, image, read, settings, on_step)
 
 
@@ -169,14 +165,14 @@ def invert(
             f"An image can be inverted with DDIM, not with {type(model.scheduler).__name__}; load the model with "
             "scheduler='ddim'."
         )
-    if settings.null_text and settings.negatives is None:
+    if settings.null_text and settings.guidance_scale <= 1:
         raise SettingsError(
             f"null_text learns the unconditional branch, and guidance_scale={settings.guidance_scale} has none; give a "
             "guidance_scale above 1, for example 7.5."
         )
 
     model, steps, guidance_scale = model.for_one_run(), settings.steps, settings.guidance_scale
-    negative = settings.negatives if model.branches(guidance_scale) == 2 else None
+    negative = model.negative_in_use(guidance_scale, settings.negative)
     encoded = model.encode([prompt], negative, settings.size)
     if settings.null_text and encoded.unconditional is None:
         raise SettingsError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..attention.edits import Edit
 from ..errors import SettingsError
-from ..generation.provenance import provenance
+from ..generation.provenance import given, provenance
 from ..heads.relevance import Relevance
 from ..models.base import Model
 from ..prompts.prompt import Prompt, aligned
@@ -61,9 +61,11 @@ class EditSettings:
         return self.height, self.width
 
     @property
-    def two_branches(self) -> bool:
-        """Whether there is an unconditional branch, and with it classifier-free guidance."""
-        return self.branches == 2
+    def encoded_negative(self) -> str | None:
+        """The negative prompt; None where there is no unconditional branch."""
+        if self.branches == 2:
+            return self.negative
+        return None
 
     @property
     def self_window(self) -> Window:
@@ -95,9 +97,7 @@ class EditSettings:
         """The head relevance vectors by name; "given" for those that have none."""
         if isinstance(self.head_vectors, str | Path):
             return Path(self.head_vectors).name
-        if self.head_vectors is None:
-            return None
-        return "given"
+        return given(self.head_vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class EditPlan:
         """
         if len(texts) < 2:
             raise SettingsError("An edit needs at least one target prompt.")
-        prompts = aligned([model.prompt(text) for text in texts])
+        prompts = aligned(list(map(model.prompt, texts)))
         model.check_negative([settings.negative])
         places = places_of(prompts, settings.local)
 
@@ -175,13 +175,13 @@ class EditPlan:
         settings, inversion = self.settings, self.inversion
 
         return {
-            "negative": settings.negative if settings.two_branches else None,
+            "negative": settings.encoded_negative,
             "steps": settings.steps,
             "guidance_scale": self.model.scale_in_use(settings.guidance_scale, settings.branches),
             "height": settings.height,
             "width": settings.width,
             "source": self.texts[0],
-            "image": None if inversion is None else "given",
+            "image": given(inversion),
             "null_text": inversion is not None and inversion.unconditional is not None,
             **settings.facts(),
             **provenance(self.model),

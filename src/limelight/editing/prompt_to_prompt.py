@@ -32,6 +32,7 @@ from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
 from ..utils.files import png, slug, user_path, write_new
 from ..utils.images import ImageSource, grid
+from ..utils.torch import seeded
 from .attention_edits import CROSS_STEPS, EditedMaps, LocalBlend, Mode, Window
 from .image_inversion import Inversion
 from .plan import EditPlan, EditSettings
@@ -176,10 +177,12 @@ def edit(
         (2, 2)
         >>> sheet = result.grid()  # three rows of two images
     """
-    targets = [target] if isinstance(target, str) else list(target)
+    if isinstance(target, str):
+        target = [target]
     if null_text and image is None:
         raise SettingsError("null_text inverts a real image; give one as image.")
     scale = model.scale_or_own(guidance_scale)
+    height, width = model.size_or_own(height, width)
     settings = EditSettings(
         null_text=null_text,
         mode=mode,
@@ -194,13 +197,13 @@ def edit(
         guidance_scale=scale,
         branches=model.branches(scale),
         negative=negatives(negative, 1)[0],
-        height=model.default_size[0] if height is None else height,
-        width=model.default_size[1] if width is None else width,
+        height=height,
+        width=width,
         record=record,
     )
 
-    plan = EditPlan.of(model, [source, *targets], checked(seeds), settings)
-    warn_of_prompts(model, plan.prompts, [settings.negative] if settings.two_branches else [])
+    plan = EditPlan.of(model, [source, *target], checked(seeds), settings)
+    warn_of_prompts(model, plan.prompts, [settings.encoded_negative])
     if image is not None:
         plan = plan.starting_from(image)
 
@@ -221,11 +224,10 @@ def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | Non
     model, settings = plan.model, plan.settings
     generators = list[torch.Generator]()
     for i in rows:
-        generators += [torch.Generator().manual_seed(plan.seeds[i]) for _ in plan.prompts]
+        generators += seeded([plan.seeds[i]] * len(plan.prompts))
     noise = model.noise(generators, *settings.size)
 
-    negative = settings.negative if settings.two_branches else None
-    encoded = model.encode(plan.prompts * len(rows), negative, settings.size)
+    encoded = model.encode(plan.prompts * len(rows), settings.encoded_negative, settings.size)
     conditioning: Conditioning | list[Conditioning] = encoded
     if plan.inversion is not None:
         noise = plan.inversion.noise.to(noise).expand_as(noise)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, product
 from typing import Any, NamedTuple
-
-import torch
 
 from ..errors import SettingsError
 from ..guidance.base import Guidance, Objective, Score, check_schedule, check_targets, describe_objective, step_of
@@ -15,6 +13,7 @@ from ..guidance.divergence import divergence
 from ..utils.numbers import MOST_IMAGES, check_whole
 from .batches import in_passes
 from .loop import maps_before
+from .noise import initial_noise
 from .plan import GenerationPlan
 
 STRIDE = 1_000_000
@@ -73,7 +72,9 @@ class Audition:
         """Part of the score -> the largest value with which an image lacks nothing of it."""
         if self.targets is not None:
             return self.targets
-        return GOOD if self.objective is divergence else {}
+        if self.objective is divergence:
+            return GOOD
+        return {}
 
 
 def candidate_seeds(seed: int, count: int) -> tuple[int, ...]:
@@ -98,10 +99,10 @@ def cast(plan: GenerationPlan, audition: Audition, batch: int | None) -> Generat
     found = _find(plan, audition, winners, rounds[-1], batch)
     seeking = [i for i, image in enumerate(winners) if found[image].lacks]
 
-    left = [
-        [(which, candidate) for candidate in candidate_seeds(seed, audition.candidates)]
-        for which, seed in (winners[i] for i in seeking)
-    ]
+    left = []
+    for i in seeking:
+        which, seed = winners[i]
+        left.append(list(product([which], candidate_seeds(seed, audition.candidates))))
     for number, step in enumerate(rounds, start=1):
         found = _find(plan, audition, list(chain.from_iterable(left)), step, batch)
         stay = round(audition.candidates ** (1 - number / len(rounds)))
@@ -141,25 +142,23 @@ def _find(
     plan: GenerationPlan, audition: Audition, images: Sequence[_Image], step: int, batch: int | None
 ) -> dict[_Image, _Found]:
     """What each image lacks before a step of its plain run."""
+    trial = replace(plan, images=tuple(images))
 
     def one_pass(rows: range, lean: bool) -> list[_Found]:
-        score = _look(plan, audition.objective, images[rows.start : rows.stop], step)
+        score = _look(trial, audition.objective, rows, step)
         return list(map(_Found, score.loss.tolist(), score.lacking(audition.limits).tolist()))
 
     done = in_passes(plan.model, one_pass, len(images), batch, plan.settings.size, lean=True)
     return dict(zip(images, chain.from_iterable(done), strict=True))
 
 
-def _look(plan: GenerationPlan, objective: Objective, images: Sequence[_Image], step: int) -> Score:
+def _look(plan: GenerationPlan, objective: Objective, rows: range, step: int) -> Score:
     """The score of one pass of images before a step of their plain run."""
-    model, settings = plan.model, plan.settings
-    generators = [torch.Generator().manual_seed(seed) for _, seed in images]
-    noise = model.noise(generators, *settings.size)
-    prompts = [plan.prompts[which] for which, _ in images]
-    negative = [settings.negative[which] for which, _ in images] if settings.two_branches else None
+    model, settings, generators = plan.model, plan.settings, plan.generators(rows)
+    noise = initial_noise(plan, rows, generators)
     maps = maps_before(
         model,
-        model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip),
+        plan.encoded(rows),
         noise,
         step,
         Guidance(objective=objective).layers(model, (noise.shape[-2], noise.shape[-1])),
@@ -169,4 +168,4 @@ def _look(plan: GenerationPlan, objective: Objective, images: Sequence[_Image], 
         generators=generators,
         eta=settings.eta,
     )
-    return objective(maps, [plan.subjects[which] for which, _ in images])
+    return objective(maps, plan.subjects_of(rows))

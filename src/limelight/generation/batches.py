@@ -78,19 +78,25 @@ class PassResult:
 def _searches(parts: list[PassResult]) -> Tensor | None:
     """The passes of all searches for a noise; None where there were none."""
     found = [part.searches for part in parts if part.searches is not None]
-    return torch.cat(found) if found else None
+    if not found:
+        return None
+    return torch.cat(found)
 
 
 def _own(rows: Tensor) -> Tensor:
     """A slice without the rest of its storage."""
-    return rows if rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
+    if rows.untyped_storage().nbytes() == rows.nbytes:
+        return rows
+    return rows.clone()
 
 
 def _joined(moves: list[Move]) -> Move:
     """One step's moves of several passes; images with fewer subjects than others are filled up with NaN."""
-    subjects = max(move.presence.shape[1] for move in moves)
-    wide = [F.pad(m.presence, (0, subjects - m.presence.shape[1]), value=float("nan")) for m in moves]
-    parts = {name: torch.cat([move.parts[name] for move in moves]) for name in moves[0].parts}
+    most = max(move.presence.shape[1] for move in moves)
+    wide = [F.pad(m.presence, (0, most - m.presence.shape[1]), value=float("nan")) for m in moves]
+    parts = {}
+    for name in moves[0].parts:
+        parts[name] = torch.cat([move.parts[name] for move in moves])
     latents, losses, refinements = zip(*map(attrgetter("latents", "loss", "refinements"), moves), strict=True)
     return Move(torch.cat(latents), torch.cat(losses), torch.cat(wide), parts, torch.cat(refinements))
 
@@ -176,12 +182,11 @@ def in_passes(
     By default 8 on a CPU, 64 elsewhere. Where memory runs out: first the model makes room, then passes become smaller,
     last `run` is asked to be lean.
     """
-    limit = 8 if model.device.type == "cpu" else 64
-    if batch is not None:
-        limit = batch
-    check_whole(MOST_IMAGES, batch=limit)
+    if batch is None:
+        batch = {"cpu": 8}.get(model.device.type, 64)
+    check_whole(MOST_IMAGES, batch=batch)
     with exclusive(model.denoiser), undone(partial(model.stow, away=False)):
-        return _in_passes(model, run, count, max(limit // rows, 1), size, lean)
+        return _in_passes(model, run, count, max(batch // rows, 1), size, lean)
 
 
 def _in_passes(

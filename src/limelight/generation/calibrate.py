@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
 from ..utils.numbers import MOST_IMAGES, MOST_STEPS, check_whole
+from ..utils.torch import seeded
 from .loop import Step, denoise
 from .plan import checked, negatives
 
@@ -36,8 +38,11 @@ class Calibration:
     @property
     def thresholds(self) -> dict[float | int, float]:
         """For `AttendAndExcite(thresholds=...)`, rounded down to hundredths and below 1, which no softmax reaches."""
-        exact = {key: values.quantile(self.quantile).item() for key, values in self.presence.items()}
-        return {key: min(int(100 * value) / 100, 0.99) for key, value in exact.items()}
+        found = {}
+        for key, values in self.presence.items():
+            exact = values.quantile(self.quantile).item()
+            found[key] = min(int(100 * exact) / 100, 0.99)
+        return found
 
     @property
     def preset(self) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def calibrate(
         [0, 0.2, 0.4]
     """
     _check(prompts, quantile, batch, steps)
-    watched = _without_moves(AttendAndExcite.suited(model) if guidance is None else guidance)
+    watched = _without_moves(guidance or AttendAndExcite.suited(model))
     images = _images(model, list(prompts), subjects, checked(seeds))
     (unwanted,) = negatives(negative, 1)
 
@@ -142,11 +147,11 @@ def _images(
     model: Model, prompts: Sequence[str], subjects: Sequence[SubjectChoice] | str, seeds: Sequence[int]
 ) -> list[_Image]:
     """Every seed of every prompt."""
-    images = []
+    images: list[_Image] = []
     for text, asked in zip(prompts, per_prompt(subjects, len(prompts), listed=True), strict=True):
         prompt = model.prompt(text)
         _, found = resolve(prompt, asked)
-        images += [(prompt, found, seed) for seed in seeds]
+        images += product([prompt], [found], seeds)
     return images
 
 
@@ -159,15 +164,15 @@ def _watch(
     negative: str,
 ) -> Iterator[Step]:
     """Generate one batch of images, step by step."""
-    generators = [torch.Generator().manual_seed(seed) for _, _, seed in images]
-    prompts = [prompt for prompt, _, _ in images]
+    prompts, found, seeds = zip(*images, strict=True)
+    generators = seeded(seeds)
     return denoise(
         model,
-        model.encode(prompts, negative if model.branches(guidance_scale) == 2 else None),
+        model.encode(prompts, model.negative_in_use(guidance_scale, negative)),
         model.noise(generators, *model.default_size),
         steps=steps,
         guidance_scale=guidance_scale,
         guidance=guidance,
-        subjects=[own for _, own, _ in images],
+        subjects=found,
         generators=generators,
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-import torch
 from torch import Tensor
 
 from ..attention.edits import BindableEdit, Edit
@@ -129,14 +128,15 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []
     boxes = places(place, len(texts))
     scale = model.scale_or_own(guidance_scale)
+    height, width = model.size_or_own(height, width)
     settings = GenerationSettings(
         guidance=placing(guidance, model, boxes),
         steps=steps,
         guidance_scale=scale,
         branches=model.branches(scale),
         negative=negatives(negative, len(texts)),
-        height=model.default_size[0] if height is None else height,
-        width=model.default_size[1] if width is None else width,
+        height=height,
+        width=width,
         latents=latents,
         conditioning=conditioning,
         clip_skip=clip_skip,
@@ -146,8 +146,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         place=boxes,
     )
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
-    read = settings.negative if settings.two_branches and conditioning is None else ()
-    warn_of_prompts(model, plan.prompts, read)
+    warn_of_prompts(model, plan.prompts, settings.encoded_negative or ())
     if isinstance(audition, int):
         audition = Audition(candidates=audition)
 
@@ -174,13 +173,13 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
         on_step: called after every step.
     """
     model, settings, guidance = plan.model, plan.settings, plan.settings.guidance
-    generators = [torch.Generator().manual_seed(plan.images[i][1]) for i in rows]
-    noise, encoded = initial_noise(plan, rows, generators), _encoded(plan, rows)
+    generators = plan.generators(rows)
+    noise, encoded = initial_noise(plan, rows, generators), plan.encoded(rows)
     if guidance is not None:
         guidance = replace(guidance, checkpoint=guidance.checkpoint or lean)
-    found = searched(plan, rows, guidance, encoded, noise, generators)
+    searches, found = None, searched(plan, rows, guidance, encoded, noise, generators)
     if found is not None:
-        noise = found.noise.to(noise)
+        noise, searches = found.noise.to(noise), found.passes
 
     recorder, moves, final = _Recorder(plan), [], noise
     for step in denoise(
@@ -190,7 +189,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         guidance=guidance,
-        subjects=[plan.subjects[plan.images[i][0]] for i in rows],
+        subjects=plan.subjects_of(rows),
         edits=settings.edits,
         record=settings.record,
         layers=plan.recorded,
@@ -207,7 +206,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
 
     mean, single = recorder.result(final, encoded)
     images = decoded(model, final, settings.guidance_scale, guidance, settings.edits)
-    return PassResult(images, final, mean, moves, single, None if found is None else found.passes)
+    return PassResult(images, final, mean, moves, single, searches)
 
 
 def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
@@ -233,19 +232,6 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
     return results
 
 
-def _encoded(plan: GenerationPlan, rows: range) -> Conditioning:
-    """The conditioning of some images: the given one, or their encoded prompts."""
-    settings = plan.settings
-    guided = settings.two_branches
-    if settings.conditioning is not None:
-        given = settings.conditioning.rows(rows).to(plan.model.device, plan.model.dtype)
-        return given if guided else given.only_conditional()
-
-    prompts = [plan.prompts[plan.images[i][0]] for i in rows]
-    negative = [settings.negative[plan.images[i][0]] for i in rows] if guided else None
-    return plan.model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip)
-
-
 class _Recorder:
     """The attention maps that a pass keeps: the mean, and the single steps if they are asked for."""
 
@@ -257,11 +243,16 @@ class _Recorder:
         if maps is None:
             return
         self.mean.add(maps.select(self.averaged.__contains__))
-        if self.record in ("steps", "all"):
-            self.single.append(spilled(maps if self.record == "all" else without_heads(maps)))
+        if self.record == "steps":
+            self.single.append(spilled(without_heads(maps)))
+        if self.record == "all":
+            self.single.append(spilled(maps))
 
     def result(self, latents: Tensor, conditioning: Conditioning) -> tuple[AttentionMaps, list[list[AttentionMaps]]]:
         """The mean, without any layers where none was recorded, and the single steps of this one pass, if any."""
         mean = self.mean.result()
-        mean = none(latents, conditioning.prompts) if mean is None else mean
-        return mean, [self.single] if self.single else []
+        if mean is None:
+            mean = none(latents, conditioning.prompts)
+        if not self.single:
+            return mean, []
+        return mean, [self.single]

@@ -101,32 +101,27 @@ def denoise(
     size = (noise.shape[-2], noise.shape[-1])
     timesteps = _timesteps(model, steps, size)
     encoded = _of_each_step(model, conditioning, guidance_scale, len(timesteps))
-    recorded = layers_to_record(model, size, guidance, record) if layers is None else layers
+    if layers is None:
+        layers = layers_to_record(model, size, guidance, record)
     steering = None
     if guidance:
         guided = guided_layers or layers_to_guide(model, size, guidance)
         steering = Steering(guidance, model, encoded[0], subjects, steps, timesteps, guided)
-        if guidance.look is not None:
-            run = {
-                "steps": steps,
-                "guidance_scale": guidance_scale,
-                "edits": edits,
-                "generators": generators,
-                "eta": eta,
-            }
-            at = step_of(guidance.look, steps)
-            maps = maps_before(model, encoded, noise, at, guided, **run)
-            steering.guide_only_what_lacks(steering.objective(maps, subjects))
+        run = {"steps": steps, "guidance_scale": guidance_scale, "edits": edits, "generators": generators, "eta": eta}
+        _look(steering, encoded, noise, **run)
     acting = bind_edits(edits, model, encoded[0].prompts, len(timesteps))
 
     latents, before = model.start(noise), perf_counter()
     for index, (timestep, value) in enumerate(zip(timesteps, timesteps.tolist(), strict=True)):
         # The model is not held while the caller has the step.
         with exclusive(model.denoiser):
-            move = steering.update(index, timestep, latents) if steering else None
-            latents = move.latents if move else latents
+            move = None
+            if steering:
+                move = steering.update(index, timestep, latents)
+            if move:
+                latents = move.latents
 
-            with Probe(model, recorded, edits=acting, images=len(latents), step=index) as probe:
+            with Probe(model, layers, edits=acting, images=len(latents), step=index) as probe:
                 prediction = model.predict(latents, timestep, encoded[index], guidance_scale=guidance_scale)
                 maps = probe.take(latents, encoded[index].prompts)
             assert prediction is not None  # no `until` was given
@@ -135,8 +130,22 @@ def denoise(
 
         now = perf_counter()
         sent = yield Step(index, len(timesteps), value, latents, move, maps if record else None, now - before)
-        latents = latents if sent is None else sent
+        if sent is not None:
+            latents = sent
         before = now
+
+
+def _look(steering: Steering, conditioning: Sequence[Conditioning], noise: Tensor, **run: Any) -> None:
+    """Look where a plain run leads, and guide only what lacks something there, see `Guidance.look`.
+
+    Args:
+        run: the other options of `denoise`.
+    """
+    look = steering.guidance.look
+    if look is not None:
+        at = step_of(look, run["steps"])
+        maps = maps_before(steering.model, conditioning, noise, at, steering.layers, **run)
+        steering.guide_only_what_lacks(steering.objective(maps, steering.subjects))
 
 
 @torch.no_grad()
@@ -205,7 +214,9 @@ def _of_each_step(
 
 def layers_to_guide(model: Model, size: tuple[int, int], guidance: Guidance | None) -> tuple[AttentionSite, ...]:
     """The layers whose maps guidance reads; none without guidance."""
-    return guidance.layers(model, size) if guidance else ()
+    if guidance is None:
+        return ()
+    return guidance.layers(model, size)
 
 
 def layers_to_record(
@@ -216,4 +227,6 @@ def layers_to_record(
         return ()
     if record == "all":
         return model.text_sites
-    return guidance.recorded_layers(model, size) if guidance else layers_to_read(model, size)
+    if guidance is not None:
+        return guidance.recorded_layers(model, size)
+    return layers_to_read(model, size)

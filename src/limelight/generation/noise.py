@@ -51,7 +51,7 @@ def searched(
         watching,
         model,
         model.prepare(conditioning, settings.guidance_scale),
-        [plan.subjects[plan.images[i][0]] for i in rows],
+        plan.subjects_of(rows),
         settings.steps,
         timesteps,
         watching.layers(model, (noise.shape[-2], noise.shape[-1])),

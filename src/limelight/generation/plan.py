@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, product
 from typing import Any
 
 import psutil
@@ -22,7 +22,9 @@ from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt, aligned
 from ..prompts.subjects import Place, Subject, SubjectChoice, SubjectName, resolve
 from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole, shown
+from ..utils.torch import seeded
 from .loop import Record, layers_to_guide, layers_to_record
+from .provenance import given
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,32 +68,44 @@ class GenerationSettings:
     @property
     def two_branches(self) -> bool:
         """Whether there is an unconditional branch, and with it classifier-free guidance."""
-        given = self.conditioning
-        return self.branches == 2 and (given is None or given.unconditional is not None)
+        encoded = self.conditioning
+        return self.branches == 2 and (encoded is None or encoded.unconditional is not None)
+
+    @property
+    def encoded_negative(self) -> tuple[str, ...] | None:
+        """The negative prompt of each prompt; None where none is encoded."""
+        if self.conditioning is None and self.branches == 2:
+            return self.negative
+        return None
 
     def facts(self, which: int) -> dict[str, Any]:
         """The settings of one prompt as plain values, to be stored with its result."""
-        encoded_here = not self.conditioning
-        return {
-            "negative": self.negative[which] if encoded_here and self.two_branches else None,
+        facts: dict[str, Any] = {
+            "negative": None,
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "height": self.height,
             "width": self.width,
-            "latents": None if self.latents is None else "given",
-            "conditioning": None if self.conditioning is None else "given",
-            "clip_skip": self.clip_skip if encoded_here else None,
+            "latents": given(self.latents),
+            "conditioning": given(self.conditioning),
+            "clip_skip": None,
             "eta": self.eta,
-            "guidance": self.guidance.settings() if self.guidance else None,
-            "edits": [describe_edit(edit) for edit in self.edits],
-            **self._further(which),
+            "guidance": None,
+            "edits": list(map(describe_edit, self.edits)),
         }
+        if self.encoded_negative is not None:
+            facts["negative"] = self.encoded_negative[which]
+        if self.conditioning is None:
+            facts["clip_skip"] = self.clip_skip
+        if self.guidance is not None:
+            facts["guidance"] = self.guidance.settings()
 
-    def _further(self, which: int) -> dict[str, Any]:
-        """Settings that stand in a result only where they were asked for."""
-        boxes = {str(name): list(map(float, box)) for name, box in self.place[which].items()}
-        named = {"place": boxes or None, "audition": self.audition}
-        return {name: value for name, value in named.items() if value is not None}
+        # These stand in a result only where they were asked for.
+        if self.place[which]:
+            facts["place"] = {str(name): list(map(float, box)) for name, box in self.place[which].items()}
+        if self.audition is not None:
+            facts["audition"] = self.audition
+        return facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +142,31 @@ class GenerationPlan:
 
     def facts(self, which: int) -> dict[str, Any]:
         """The settings of one prompt as plain values, to be stored with its result."""
-        scale, branches = self.settings.guidance_scale, 2 if self.settings.two_branches else 1
-        return {**self.settings.facts(which), "guidance_scale": self.model.scale_in_use(scale, branches)}
+        scale = self.model.scale_in_use(self.settings.guidance_scale, 1 + self.settings.two_branches)
+        return {**self.settings.facts(which), "guidance_scale": scale}
+
+    def generators(self, rows: range) -> list[torch.Generator]:
+        """Those of the seeds of some images."""
+        return seeded(seed for _, seed in self.images[rows.start : rows.stop])
+
+    def subjects_of(self, rows: range) -> list[tuple[Subject, ...]]:
+        """The subjects of some images."""
+        return [self.subjects[self.images[i][0]] for i in rows]
+
+    def encoded(self, rows: range) -> Conditioning:
+        """The conditioning of some images: the given one, or their encoded prompts."""
+        model, settings, negative = self.model, self.settings, None
+        if settings.conditioning is not None:
+            encoded = settings.conditioning.rows(rows).to(model.device, model.dtype)
+            if settings.two_branches:
+                return encoded
+            return encoded.only_conditional()
+
+        which = [self.images[i][0] for i in rows]
+        if settings.encoded_negative is not None:
+            negative = list(map(settings.encoded_negative.__getitem__, which))
+        prompts = list(map(self.prompts.__getitem__, which))
+        return model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip)
 
     @classmethod
     def of(
@@ -151,15 +188,15 @@ class GenerationPlan:
         """
         if not texts:
             raise PromptError("The list of prompts is empty.")
-        prompts = aligned([model.prompt(text) for text in texts])
+        prompts = aligned(list(map(model.prompt, texts)))
         if settings.conditioning is None:
             model.check_negative(settings.negative)
-        needed = settings.guidance is not None
-        resolved = [
-            resolve(prompt, own, needed=needed, place=place)
-            for prompt, own, place in zip(prompts, subjects, settings.place, strict=True)
-        ]
-        images = tuple((which, seed) for which in range(len(texts)) for seed in seeds)
+        names, found = [], []
+        for prompt, own, place in zip(prompts, subjects, settings.place, strict=True):
+            chosen, resolved = resolve(prompt, own, needed=settings.guidance is not None, place=place)
+            names.append(chosen)
+            found.append(resolved)
+        images = tuple(product(range(len(texts)), seeds))
 
         shape = tuple(model.noise([torch.Generator()], *settings.size).shape[1:])
         _check_inputs(settings, len(images), shape)
@@ -174,8 +211,8 @@ class GenerationPlan:
             settings,
             tuple(texts),
             prompts,
-            tuple(names for names, _ in resolved),
-            tuple(found for _, found in resolved),
+            tuple(names),
+            tuple(found),
             seeds,
             images,
             guided,
@@ -190,7 +227,9 @@ def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         SettingsError: there is none, or one is out of range.
     """
-    found = tuple(islice(seeds if isinstance(seeds, Iterable) else (seeds,), MOST_IMAGES + 1))
+    if not isinstance(seeds, Iterable):
+        seeds = (seeds,)
+    found = tuple(islice(seeds, MOST_IMAGES + 1))
     if not found:
         raise SettingsError("seeds is empty; give at least one, for example seeds=[0].")
     if len(found) > MOST_IMAGES:
@@ -216,10 +255,12 @@ def negatives(negative: str | Sequence[str] | None, prompts: int) -> tuple[str, 
         raise PromptError(
             f"negative has {len(negative)} entries for {prompts} prompts; give one text for all, or one for each."
         )
+    found = []
     for text in negative:
         if not isinstance(text, str | None):
             raise PromptError(f"negative has the entry {text!r}; each must be text, for example 'blurry'.")
-    return tuple(text or "" for text in negative)
+        found.append(text or "")
+    return tuple(found)
 
 
 def places(place: Place | Sequence[Place | None] | None, prompts: int) -> tuple[Place, ...]:
@@ -228,25 +269,33 @@ def places(place: Place | Sequence[Place | None] | None, prompts: int) -> tuple[
     Raises:
         SettingsError: there are more or fewer sets of boxes than prompts, or one is something else.
     """
-    listed = [place] * prompts if place is None or isinstance(place, Mapping) else list(place)
+    if place is None or isinstance(place, Mapping):
+        place = [place] * prompts
+    listed = list(place)
     if len(listed) != prompts:
         raise SettingsError(
             f"place has {len(listed)} entries for {prompts} prompts; give one for all, or one for each."
         )
+    found: list[Place] = []
     for own in listed:
         if own is not None and not isinstance(own, Mapping):
             raise SettingsError(
                 f"place={own!r} must name words and their boxes, for example {{'cat': (0, 0.4, 0.5, 1)}}."
             )
-    return tuple(own or {} for own in listed)
+        found.append(own or {})
+    return tuple(found)
 
 
 def placing(guidance: Guidance | None, model: Model, place: Sequence[Place]) -> Guidance | None:
     """The guidance, into boxes where any prompt has some, see `into_boxes`."""
-    return into_boxes(guidance, model) if any(place) else guidance
+    if any(place):
+        return into_boxes(guidance, model)
+    return guidance
 
 
-def warn_of_prompts(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = (), frames: int = 0) -> None:
+def warn_of_prompts(
+    model: Model, prompts: Sequence[Prompt], negatives: Iterable[str | None] = (), frames: int = 0
+) -> None:
     """Warn the caller's caller of what the model does not read as it is written, see `prompt_warnings`.
 
     Args:
@@ -256,19 +305,23 @@ def warn_of_prompts(model: Model, prompts: Sequence[Prompt], negatives: Iterable
         warnings.warn(warning, stacklevel=3 + frames)
 
 
-def prompt_warnings(model: Model, prompts: Sequence[Prompt], negatives: Iterable[str] = ()) -> list[PromptWarning]:
+def prompt_warnings(
+    model: Model, prompts: Sequence[Prompt], negatives: Iterable[str | None] = ()
+) -> list[PromptWarning]:
     """What the model does not read as it is written, at most one warning of each kind.
 
     Returns:
         `UnknownWords` of the prompts; `LostWords` and `UnsupportedMarkup` of the prompts and negative prompts.
     """
     found: list[PromptWarning] = []
-    unknown = dict.fromkeys(word for prompt in prompts for word in model.unknown(prompt))
+    unknown = dict.fromkeys(chain.from_iterable(map(model.unknown, prompts)))
     if unknown:
-        cure = "try words of `limelight info`" if model.about.words is not None else ""
+        cure = ""
+        if model.about.words is not None:
+            cure = "try words of `limelight info`"
         found.append(UnknownWords(model.name, unknown, cure=cure))
 
-    every = [*prompts, *(model.prompt(text) for text in dict.fromkeys(negatives) if text)]
+    every = [*prompts, *map(model.prompt, filter(None, dict.fromkeys(negatives)))]
     return found + lost_words(model, every) + _markup(every)
 
 
@@ -286,7 +339,9 @@ def _markup(prompts: Sequence[Prompt]) -> list[PromptWarning]:
     found = dict[str, None]()
     for prompt in prompts:
         found |= dict.fromkeys(prompt.text[slice(*piece.span)] for piece in prompt.markup)
-    return [UnsupportedMarkup.of(list(found))] if found else []
+    if not found:
+        return []
+    return [UnsupportedMarkup.of(list(found))]
 
 
 def _check_inputs(settings: GenerationSettings, images: int, shape: tuple[int, ...]) -> None:
@@ -308,11 +363,11 @@ def _check_room(
     layers: Sequence[AttentionSite], size: tuple[int, int], tokens: int, images: int, settings: GenerationSettings
 ) -> None:
     """Find out before the first image that the maps of the single steps will not fit into memory."""
-    record = settings.record
+    record = str(settings.record)
     needed = images * settings.steps * size_of(layers, size, tokens, record == "all")
     free = psutil.virtual_memory().available
     if needed > free:
-        less = True if record == "steps" else repr("steps")
+        less = {"steps": "True", "all": "'steps'"}[record]
         raise SettingsError(
             f"record='{record}' would keep {needed / 1e9:.1f} GB of maps, and {free / 1e9:.1f} GB of memory are free; "
             f"generate fewer images or steps, or use record={less}."

@@ -26,11 +26,20 @@ def provenance(model: Model) -> dict[str, Any]:
     }
 
 
+def given(value: object) -> str | None:
+    """How a setting that is no plain value stands in a result."""
+    if value is None:
+        return None
+    return "given"
+
+
 def exact_provenance(model: Model) -> dict[str, Any]:
     """All that the numbers of a run depend on: `provenance`, the weights, the scheduler's settings and the device."""
     scheduler = model.scheduler
-    settings = {k: v for k, v in dict(scheduler.config).items() if isinstance(v, str | int | float | bool)}
-    plain = {name: value for name, value in settings.items() if not name.startswith("_")}
+    plain = {}
+    for name, value in dict(scheduler.config).items():
+        if isinstance(value, str | int | float | bool) and not name.startswith("_"):
+            plain[name] = value
     return {
         **provenance(model),
         "weights": fingerprint(model),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from ..attention.maps import AttentionMaps
@@ -18,6 +18,7 @@ from ..errors import FileError, SettingsError
 from ..utils.files import digest, json_text, png, slug, user_path, write, write_new
 from ..utils.images import grid
 from ..utils.reading import reading
+from ..utils.tensors import tensor_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +98,22 @@ class Result:
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """The latents and maps of one image."""
-        tensors = {"latents": self.latents[index]}
-        tensors |= {f"maps.{layer.name}": p[index] for layer, p in self.maps.layers.items()}
-        return {name: value.contiguous().cpu() for name, value in tensors.items()}
+        return {
+            "latents": self.latents[index].cpu(),
+            **{f"maps.{layer.name}": p[index] for layer, p in self.maps.layers.items()},
+        }
 
     def _files(self, index: int, settings: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, bytes]:
         """The files of one image by their suffix, the image last: where it is, the others are, too."""
         trace = []
         for row in self.trace:
-            trace.append({k: _known(v[index]) if isinstance(v, list) else v for k, v in row.items()})
+            own = dict(row)
+            for name, value in row.items():
+                if isinstance(value, list):
+                    own[name] = _known(value[index])
+            trace.append(own)
         return {
-            ".safetensors": save(tensors),
+            ".safetensors": tensor_file(tensors),
             ".json": json_text({"settings": settings, "trace": trace}, indent=1).encode(),
             ".png": png(settings, self.images[index]),
         }

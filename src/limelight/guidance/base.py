@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import starmap
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -55,16 +55,14 @@ class Score(NamedTuple):
         """Which images have a part above its limit, 0 where none is named: bool [images]."""
         return torch.stack([part > limits.get(name, 0.0) for name, part in self.parts.items()]).any(dim=0)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Score:
+        """The same change made to every tensor."""
+        parts = {name: change(part) for name, part in self.parts.items()}
+        return Score(change(self.loss), change(self.presence), parts)
+
     def detach(self) -> Score:
         """The same without a gradient."""
-        parts = {name: part.detach() for name, part in self.parts.items()}
-        return Score(self.loss.detach(), self.presence.detach(), parts)
-
-    def clone(self) -> Score:
-        """The same in memory of its own."""
-        return Score(
-            self.loss.clone(), self.presence.clone(), {name: part.clone() for name, part in self.parts.items()}
-        )
+        return self.each(Tensor.detach)
 
 
 class Objective(Protocol):
@@ -175,7 +173,9 @@ class Guidance:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")
         if not all(0 <= value < float("inf") for value in self.decay):
             raise SettingsError(f"decay={self.decay} must be two numbers that are not negative.")
-        check_schedule((self.until, *self.thresholds, *([] if self.look is None else [self.look])))
+        check_schedule((self.until, *self.thresholds))
+        if self.look is not None:
+            check_schedule((self.look,))
         _check_thresholds(self.thresholds)
         self._check_rule()
         # The settings of a partial objective; a subclass may make its own later.
@@ -204,7 +204,7 @@ class Guidance:
                 f"The objective reads how pixels attend to each other, and '{model.name}' has no attention layers of "
                 "pixels alone; choose a guidance that reads words only, for example 'conform'."
             )
-        return tuple(site for site in model.sites if site in text or site in between_pixels)
+        return tuple(sorted({*text, *between_pixels}, key=model.sites.index))
 
     def recorded_layers(self, model: Model, latent_size: tuple[int, int]) -> tuple[AttentionSite, ...]:
         """The layers whose maps are worth recording: of one size, those that the objective reads if it can be."""
@@ -221,12 +221,13 @@ class Guidance:
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain values, to be stored with a result."""
-        fields = {name: value for name, value in vars(self).items() if name != "noise_search"}
-        search = {} if self.noise_search is None else {"noise_search": self.noise_search.settings()}
+        fields = dict(vars(self))
+        search = fields.pop("noise_search")
+        if search is not None:
+            fields["noise_search"] = search.settings()
         return {
             "name": type(self).__name__,
             **fields,
-            **search,
             "objective": describe_objective(self.objective),
             "thresholds": {str(key): value for key, value in self.thresholds.items()},
             "targets": dict(self.targets),
@@ -285,7 +286,9 @@ def layers_to_read(
     Raises:
         SettingsError: no layer has that size (the message lists those that exist), or the maps have a single pixel.
     """
-    found = model.guided_sites if resolution is None else _of_size(model.text_sites, latent_size, resolution)
+    found = model.guided_sites
+    if resolution is not None:
+        found = _of_size(model.text_sites, latent_size, resolution)
     if min(found[0].size(latent_size)) < 2:
         raise SettingsError("The image is too small: its attention maps would be a single pixel wide.")
     return found
@@ -295,14 +298,18 @@ def _of_size(
     layers: Sequence[AttentionSite], latent_size: tuple[int, int], resolution: int | Sequence[int]
 ) -> tuple[AttentionSite, ...]:
     """The layers whose maps have this height and width, or this side."""
-    wanted = tuple(resolution) if isinstance(resolution, Sequence) else (resolution, resolution)
-    found = tuple(layer for layer in layers if layer.size(latent_size) == wanted)
-    if not found:
-        sizes = sorted({layer.size(latent_size) for layer in layers}, reverse=True)
-        listed = ", ".join(f"{h}x{w}" for h, w in sizes)
+    if not isinstance(resolution, Sequence):
+        resolution = resolution, resolution
+    by_size: dict[tuple[int, ...], list[AttentionSite]] = {}
+    for layer in layers:
+        by_size.setdefault(layer.size(latent_size), []).append(layer)
+
+    wanted = tuple(resolution)
+    if wanted not in by_size:
+        listed = ", ".join(starmap("{}x{}".format, sorted(by_size, reverse=True)))
         named = "x".join(map(str, wanted))
         raise SettingsError(f"No layer has maps of {named} for this image; there are: {listed}.")
-    return found
+    return tuple(by_size[wanted])
 
 
 def check_order(scheduler: Any) -> None:
@@ -348,6 +355,27 @@ class Move:
             **{name: part[images].tolist() for name, part in self.parts.items()},
             "refinements": self.refinements[images].tolist(),
         }
+
+
+@dataclass(eq=False)
+class _Stand:
+    """Where a batch of images stands within one step.
+
+    Attributes:
+        latents: moved as often as they were until now.
+        size: of a move.
+        rows: the images that may be moved.
+        score, gradient: of all images, before the next move.
+        refinements: how many each image had, int64 [images].
+    """
+
+    latents: Tensor
+    timestep: Tensor
+    size: float
+    rows: Tensor
+    score: Score
+    gradient: Tensor
+    refinements: Tensor
 
 
 class Steering:
@@ -406,57 +434,63 @@ class Steering:
         if not guided and threshold is None:
             return None
 
-        rows, score, gradient = self._begin(latents, timestep)
-        size = self.sizes[index]
-        refinements = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        # Only here does the host wait for the device: which images are below the threshold?
-        active = rows[score.parts["neglect"][rows] > 1 - threshold] if threshold is not None else rows[:0]
-        for _ in range(self.guidance.max_refinements):
-            if not len(active):
-                break
-            latents = latents.index_add(0, active, self._descent(latents, score, gradient, size)[active])
-            refinements[active] += 1
-            # As published, an image makes one more move after the first loss that satisfies it.
-            again = score.parts["neglect"][active] > 1 - threshold  # type: ignore[operator]
-            if guided or bool(again.any()):
-                moved = active if guided else active[again]
-                found, gradient[moved] = self.evaluate(latents, timestep, moved)
-                _update(score, moved, found)
-            active = active[again]
-
+        at = self._begin(latents, timestep, self.sizes[index])
+        if threshold is not None:
+            self._refine(at, 1 - threshold, guided)
         self._before = self._seen
-        if not guided:
-            return Move(latents, *score, refinements)
-        return self._moved(latents, score, gradient, size, refinements)
 
-    def _begin(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Score, Tensor]:
-        """The images that may be moved, and score and gradient of all images before the first move of a step."""
+        after = None
+        if guided and self.guidance.when == "after":
+            after = self._descent(at)
+        elif guided:
+            at.latents = at.latents + self._descent(at)
+        return Move(at.latents, *at.score, at.refinements, after)
+
+    def _begin(self, latents: Tensor, timestep: Tensor, size: float) -> _Stand:
+        """The images before the first move of a step."""
         rows = torch.arange(len(latents), device=latents.device)
+        refinements = torch.zeros_like(rows)
         if self._plain is None:
-            return rows, *self.evaluate(latents, timestep, rows)
+            return _Stand(latents, timestep, size, rows, *self.evaluate(latents, timestep, rows), refinements)
 
         rows = rows[self._plain.lacking(self.guidance.limits)]
-        score, gradient = self._plain.clone(), torch.zeros_like(latents)
+        score, gradient = self._plain.each(Tensor.clone), torch.zeros_like(latents)
         if len(rows):
             found, gradient[rows] = self.evaluate(latents, timestep, rows)
             _update(score, rows, found)
-        return rows, score, gradient
+        return _Stand(latents, timestep, size, rows, score, gradient, refinements)
 
-    def _moved(self, latents: Tensor, score: Score, gradient: Tensor, size: float, refinements: Tensor) -> Move:
-        """The move of a guided step."""
-        descent = self._descent(latents, score, gradient, size)
-        if self.guidance.when == "after":
-            return Move(latents, *score, refinements, descent)
-        return Move(latents + descent, *score, refinements)
+    def _refine(self, at: _Stand, most: float, guided: bool) -> None:
+        """Move the images whose neglect is above a threshold, until it is not.
 
-    def _descent(self, latents: Tensor, score: Score, gradient: Tensor, size: float) -> Tensor:
+        Args:
+            guided: whether the step itself moves them, too, and needs the gradient after the last refinement.
+        """
+        # Only here does the host wait for the device: which images are above the threshold?
+        active = at.rows[at.score.parts["neglect"][at.rows] > most]
+        for _ in range(self.guidance.max_refinements):
+            if not len(active):
+                break
+            at.latents = at.latents.index_add(0, active, self._descent(at)[active])
+            at.refinements[active] += 1
+            # As published, an image makes one more move after the first loss that satisfies it.
+            left = active[at.score.parts["neglect"][active] > most]
+            if not guided:
+                active = left
+            if len(active):
+                found, at.gradient[active] = self.evaluate(at.latents, at.timestep, active)
+                _update(at.score, active, found)
+            active = left
+
+    def _descent(self, at: _Stand) -> Tensor:
         """The move against the gradient; none for images that lack nothing."""
+        gradient, size = at.gradient, at.size
         if self.guidance.step_rule == "sign":
             gradient = gradient.sign()
         elif self.guidance.step_rule == "relative":
             gradient = F.normalize(gradient.flatten(1), eps=1e-30).view_as(gradient)
-            size = size * torch.linalg.vector_norm(latents, dim=(1, 2, 3), keepdim=True)
-        return -size * gradient * score.lacking(self.guidance.limits)[:, None, None, None]
+            size = size * torch.linalg.vector_norm(at.latents, dim=(1, 2, 3), keepdim=True)
+        return -size * gradient * at.score.lacking(self.guidance.limits)[:, None, None, None]
 
     def evaluate(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Score, Tensor]:
         """Score of some images and its gradient with respect to their latents."""
@@ -465,7 +499,7 @@ class Steering:
             chosen = rows.tolist()
             conditioning, subjects, latents = conditioning.rows(chosen), [subjects[i] for i in chosen], latents[rows]
 
-        recompute = recomputing(denoiser, self.layers[-1].name) if self.guidance.checkpoint else nullcontext()
+        recompute = recomputing(denoiser, self.layers[-1].name, on=self.guidance.checkpoint)
         with torch.enable_grad(), frozen(denoiser), recompute, Probe(self.model, self.layers) as probe:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])
@@ -475,7 +509,7 @@ class Steering:
             (gradient,) = torch.autograd.grad(score.loss.sum(), variable)
 
         score = score.detach()
-        most = max(len(own) for own in self.subjects)  # images that are not looked at may have more
+        most = max(map(len, self.subjects))  # images that are not looked at may have more
         presence = F.pad(score.presence, (0, most - score.presence.shape[1]), value=float("nan"))
         return score._replace(presence=presence), gradient
 
@@ -502,4 +536,6 @@ def _update(score: Score, rows: Tensor, found: Score) -> None:
 
 def step_of(value: float | int, steps: int) -> int:
     """A fraction of the schedule, or a number of steps, as the latter."""
-    return int(value) if isinstance(value, Integral) else int(value * steps + 0.5)
+    if isinstance(value, Integral):
+        return int(value)
+    return int(value * steps + 0.5)

@@ -40,7 +40,7 @@ def inside(maps: AttentionMaps, subjects: Subjects, *, needed: bool = True) -> S
         SettingsError: no subject has a box.
     """
     found = word_maps(maps, subjects)
-    count = max(len(own) for own in subjects)
+    count = max(map(len, subjects))
     boxes = torch.zeros_like(found.maps[:, :count])
     placed = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
     for image, own in enumerate(subjects):

@@ -31,7 +31,7 @@ def overlap(maps: AttentionMaps, subjects: Subjects, *, sharpen: bool = False) -
         of_subjects, there = blur(sharp), ~absent
     else:
         found = word_maps(maps, subjects)
-        count = max(len(own) for own in subjects)
+        count = max(map(len, subjects))
         of_subjects, there = found.maps[:, :count] * found.noun[:, :count, None, None], found.noun[:, :count]
     mixing = pairwise_overlap(of_subjects, there)
     return scored(maps, subjects, mixing, mixing=mixing)

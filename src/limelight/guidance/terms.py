@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, product
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -80,9 +82,11 @@ def pooling_of(
     """
     stops = []
     for prompt in maps.prompts:
-        ends = prompt.padded if own_tokens is None else own_tokens
-        stops.append(prompt.end if ends else last)
-    spans = tuple(tuple(subject.positions for subject in own) for own in subjects)
+        if own_tokens or (own_tokens is None and prompt.padded):
+            stops.append(prompt.end)
+        else:
+            stops.append(last)
+    spans = tuple(tuple(map(attrgetter("positions"), own)) for own in subjects)
     first = next(iter(maps.layers.values()))
     pooling, padding, absent = pool_tokens(spans, tuple(stops), first.shape[-1])
     return pooling.to(first.device), padding.to(first.device), absent.to(first.device)
@@ -99,7 +103,7 @@ def pool_tokens(
     [images, tokens, columns], the columns that an image does not have [images, columns] and the subjects that it does
     not have [images, subjects].
     """
-    images = [_columns(spans, stop) for spans, stop in zip(subjects, stops, strict=True)]
+    images = list(map(_columns, subjects, stops))
     widest, most = max(map(len, images)), max(map(len, subjects))
     pooling = torch.zeros(len(images), tokens, widest)
     padding = torch.ones(len(images), widest, dtype=torch.bool)
@@ -115,7 +119,7 @@ def pool_tokens(
 
 def _columns(spans: Sequence[tuple[int, ...]], stop: int) -> list[tuple[int, ...]]:
     """The token positions of each column of one image."""
-    taken = {position for span in spans for position in span}
+    taken = set(chain.from_iterable(spans))
     others = [(position,) for position in range(1, stop) if position not in taken]
     return [*spans, *others]
 
@@ -168,7 +172,7 @@ def word_maps(maps: AttentionMaps, subjects: Subjects, words: Words = "subjects"
             prepositions and their like; "all" are all words of the prompt.
     """
     mean = maps.cross.mean()
-    key = tuple(tuple(own) for own in subjects), tuple(maps.prompts), mean.shape[-1], words
+    key = tuple(map(tuple, subjects)), tuple(maps.prompts), mean.shape[-1], words
     pooling, owner, noun = (x.to(mean.device) for x in _word_columns(*key))
     return WordMaps(torch.einsum("bhwt,btn->bnhw", mean, pooling.to(mean.dtype)), owner, noun)
 
@@ -191,19 +195,24 @@ def _word_columns(
     return pooling, owner, noun
 
 
-def _row(subjects: Sequence[Subject], prompt: Prompt, words: Words) -> list[tuple[tuple[int, ...], int, bool]]:
-    """The words of one image: token positions, owner, and whether it is a noun."""
-    row = [(subject.positions, k, True) for k, subject in enumerate(subjects)]
+_Column = tuple[tuple[int, ...], int, bool]
+"""A word's token positions, its owner, and whether it is a noun."""
+
+
+def _row(subjects: Sequence[Subject], prompt: Prompt, words: Words) -> list[_Column]:
+    """The words of one image."""
+    nouns, others = list[_Column](), list[_Column]()
     for k, subject in enumerate(subjects):
-        row += [(modifier, k, False) for modifier in subject.modifiers]
+        nouns.append((subject.positions, k, True))
+        others += product(subject.modifiers, [k], [False])
     if words != "subjects":
-        row += [(positions, -1, False) for positions in _other_words(subjects, prompt, words)]
-    return row
+        others += product(_other_words(subjects, prompt, words), [-1], [False])
+    return nouns + others
 
 
 def _other_words(subjects: Sequence[Subject], prompt: Prompt, words: Words) -> list[tuple[int, ...]]:
     """The token positions of the words that belong to no subject."""
-    taken = {position for subject in subjects for position in subject.all_positions}
+    taken = set(chain.from_iterable(map(attrgetter("all_positions"), subjects)))
     found = []
     for word in prompt.words:
         counts = words == "all" or word.key not in FUNCTION_WORDS
@@ -232,8 +241,8 @@ def blur(maps: Tensor, sigma: float = 0.5) -> Tensor:
     last digits.
     """
     rows = torch.tensor([-1.0, 0.0, 1.0])[:, None].expand(3, 3)
-    down, across = (1 / (sigma * (2 * torch.pi) ** 0.5) * torch.exp(-((d / (2 * sigma)) ** 2)) for d in (rows, rows.T))
-    kernel = down * across
+    down = 1 / (sigma * (2 * torch.pi) ** 0.5) * torch.exp(-((rows / (2 * sigma)) ** 2))
+    kernel = down * down.T
     kernel = (kernel / kernel.sum()).to(maps)
     # Reflected borders by slicing: padding's own backward is not deterministic on CUDA.
     padded = torch.cat([maps[:, :, 1:2], maps, maps[:, :, -2:-1]], dim=2)

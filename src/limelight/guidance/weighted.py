@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -22,26 +24,34 @@ class Weighted:
     unit: bool = False
 
     @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The terms without their weights."""
+        return tuple(map(itemgetter(1), self.terms))
+
+    @property
     def reads(self) -> tuple[Kind, ...]:
         """What any of the terms reads."""
-        return tuple(dict.fromkeys(kind for _, term in self.terms for kind in reads(term)))
+        return tuple(dict.fromkeys(chain.from_iterable(map(reads, self.objectives))))
 
     @property
     def remembers(self) -> bool:
         """Whether any of the terms does."""
-        return any(remembers(term) for _, term in self.terms)
+        return any(map(remembers, self.objectives))
 
     def __call__(self, maps: AttentionMaps, subjects: Subjects) -> Score:
-        scores = [term(maps, subjects) for _, term in self.terms]
-        losses = [score.loss for score in scores]
-        if self.unit:
-            losses = [_unit(loss, maps) for loss in losses]
-
-        loss = sum((weight * own for (weight, _), own in zip(self.terms, losses, strict=True)), torch.zeros(()))
+        scores, loss = [], torch.zeros(())
         parts: dict[str, Tensor] = {}
-        for score in scores:  # where two terms measure the same part, the worse one counts
+        for weight, term in self.terms:
+            score = term(maps, subjects)
+            own = score.loss
+            if self.unit:
+                own = _unit(own, maps)
+            loss = loss + weight * own
+            scores.append(score)
+
             for name, part in score.parts.items():
-                parts[name] = torch.maximum(parts[name], part) if name in parts else part
+                # Where two terms measure the same part, the worse one counts.
+                parts[name] = torch.maximum(parts.get(name, part), part)
         return Score(loss, scores[0].presence, parts)
 
     def settings(self) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def weighted(*terms: tuple[float, Objective], unit: bool = False) -> Objective:
     """
     if not terms:
         raise SettingsError("weighted needs at least one term, for example weighted((1, excite), (0.5, bind)).")
-    check_finite(weights=[weight for weight, _ in terms])
+    check_finite(weights=list(map(itemgetter(0), terms)))
     return Weighted(terms, unit)
 
 
