@@ -34,7 +34,7 @@ class Clip:
     def __init__(self, source: str | Path = "pocket", device: str | torch.device = "cpu") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        where = POCKET / "clip" if source == "pocket" else source
+        where = _embedded(source, "clip")
         self.model = CLIPModel.from_pretrained(where, dtype=torch.float32).to(device).eval()
         self.processor = CLIPProcessor.from_pretrained(where)
         self._known: dict[tuple[str, bool], Tensor] = {}
@@ -76,7 +76,7 @@ class Captioner:
     def __init__(self, source: str | Path = "pocket", device: str | torch.device = "cpu") -> None:
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
-        where = POCKET / "captioner" if source == "pocket" else source
+        where = _embedded(source, "captioner")
         self.model: Any = BlipForConditionalGeneration.from_pretrained(where, dtype=torch.float32).to(device).eval()
         self.processor = BlipProcessor.from_pretrained(where)
 
@@ -166,6 +166,13 @@ def text_similarity(clip: Clip, images: Tensor, prompt: str, token: str) -> Tens
     measure of editability of the same paper.
     """
     return images @ clip.texts([" ".join(prompt.replace(token, " ").split())])[0]
+
+
+def _embedded(source: str | Path, kind: str) -> str | Path:
+    """Where a model is: "pocket" is in this package."""
+    if source == "pocket":
+        return POCKET / kind
+    return source
 
 
 def _unit(features: Any) -> Tensor:

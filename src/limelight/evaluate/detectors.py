@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..models.loading import POCKET
 from ..prompts.subjects import Box
+from ..utils.tensors import read_tensors
 from .clip import Clip
 from .suites import COLORS, Wanted
 
@@ -128,10 +128,10 @@ class PocketDetector(nn.Module):
     @classmethod
     def load(cls, path: Path = POCKET / "detector.safetensors") -> PocketDetector:
         """Read a detector as `recipes/pocket/detector.py` writes it; by default the one in this package."""
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["detector"])
-            detector = cls(facts["words"], facts["colors"], facts["threshold"])
-            detector.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+        weights, metadata = read_tensors(path)
+        facts = json.loads(metadata["detector"])
+        detector = cls(facts["words"], facts["colors"], facts["threshold"])
+        detector.load_state_dict(weights)  # which turns them into float32
         return detector.eval()
 
 

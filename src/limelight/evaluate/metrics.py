@@ -6,7 +6,7 @@ function of a `Sample` and one more line of `METRICS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,23 +96,26 @@ class Sample:
         return {i: before for i, before in enumerate(self.before) if before is not None}
 
     @cached_property
-    def patches(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """CLIP's features of patches, before and after, of the images whose edit is marked, by their places."""
-        places, earlier, later = [], [], []
+    def marked(self) -> dict[int, tuple[Image.Image, Image.Image, Tensor]]:
+        """Image before, image, and mask of the images whose edit is marked, by their places."""
+        found = {}
         for i, before in self.pairs.items():
             if before.mask is not None:
-                places.append(i)
-                earlier.append(before.image)
-                later.append(self.images[i])
-        if not places:
-            return {}
-        patches = zip(self.clip.patches(earlier), self.clip.patches(later), strict=True)
-        return dict(zip(places, patches, strict=True))
+                found[i] = before.image, self.images[i], before.mask
+        return found
 
-    def of_pairs(self, values: Sequence[float | None]) -> Values:
-        """Values of `pairs` as those of all images."""
-        by_place = dict(zip(self.pairs, values, strict=True))
-        return list(map(by_place.get, range(len(self.images))))
+    @cached_property
+    def patches(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """CLIP's features of patches, before and after, of the images whose edit is marked, by their places."""
+        if not self.marked:
+            return {}
+        earlier, later, _ = zip(*self.marked.values(), strict=True)
+        patches = zip(self.clip.patches(earlier), self.clip.patches(later), strict=True)
+        return dict(zip(self.marked, patches, strict=True))
+
+    def of_all(self, values: Mapping[int, float | None]) -> Values:
+        """Values of some images, by their places, as those of all images."""
+        return list(map(values.get, range(len(self.images))))
 
 
 def _full_text(sample: Sample) -> Values | None:
@@ -167,29 +170,17 @@ def _image_image(sample: Sample) -> Values | None:
         return None
     before = sample.clip.images([before.image for before in sample.pairs.values()])
     own = sample.features[list(sample.pairs)]
-    return sample.of_pairs(image_image(own, before).tolist())
+    return sample.of_all(dict(zip(sample.pairs, image_image(own, before).tolist(), strict=True)))
 
 
 def _structure(sample: Sample) -> Values | None:
     """Change of structure outside the place of an edit, 0..2."""
-    changes: Values = []
-    for i, before in sample.pairs.items():
-        change = None
-        if before.mask is not None:
-            change = structure_change(*sample.patches[i], before.mask)
-        changes.append(change)
-    return sample.of_pairs(changes)
+    return sample.of_all({i: structure_change(*sample.patches[i], mask) for i, (_, _, mask) in sample.marked.items()})
 
 
 def _pixels(sample: Sample) -> Values | None:
     """Change of pixels outside the place of an edit, 0..1."""
-    changes: Values = []
-    for i, before in sample.pairs.items():
-        change = None
-        if before.mask is not None:
-            change = pixel_change(before.image, sample.images[i], before.mask)
-        changes.append(change)
-    return sample.of_pairs(changes)
+    return sample.of_all({i: pixel_change(*marked) for i, marked in sample.marked.items()})
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,12 @@ def read_mask(image: Path) -> Tensor | None:
                 return torch.from_numpy(np.array(mask.convert("1")))
         with Image.open(image, formats=["PNG"]) as file:
             rows = json.loads(file.info["limelight"])["edited"]
-        found = torch.tensor([[int(cell) for cell in row] for row in rows]).bool()
+        found = torch.tensor([list(map(int, row)) for row in rows]).bool()
     except Exception:  # a file of others
         return None
-    return found if found.dim() == 2 and found.numel() else None
+    if found.dim() != 2 or not found.numel():
+        return None
+    return found
 
 
 def pixel_change(before: Image.Image, after: Image.Image, mask: Tensor) -> float | None:
@@ -59,7 +61,9 @@ def pixel_change(before: Image.Image, after: Image.Image, mask: Tensor) -> float
         return None
     outside = ~np.asarray(Image.fromarray(mask.numpy()).resize(before.size, Image.Resampling.NEAREST))
     change = (np.asarray(before, dtype=np.float64) - np.asarray(after, dtype=np.float64))[outside] / 255
-    return float(np.sqrt((change**2).mean())) if change.size else None
+    if not change.size:
+        return None
+    return float(np.sqrt((change**2).mean()))
 
 
 def structure_change(before: Tensor, after: Tensor, mask: Tensor) -> float | None:

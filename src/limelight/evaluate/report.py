@@ -26,6 +26,7 @@ from .scoring import SCORES
 CHOSEN_BY = "full_text"  # how the best of several images is chosen: what a person without a detector has
 SHOWN, SEEDS = 4, 4  # cases at either end, and images of each
 COLUMNS = {"calls": "denoiser calls", "seconds": "seconds"}
+TITLES = {name: metric.title for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def report(
         names=names,
         base=base,
         examples=_examples(rows, base, target),
-        target=METRICS[target].title,
+        target=TITLES[target],
         backbones=backbones,
         folders=list(map(str, folders)),
     )
@@ -183,7 +184,9 @@ def _best_line(label: str, count: float, subset: str, reference: list[Row], name
             changes[name] = compare(best, single)
     for name in COLUMNS:
         one = mean(reference, name)
-        means[name] = None if one is None else one * count
+        if one is not None:
+            one *= count
+        means[name] = one
 
     fewest = min(map(len, cases), default=count)
     if fewest < count:
@@ -223,7 +226,9 @@ def _matched(by: Mapping[str, list[Row]], base: str) -> list[tuple[str, str, flo
 def _ratio(own: Iterable[Row], reference: Iterable[Row], name: str) -> float | None:
     """How many times as much a method costs as the reference; None where that is unknown."""
     ours, one = mean(own, name), mean(reference, name)
-    return ours / one if ours and one else None
+    if not ours or not one:
+        return None
+    return ours / one
 
 
 def _paired(own: Iterable[Row], base: Iterable[Row], name: str) -> dict[str, tuple[float, float]]:
@@ -260,10 +265,10 @@ def _ends(rivals: Mapping[str, list[Row]], target: str) -> dict[str, list[Exampl
         return changes[case], a - b
 
     order = sorted(changes, key=rank)
-    cases = [grouped(rows, _case) for rows in rivals.values()]
+    base_cases, own_cases = grouped(base, _case), grouped(own, _case)
 
     def example(case: str) -> Example:
-        strips = _strips(*(by[case] for by in cases))
+        strips = _strips(base_cases[case], own_cases[case])
         return Example(case, changes[case], tuple(zip(rivals, strips, strict=True)))
 
     return {
@@ -274,10 +279,10 @@ def _ends(rivals: Mapping[str, list[Row]], target: str) -> dict[str, list[Exampl
 
 def _strips(*rivals: Sequence[Row]) -> list[tuple[str, ...]]:
     """A case by several methods: their images of the first seeds that all have."""
-    seeds = [set(column(rows, "seed")) for rows in rivals]
+    shared = set.intersection(*(set(column(rows, "seed")) for rows in rivals))
     strips = []
     for rows in rivals:
-        files = [row["file"] for row in rows if row["seed"] in set.intersection(*seeds)]
+        files = [row["file"] for row in rows if row["seed"] in shared]
         strips.append(tuple(map(_thumbnail, map(Path, files[:SEEDS]))))
     return strips
 
@@ -333,7 +338,7 @@ def _scores(folder: Path) -> tuple[list[Row], str]:
 
 
 def _markdown(lines: Sequence[Line], names: Sequence[str], base: str) -> str:
-    titles = [METRICS[name].title for name in names]
+    titles = list(map(TITLES.__getitem__, names))
     means = [["subset", "method", "images", *titles, *COLUMNS.values()]]
     changes = [["subset", "method", *titles]]
     for line in lines:
@@ -389,7 +394,7 @@ def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:
     return template.render(
         lines=lines,
         names=names,
-        labels={name: metric.title for name, metric in METRICS.items()},
+        labels=TITLES,
         columns=COLUMNS,
         charts=charts,
         shown=shown,

@@ -32,7 +32,9 @@ def column(rows: Iterable[Row], name: str) -> list[Any]:
 def mean(rows: Iterable[Row], name: str) -> float | None:
     """The mean of the known values of a column; None where none is."""
     values = column(rows, name)
-    return sum(values) / len(values) if values else None
+    if not values:
+        return None
+    return sum(values) / len(values)
 
 
 def by_subset(rows: Sequence[Row]) -> dict[str, Sequence[Row]]:

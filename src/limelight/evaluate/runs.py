@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product, starmap
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -291,7 +292,7 @@ def _add_missing(
     store: Run, executor: Executor, jobs: Sequence[Job], settings: Mapping[str, Any], on_progress: Progress
 ) -> int:
     """Do the jobs of which an image is missing, add these images, and return how many they are."""
-    wanted = set[Key](chain.from_iterable(job.keys for job in jobs))
+    wanted = set[Key](chain.from_iterable(map(attrgetter("keys"), jobs)))
     there = len(wanted & store.done.keys())
     generated = 0
     on_progress(there, len(wanted))
@@ -328,9 +329,8 @@ def _counted(model: Model) -> Iterator[list[int]]:
 
 def _calls(result: Result, total: int) -> list[float]:
     """Return the passes of each image: refinements and searches are its own, all else is shared evenly."""
-    first = result.trace[0] if result.trace else {}
-    extra = list(first.get("searches", [0] * len(result.seeds)))
+    extra = none = [0] * len(result.seeds)
     for row in result.trace:
-        extra = [sum(pair) for pair in zip(extra, row["refinements"], strict=True)]
+        extra = list(map(sum, zip(extra, row["refinements"], row.get("searches", none), strict=True)))
     common = (total - sum(extra)) / len(extra)
     return [common + own for own in extra]

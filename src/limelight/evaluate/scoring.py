@@ -20,7 +20,7 @@ from ..utils.files import json_text, lock_file, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say, read_rows
 from ..utils.parallel import Executor, device_of, open_executor
-from ..utils.reading import reading, record
+from ..utils.reading import first_line, reading, record
 from .clip import Captioner, Clip
 from .detectors import Detector, OpenVocabulary, PocketDetector
 from .metrics import METRICS, Before, Instruments, Sample
@@ -182,7 +182,9 @@ def score(
         0.0
     """
     folder = Path(folder)
-    out = folder if out is None else Path(out)
+    if out is None:
+        out = folder
+    out = Path(out)
     work = _work(folder, backbones or {}, say)
     path = out / "scores.jsonl"
     start = partial(Scorer, work.names, device)
@@ -265,12 +267,15 @@ class _Work:
 
 
 def _work(folder: Path, backbones: Mapping[str, Any], say: Say) -> _Work:
-    facts = read_facts(folder) if folder.is_dir() else None
-    entries = _foreign_entries(folder) if facts is None else _run_entries(folder, facts, say)
-    embedded = facts is not None and all(
-        method["settings"].get("model") == "pocket" for method in facts["methods"].values()
-    )
-    names = Backbones(**backbones) if embedded else Backbones(**{**REAL, **backbones})
+    facts, embedded = read_facts(folder), False
+    if facts is None:
+        entries = _foreign_entries(folder)
+    else:
+        entries = _run_entries(folder, facts, say)
+        embedded = all(method["settings"].get("model") == "pocket" for method in facts["methods"].values())
+    if not embedded:
+        backbones = {**REAL, **backbones}
+    names = Backbones(**backbones)
     return _Work(_stamped(entries), names, digest({**asdict(names), "embedded": _embedded(names)}))
 
 
@@ -373,7 +378,9 @@ def _means(rows: Sequence[Row]) -> dict[str, float | int | None]:
 
 
 def _deviation(values: Sequence[float]) -> float | None:
-    return torch.tensor(values, dtype=torch.float64).std(correction=0).item() if values else None
+    if not values:
+        return None
+    return torch.tensor(values, dtype=torch.float64).std(correction=0).item()
 
 
 def _embedded(names: Backbones) -> dict[str, str]:
@@ -414,8 +421,7 @@ def _opened(kind: str, name: str, make: Callable[[], Any]) -> Any:
     except LimelightError:
         raise
     except Exception as error:  # of others' files
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"The {kind} '{name}' cannot be opened: {reason}") from error
+        raise ModelError(f"The {kind} '{name}' cannot be opened: {first_line(error)}") from error
 
 
 def _write_parquet(path: Path, rows: list[Row]) -> None:
@@ -424,8 +430,8 @@ def _write_parquet(path: Path, rows: list[Row]) -> None:
         from pyarrow import parquet
     except ImportError as error:
         raise MissingDependency("Scores need pyarrow. Install it: pip install 'limelight[eval]'.") from error
-    numbers = {"calls", "seconds", *METRICS}
-    schema = pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in rows[0]])
+    kinds = dict.fromkeys(rows[0], pa.string()) | dict.fromkeys(("calls", "seconds", *METRICS), pa.float64())
+    schema = pa.schema(kinds)
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     write(path, sink.getvalue().to_pybytes())

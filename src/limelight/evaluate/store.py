@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -110,14 +111,14 @@ class Run:
         self.done: dict[Key, dict[str, Any]] = {}
         for row in self._manifest.rows:
             path = self.folder / row["file"]
-            size = path.stat().st_size if path.is_file() else None
             if "mask" in row and not (self.folder / row["mask"]).is_file():
                 say(f"'{self.folder / row['mask']}' is missing; its image is generated again.")
-            elif size == row["bytes"]:
-                self.done[key(row)] = row
+            elif not path.is_file():
+                say(f"'{path}' is not there; it is generated again.")
+            elif (size := path.stat().st_size) != row["bytes"]:
+                say(f"'{path}' has {size} bytes instead of {row['bytes']}; it is generated again.")
             else:
-                how = "is not there" if size is None else f"has {size} bytes instead of {row['bytes']}"
-                say(f"'{path}' {how}; it is generated again.")
+                self.done[key(row)] = row
         if len(self.done) < len(self._manifest.rows):
             self._manifest.keep(list(self.done.values()))
 
@@ -201,7 +202,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 def read_case(name: str, facts: Mapping[str, Any]) -> Case:
     """Return a case from its facts in run.json."""
-    things = tuple(Wanted(*thing) for thing in facts["wanted"])
+    things = tuple(starmap(Wanted, facts["wanted"]))
     return Case(facts["prompt"], facts["subset"], things, facts["source"], facts.get("concept"))
 
 
@@ -217,13 +218,17 @@ def digest(facts: Any) -> str:
 def _folder(name: str) -> str:
     """A harmless folder name of its own; the name itself where that is one."""
     short = slug(name, 60)
-    return short if short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if short == name:
+        return name
+    return f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _case_facts(case: Case) -> dict[str, Any]:
     things = [(thing.word, thing.color) for thing in case.wanted]
-    facts = {"prompt": case.prompt, "subset": case.subset, "wanted": things, "source": case.source}
-    return facts if case.concept is None else {**facts, "concept": case.concept}
+    facts: dict[str, Any] = {"prompt": case.prompt, "subset": case.subset, "wanted": things, "source": case.source}
+    if case.concept is not None:
+        facts["concept"] = case.concept
+    return facts
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:

@@ -306,7 +306,7 @@ def _check(path: Any, cases: Sequence[Case]) -> None:
 def _things(row: Mapping[str, Any], prompt: str, source: str | None) -> tuple[Wanted, ...]:
     """The wanted things of a row: its subjects, or where that column is absent those of its prompt."""
     if "subjects" in row:
-        return tuple(_thing(phrase) for phrase in (_cell(row, "subjects") or "").split(";") if phrase.strip())
+        return tuple(map(_thing, filter(str.strip, (_cell(row, "subjects") or "").split(";"))))
 
     things = wanted(prompt)
     if source is not None and not any(thing.color for thing in things):
@@ -330,5 +330,7 @@ def wanted(prompt: str) -> tuple[Wanted, ...]:
 
 
 def _thing(phrase: str) -> Wanted:
-    words = phrase.split()
-    return Wanted(words[-1], words[-2] if len(words) > 1 and words[-2] in COLORS else None)
+    *others, word = phrase.split()
+    if others and others[-1] in COLORS:
+        return Wanted(word, others[-1])
+    return Wanted(word)

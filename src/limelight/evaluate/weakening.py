@@ -194,10 +194,11 @@ def weakened(
 
 def _numbers(counts: Sequence[int] | None, heads: int) -> tuple[int, ...]:
     """The numbers of weakened heads, with none and all."""
-    wanted = counts_of_heads(heads) if counts is None else counts
-    numbers = tuple(sorted({0, heads, *wanted}))
+    if counts is None:
+        counts = counts_of_heads(heads)
+    numbers = tuple(sorted({0, heads, *counts}))
     if numbers[0] < 0 or numbers[-1] > heads:
-        raise SettingsError(f"counts={list(wanted)} must be numbers of heads from 0 to {heads}.")
+        raise SettingsError(f"counts={list(counts)} must be numbers of heads from 0 to {heads}.")
     return numbers
 
 
@@ -209,7 +210,9 @@ def _jobs(numbers: Sequence[int], orders: Sequence[str], heads: int) -> list[tup
 
 def _kept_as(order: str, number: int, heads: int) -> str:
     """The order under which scores and images are kept: none or all of the heads are the same in every order."""
-    return order if 0 < number < heads else "all"
+    if number in (0, heads):
+        return "all"
+    return order
 
 
 def _generate(
