@@ -11,13 +11,13 @@ from limelight import SettingsError
 from limelight.attention.maps import AttentionMaps
 from limelight.guidance.attend_and_excite import excite
 from limelight.guidance.bind import bind
+from limelight.guidance.combined import weighted
 from limelight.guidance.contrast import contrast
 from limelight.guidance.divergence import divergence
 from limelight.guidance.layout import inside
 from limelight.guidance.overlap import overlap
 from limelight.guidance.self_cross import otsu, peak_overlap, self_cross
 from limelight.guidance.terms import blur, sharpened
-from limelight.guidance.weighted import weighted
 from limelight.models.sites import AttentionSite
 from limelight.prompts.prompt import parse
 from limelight.prompts.subjects import Subject

@@ -15,7 +15,7 @@ from limelight import ModelError, SettingsError
 from limelight.generation.batches import check_latents
 from limelight.generation.calibrate import calibrate
 from limelight.guidance.attend_and_excite import excite
-from limelight.guidance.weighted import weighted
+from limelight.guidance.combined import weighted
 from limelight.heads.gains import adjust, weaken
 from limelight.utils.files import json_text
 from limelight.utils.jsonl import Log

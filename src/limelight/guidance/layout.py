@@ -14,8 +14,8 @@ from ..attention.maps import AttentionMaps
 from ..errors import SettingsError
 from ..models.base import Model
 from .base import Guidance, Score, Subjects
+from .combined import weighted
 from .terms import mean_over, scored, word_maps
-from .weighted import weighted
 
 # Measured on the embedded model; the layout is decided in the first steps.
 ALONE: Mapping[str, Any] = {"step_rule": "relative", "scale": 0.05, "until": 0.12}

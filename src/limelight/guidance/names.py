@@ -5,6 +5,7 @@ NAMES = (
     RECOMMENDED,
     "attend-and-excite",
     "attend-and-excite-fast",
+    "focus-then-excite",
     "focus",
     "jedi",
     "conform",

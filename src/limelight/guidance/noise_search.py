@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import SettingsError
 from .attend_and_excite import excite
 from .base import Objective, Score, check_targets, describe_objective
+from .combined import weighted
 from .self_cross import peak_overlap
-from .weighted import weighted
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Score, Tensor]]
 """``evaluate(noise, rows)``: the score of some images, and the gradient of their losses with respect to their noise."""

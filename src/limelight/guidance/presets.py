@@ -12,20 +12,20 @@ from ..models.base import Model
 from .attend_and_excite import AttendAndExcite, excite
 from .base import Guidance, Objective
 from .bind import bind
+from .combined import in_turn, weighted
 from .contrast import contrast
 from .divergence import divergence
 from .names import NAMES, RECOMMENDED
 from .noise_search import NoiseSearch
 from .overlap import overlap
 from .self_cross import peak_overlap, self_cross
-from .weighted import weighted
 
 CONSTANT = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published method.
+    """A method.
 
     Attributes:
         objective: its loss.
@@ -36,8 +36,17 @@ class Preset:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+APART = {"mixing": 0.1, "binding": 0.1}
+"""Parts of `divergence` up to which an image comes out right, after a tenth to a sixth of its steps: of the embedded
+model's images nine of ten that come out wrong are above, and one of seven of the others."""
+
 # Sources and formulas stand with the objectives.
 PRESETS: Mapping[str, Preset] = {
+    # Ours: images that lack nothing stay plain, subjects come apart first, and are made strong then.
+    "focus-then-excite": Preset(
+        in_turn(divergence, excite),
+        {"step_rule": "relative", "scale": 0.1, "look": 0.08, "targets": {**APART, "neglect": 0.55}},
+    ),
     "focus": Preset(divergence, {"step_rule": "relative", "scale": 0.1, "until": 0.14}),
     "jedi": Preset(
         partial(divergence, power=1, sigma=0, spread=0.01, geometric=True),
