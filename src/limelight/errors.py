@@ -99,6 +99,25 @@ class UnsupportedMarkup(PromptWarning):
         )
 
 
+class NoSubjects(PromptWarning):
+    """A prompt in which no subject is found, so that it is generated without guidance."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], words: Sequence[str]) -> NoSubjects:
+        """Quote the first.
+
+        Args:
+            texts: all such prompts.
+            words: those of the first prompt, as the user wrote them.
+        """
+        also = f" and of {len(texts) - 1} other prompts" if len(texts) > 1 else ""
+        choice = f"name some of its words as subjects: {_listed(words)}" if words else "it has no words"
+        return cls(
+            f"No subject can be guessed from '{_short(texts[0])}', so that its images{also} are generated without "
+            f"guidance; {choice}."
+        )
+
+
 def quoted(names: Iterable[object]) -> str:
     """A list in quotation marks."""
     return ", ".join(f"'{name}'" for name in names)

@@ -125,3 +125,29 @@ def test_warnings_can_be_pickled():
         limelight.UnsupportedMarkup.of(["BREAK"]),
     ):
         assert str(pickle.loads(pickle.dumps(warning))) == str(warning)
+
+
+def test_a_prompt_without_subjects_is_generated_plainly(tiny):
+    """Alone or beside others, which are guided as they are alone."""
+    plain = limelight.generate(tiny, "best quality, 4k", seeds=[1, 2], steps=2)
+    guidance = limelight.AttendAndExcite(scale=20.0)
+    guided = limelight.generate(tiny, "a cat and a dog", seeds=[1, 2], steps=2, guidance=guidance)
+    prompts = ["best quality, 4k", "a cat and a dog"]
+    with pytest.warns(limelight.NoSubjects, match="'best quality, 4k', so that its images are .* 'best', ") as found:
+        both = limelight.generate(tiny, prompts, seeds=[1, 2], steps=2, guidance=guidance)
+
+    assert [result.settings["prompt"] for result in both] == prompts
+    assert [bool(result.settings["guidance"]) for result in both] == [False, True]
+    assert found[0].filename == __file__
+    for result, alone in zip(both, [plain, guided], strict=True):
+        assert torch.allclose(result.latents, alone.latents, atol=1e-4)
+    assert not torch.allclose(guided.latents, limelight.generate(tiny, prompts[1], seeds=[1, 2], steps=2).latents)
+
+
+def test_a_choice_of_seeds_needs_subjects_too(tiny):
+    with pytest.warns(limelight.NoSubjects, match="'4k'"):
+        result = limelight.generate(tiny, "4k", seeds=[1], steps=2, audition=2)
+    assert result.seeds == (1,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", limelight.NoSubjects)
+        limelight.generate(tiny, "4k", steps=1)

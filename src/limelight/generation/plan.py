@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, product
+from operator import itemgetter
 from typing import Any
 
 import psutil
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..attention.edits import BindableEdit, Edit, describe_edit
 from ..attention.recording import size_of
-from ..errors import LostWords, PromptError, PromptWarning, SettingsError, UnknownWords, UnsupportedMarkup
+from ..errors import LostWords, NoSubjects, PromptError, PromptWarning, SettingsError, UnknownWords, UnsupportedMarkup
 from ..guidance.base import Guidance
 from ..guidance.layout import into_boxes
 from ..models.base import Conditioning, Model
@@ -117,6 +118,7 @@ class GenerationPlan:
         prompts: the same, parsed.
         names: for each prompt the subjects as they were given or guessed.
         subjects: the same with their token positions.
+        guessed: for each prompt whether they are guessed.
         seeds: of each prompt.
         images: (index of the prompt, seed) of every image, the first prompt's seeds first.
         guided: the layers whose maps guidance reads; none without guidance.
@@ -130,6 +132,7 @@ class GenerationPlan:
     prompts: tuple[Prompt, ...]
     names: tuple[tuple[SubjectName, ...], ...]
     subjects: tuple[tuple[Subject, ...], ...]
+    guessed: tuple[bool, ...]
     seeds: tuple[int, ...]
     images: tuple[tuple[int, int], ...]
     guided: tuple[AttentionSite, ...]
@@ -168,6 +171,44 @@ class GenerationPlan:
         prompts = list(map(self.prompts.__getitem__, which))
         return model.encode(prompts, negative, settings.size, clip_skip=settings.clip_skip)
 
+    @property
+    def without_subjects(self) -> tuple[int, ...]:
+        """The indices of the prompts in which no subject is found."""
+        return tuple(which for which, names in enumerate(self.names) if self.guessed[which] and not names)
+
+    def parts(self, chosen: bool) -> list[tuple[tuple[int, ...], GenerationPlan]]:
+        """The prompts that name subjects, and those that name none, with guidance left out.
+
+        Args:
+            chosen: whether seeds are chosen by subjects. Without that and guidance, all prompts stay together.
+
+        Returns:
+            The indices of some of the prompts and their plan.
+        """
+        plain = self.without_subjects
+        if not plain or not (chosen or self.settings.guidance):
+            return [(tuple(range(len(self.texts))), self)]
+
+        others = tuple(which for which in range(len(self.texts)) if which not in plain)
+        found = [(plain, self._part(plain, None))]
+        return [(others, self._part(others, self.settings.guidance)), *found] if others else found
+
+    def _part(self, which: tuple[int, ...], guidance: Guidance | None) -> GenerationPlan:
+        """The plan of some prompts."""
+        settings, count = self.settings, len(self.seeds)
+        rows = [which_one * count + i for which_one in which for i in range(count)]
+        given, latents = settings.conditioning, settings.latents
+        settings = replace(
+            settings,
+            guidance=guidance,
+            negative=tuple(settings.negative[i] for i in which),
+            place=tuple(settings.place[i] for i in which),
+            latents=None if latents is None else latents[rows],
+            conditioning=None if given is None else given.rows(rows),
+        )
+        subjects: list[SubjectChoice] = [self.names[i] or "auto" for i in which]
+        return GenerationPlan.of(self.model, [self.texts[i] for i in which], subjects, self.seeds, settings)
+
     @classmethod
     def of(
         cls,
@@ -191,11 +232,7 @@ class GenerationPlan:
         prompts = aligned(list(map(model.prompt, texts)))
         if settings.conditioning is None:
             model.check_negative(settings.negative)
-        names, found = [], []
-        for prompt, own, place in zip(prompts, subjects, settings.place, strict=True):
-            chosen, resolved = resolve(prompt, own, needed=settings.guidance is not None, place=place)
-            names.append(chosen)
-            found.append(resolved)
+        resolved = _resolved(prompts, subjects, settings)
         images = tuple(product(range(len(texts)), seeds))
 
         shape = tuple(model.noise([torch.Generator()], *settings.size).shape[1:])
@@ -211,14 +248,26 @@ class GenerationPlan:
             settings,
             tuple(texts),
             prompts,
-            tuple(names),
-            tuple(found),
+            tuple(map(itemgetter(0), resolved)),
+            tuple(map(itemgetter(1), resolved)),
+            tuple(own == "auto" for own in subjects),
             seeds,
             images,
             guided,
             recorded,
             averaged,
         )
+
+
+def _resolved(
+    prompts: Sequence[Prompt], subjects: Sequence[SubjectChoice], settings: GenerationSettings
+) -> list[tuple[tuple[SubjectName, ...], tuple[Subject, ...]]]:
+    """The subjects of each prompt; a guess may find none, see `GenerationPlan.parts`."""
+    found = []
+    for prompt, own, place in zip(prompts, subjects, settings.place, strict=True):
+        needed = settings.guidance is not None and own != "auto"
+        found.append(resolve(prompt, own, needed=needed, place=place))
+    return found
 
 
 def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -323,6 +372,17 @@ def prompt_warnings(
 
     every = [*prompts, *map(model.prompt, filter(None, dict.fromkeys(negatives)))]
     return found + lost_words(model, every) + _markup(every)
+
+
+def warn_without_subjects(plan: GenerationPlan, chosen: bool) -> None:
+    """Warn the caller's caller of prompts that are generated plainly because they name no subject.
+
+    Args:
+        chosen: whether seeds are chosen by subjects.
+    """
+    lacking = [plan.prompts[which] for which in plan.without_subjects]
+    if lacking and (chosen or plan.settings.guidance is not None):
+        warnings.warn(NoSubjects.of([prompt.text for prompt in lacking], lacking[0].read), stacklevel=3)
 
 
 def lost_words(model: Model, prompts: Sequence[Prompt]) -> list[PromptWarning]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..attention.maps import AttentionMaps
 from ..prompts.prompt import Prompt
-from ..prompts.subjects import FUNCTION_WORDS, Subject
+from ..prompts.subjects import Subject
+from ..prompts.tagging import FUNCTION_WORDS
 from .base import Score, Subjects
 
 Words = Literal["subjects", "content", "all"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from ..errors import PromptError, SettingsError
 from .markup import without_markup
 from .prompt import Prompt, Word, occurrence_name
+from .tagging import Part, parts
 
 SubjectName = str | int | Sequence[int]
 """A word, a phrase ("red car"), a later occurrence ("dog#2"), a token index or several."""
@@ -43,23 +43,14 @@ class Subject(NamedTuple):
         return tuple(chain(self.positions, *self.modifiers))
 
 
-_DETERMINERS = frozenset(
-    "a an the one two three four five six seven eight nine ten some many several my your his her its our their this "
-    "that these those another".split()
-)
-# Words that end a noun phrase: "a cat on a mat".
-_BREAKS = frozenset(
-    "and or with without in on at by of for from to into under over near beside behind before above below between "
-    "against wearing holding riding eating sitting standing lying playing running looking is are was were has have "
-    "who that which while as like next through during up down off out away".split()
-)
-FUNCTION_WORDS = _DETERMINERS | _BREAKS
-# Before "of": how something is shown, or how much of it.
+# How something is shown, or how much of it: no subject before "of" and without an article.
 _MEDIA = frozenset(
     "photo photograph picture image painting drawing sketch illustration portrait render rendering artwork watercolor "
     "watercolour snapshot selfie closeup close-up close-ups closeups shot view pair couple lot number kind sort type "
-    "group bunch".split()
+    "group bunch photos photography art scene film model print poster lighting light lights focus style shape form "
+    "background foreground composition".split()
 )
+_NOT_OF_AN_ARTIST = frozenset("of in on at with".split())
 _PUNCTUATION = r"[,.;:!?()\[\]{}|\u2014\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f\uff08\uff09]|\s[-\u2013]+\s"
 
 
@@ -178,31 +169,23 @@ def described_nouns(prompt: Prompt) -> tuple[str, ...]:
 
     "a big red car and a bench" gives "big red car" and "bench".
     """
-    plain, phrases = _without_markup(prompt), []
-    for noun in _noun_indices(plain):
-        first = noun
-        while first > 0 and _describes(plain, first - 1):
-            first -= 1
-        phrases.append(plain.words[first : noun + 1])
-    return _names(prompt, phrases)
-
-
-def _describes(prompt: Prompt, i: int) -> bool:
-    """Whether word i belongs to the word after it."""
-    word = prompt.words[i]
-    return word.key not in FUNCTION_WORDS and not word.learned and not _parted(prompt, i + 1)
+    plain = _without_markup(prompt)
+    return _names(prompt, [plain.words[first : noun + 1] for first, noun in _phrases(plain)])
 
 
 def nouns(prompt: Prompt) -> tuple[str, ...]:
-    """The subjects of a prompt, guessed.
+    """The subjects of a prompt, guessed: what it names that can be seen.
 
-    They are the last words of the phrases that begin with an article or a number: "a black cat and a dog on a bench"
-    gives cat, dog, bench; "a photo of a cat" gives cat. A prompt without such phrases is read by spaCy where it and its
-    model ``en_core_web_sm`` are installed, and else cut at "and", "with" and punctuation: "cat and dog" gives cat, dog.
-    A learned word is always one: "a photo of <my-cat> and a dog" gives <my-cat>, dog. Markup of other programs is none.
+    "a majestic lion jumping from a big stone at night" gives lion, stone: jumping is no noun, and a night no thing. So
+    are no subjects: how the image is made ("a photo of", "4k, octane render"), artists ("by Greg Rutkowski"), qualities
+    ("best quality") and markup of other programs. What no thing names is taken for its other nouns: "a summer night"
+    gives night. A learned word is always one: "a photo of <my-cat> and a dog" gives <my-cat>, dog.
+
+    Words are read by spaCy where it and one of its English models are installed (``en_core_web_sm``), else by the
+    lexicon of `limelight.prompts.lexicon`.
     """
     plain = _without_markup(prompt)
-    return _names(prompt, [plain.words[i : i + 1] for i in _noun_indices(plain)])
+    return _names(prompt, [plain.words[noun : noun + 1] for _, noun in _phrases(plain)])
 
 
 def _without_markup(prompt: Prompt) -> Prompt:
@@ -213,76 +196,76 @@ def _without_markup(prompt: Prompt) -> Prompt:
     )
 
 
-def _noun_indices(prompt: Prompt) -> list[int]:
-    """The places of the nouns and of the learned words among the prompt's words, in order."""
-    learned = [i for i, word in enumerate(prompt.words) if word.learned]
-    found = _after_determiners(prompt) or _by_spacy(prompt) or _between_joiners(prompt)
-    return sorted({*found, *learned})
-
-
-def _after_determiners(prompt: Prompt) -> list[int]:
-    """The last words of the phrases that begin with an article or a number."""
-    keys, found = [*prompt.keys, ""], []
-    for first in _phrase_starts(prompt):
-        stop = first + 1
-        while stop < len(prompt.words) and not _ends_phrase(prompt, stop):
-            stop += 1
-
-        last, following = keys[stop - 1 : stop + 1]
-        of_something = following == "of" and last in _MEDIA  # "a photo of"
-        close_up = last == "close" and following == "up"
-        if not of_something and not close_up:
-            found.append(stop - 1)
-    return found
-
-
-def _phrase_starts(prompt: Prompt) -> list[int]:
-    """The words after an article or a number, or after several."""
-    keys = prompt.keys
-    return [i for i in range(1, len(keys)) if keys[i - 1] in _DETERMINERS and keys[i] not in FUNCTION_WORDS]
-
-
-def _ends_phrase(prompt: Prompt, i: int) -> bool:
-    """Whether word i does not belong to the phrase of the word before it."""
-    return prompt.words[i].key in FUNCTION_WORDS or _parted(prompt, i)
-
-
-def _between_joiners(prompt: Prompt) -> list[int]:
-    """The last words of the parts between "and", "with" and punctuation, where all parts are short."""
-    keys, ends, start = prompt.keys, [], 0
-    for i, word in enumerate(keys):
-        joined = i + 1 < len(keys) and keys[i + 1] not in ("and", "with") and not _parted(prompt, i + 1)
-        if joined:
-            continue
-        if i - start > 2:
-            return []  # longer than adjective, adjective, noun: no list of things
-        if word not in FUNCTION_WORDS:
-            ends.append(i)
-        start = i + 1 + (i + 1 < len(keys) and keys[i + 1] in ("and", "with"))
-    return ends
-
-
-def _by_spacy(prompt: Prompt) -> list[int]:
-    read = _spacy_model()
-    if read is None:
+def _phrases(prompt: Prompt) -> list[tuple[int, int]]:
+    """The places of nouns among the prompt's words, in order, each with that of the first word that describes it."""
+    if not prompt.words:
         return []
-    document = read(prompt.text)
-    starts = {word.span[0]: i for i, word in enumerate(prompt.words)}
-    found = []
-    for chunk in document.noun_chunks:
-        if chunk.root.pos_ in ("NOUN", "PROPN") and chunk.root.idx in starts:
-            found.append(starts[chunk.root.idx])
-    return found
+
+    found = parts(prompt, lambda i: _parted(prompt, i))
+    named = _of_artists(prompt, found)
+    phrases = list[tuple[int, int]]()
+    for first, stop in _runs(prompt, found):
+        noun = _head(found, first, stop)
+        if noun is None or noun in named:
+            continue
+        if not _of_medium(prompt, found, first, noun) and not _at_a_time(prompt, first):
+            phrases.append((first, noun))
+    return [phrase for phrase in phrases if found[phrase[1]] is Part.NOUN] or phrases
 
 
-@lru_cache(maxsize=1)
-def _spacy_model() -> Any:
-    try:
-        import spacy
-
-        return spacy.load("en_core_web_sm")
-    except (ImportError, OSError):
+def _head(found: list[Part], first: int, stop: int) -> int | None:
+    """The last noun of a run; none if the run says how the image is made."""
+    if Part.STYLE in found[first:stop]:
         return None
+    return max((i for i in range(first, stop) if found[i] in (Part.NOUN, Part.OTHER)), default=None)
+
+
+def _runs(prompt: Prompt, found: list[Part]) -> list[tuple[int, int]]:
+    """The runs of words that belong together: nouns and what describes them; a learned word ends one."""
+    inner = (Part.NOUN, Part.OTHER, Part.MODIFIER, Part.STYLE)
+    runs, first = list[tuple[int, int]](), 0
+    for i in range(len(found) + 1):
+        ends = i == len(found) or found[i] not in inner
+        if ends or (i > first and (_parted(prompt, i) or prompt.words[i - 1].learned)):
+            if i > first:
+                runs.append((first, i))
+            first = i
+        if ends:
+            first = i + 1
+    return runs
+
+
+def _of_medium(prompt: Prompt, found: list[Part], first: int, noun: int) -> bool:
+    """Whether a noun says how the image is made: "a photo of", "oil painting", "a close up of"."""
+    keys = [*prompt.keys, ""]
+    if keys[noun] == "close" and keys[noun + 1] == "up":
+        return True
+    has_article = first > 0 and found[first - 1] is Part.DETERMINER and not _parted(prompt, first)
+    return keys[noun] in _MEDIA and (keys[noun + 1] == "of" or not has_article)
+
+
+def _at_a_time(prompt: Prompt, first: int) -> bool:
+    """Whether a phrase without an article stands after "at": "at sunset"."""
+    return first > 0 and prompt.keys[first - 1] == "at" and not _parted(prompt, first)
+
+
+def _of_artists(prompt: Prompt, found: list[Part]) -> set[int]:
+    """The words that name artists: "by Greg Rutkowski", "in the style of Van Gogh"."""
+    keys, named = prompt.keys, set[int]()
+    for i, word in enumerate(keys):
+        by = word == "by" and found[i + 1 : i + 2] != [Part.DETERMINER]
+        if by or keys[i : i + 2] == ["style", "of"]:
+            first = i + 1 if by else i + 2
+            named |= set(range(first, _end_of_names(prompt, first)))
+    return named
+
+
+def _end_of_names(prompt: Prompt, first: int) -> int:
+    """The end of the names that begin at a word: punctuation, or a word that leads to a place."""
+    for i in range(first, len(prompt.words)):
+        if _parted(prompt, i) or prompt.keys[i] in _NOT_OF_AN_ARTIST:
+            return i
+    return len(prompt.words)
 
 
 def _names(prompt: Prompt, phrases: Sequence[Sequence[Word]]) -> tuple[str, ...]:
