@@ -130,3 +130,22 @@ def test_imports_without_torch(name):
     code = f"import {name}, sys; print(sorted({{'torch', 'diffusers', 'transformers'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_folders_are_there_without_an_import_of_their_own():
+    code = (
+        "import limelight; print([getattr(limelight, name).__name__ for name in sorted(limelight._FOLDERS)]);"
+        "import sys; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str([f"limelight.{name}" for name in sorted(limelight._FOLDERS)]), "False"]
+
+
+def test_no_public_name_is_also_a_module():
+    """`limelight.x` is one thing, whichever was imported first."""
+    folder = Path(limelight.__file__).parent
+    inside = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not inside & set(limelight._PUBLIC)
+    assert set(limelight._FOLDERS) <= inside
+    for name in limelight._PUBLIC:
+        assert hasattr(limelight, name), name

@@ -6,41 +6,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attention.maps import AttentionMaps
-    from .attention.probe import Probe
-    from .attention.recording import StepMaps
-    from .editing.image_inversion import invert_image
-    from .editing.prompt_to_prompt import EditResult, edit
-    from .errors import (
-        FileError,
-        LimelightError,
-        LostWords,
-        MissingDependency,
-        ModelError,
-        NoSubjects,
-        ProbeError,
-        PromptError,
-        PromptWarning,
-        SettingsError,
-        UnknownWords,
-        UnsupportedMarkup,
-    )
-    from .generation.audition import Audition
-    from .generation.calibrate import Calibration, calibrate
-    from .generation.compare import Comparison, compare
-    from .generation.generate import generate
-    from .generation.loop import Step, denoise
-    from .generation.result import Result
-    from .guidance.attend_and_excite import AttendAndExcite
-    from .guidance.base import Guidance
-    from .guidance.presets import preset
-    from .heads.guidance import HeadWeightedAttendAndExcite
-    from .integrations.attach import attach
-    from .models.base import Model
-    from .models.loading import load
-    from .models.processors import reset_attention
-    from .textual_inversion.folder import learn
-    from .textual_inversion.word import LearnedWord
+    # With "as", type checkers take them for public.
+    from .attention.maps import AttentionMaps as AttentionMaps
+    from .attention.probe import Probe as Probe
+    from .attention.recording import StepMaps as StepMaps
+    from .editing.image_inversion import invert_image as invert_image
+    from .editing.prompt_to_prompt import EditResult as EditResult
+    from .editing.prompt_to_prompt import edit as edit
+    from .errors import FileError as FileError
+    from .errors import LimelightError as LimelightError
+    from .errors import LostWords as LostWords
+    from .errors import MissingDependency as MissingDependency
+    from .errors import ModelError as ModelError
+    from .errors import NoSubjects as NoSubjects
+    from .errors import ProbeError as ProbeError
+    from .errors import PromptError as PromptError
+    from .errors import PromptWarning as PromptWarning
+    from .errors import SettingsError as SettingsError
+    from .errors import SizeWarning as SizeWarning
+    from .errors import UnknownWords as UnknownWords
+    from .errors import UnsupportedMarkup as UnsupportedMarkup
+    from .generation.audition import Audition as Audition
+    from .generation.calibrate import Calibration as Calibration
+    from .generation.calibrate import calibrate as calibrate
+    from .generation.compare import Comparison as Comparison
+    from .generation.compare import compare as compare
+    from .generation.generate import generate as generate
+    from .generation.loop import Step as Step
+    from .generation.loop import denoise as denoise
+    from .generation.result import Result as Result
+    from .guidance.attend_and_excite import AttendAndExcite as AttendAndExcite
+    from .guidance.base import Guidance as Guidance
+    from .guidance.presets import preset as preset
+    from .heads.guidance import HeadWeightedAttendAndExcite as HeadWeightedAttendAndExcite
+    from .integrations.attach import attach as attach
+    from .models.base import Model as Model
+    from .models.loading import load as load
+    from .models.processors import reset_attention as reset_attention
+    from .textual_inversion.folder import learn as learn
+    from .textual_inversion.word import LearnedWord as LearnedWord
+    from .viz.explain import explain as explain
 
 __version__ = "0.2.0"
 
@@ -68,6 +73,7 @@ _PUBLIC = {
     "Result": "generation.result",
     "PromptWarning": "errors",
     "SettingsError": "errors",
+    "SizeWarning": "errors",
     "Step": "generation.loop",
     "StepMaps": "attention.recording",
     "UnknownWords": "errors",
@@ -77,6 +83,7 @@ _PUBLIC = {
     "compare": "generation.compare",
     "denoise": "generation.loop",
     "edit": "editing.prompt_to_prompt",
+    "explain": "viz.explain",
     "generate": "generation.generate",
     "invert_image": "editing.image_inversion",
     "learn": "textual_inversion.folder",
@@ -85,9 +92,15 @@ _PUBLIC = {
     "reset_attention": "models.processors",
 }
 __all__ = sorted(_PUBLIC)
+# limelight.guidance and the like are there without an import of their own.
+_FOLDERS = frozenset(
+    "attention editing evaluate generation guidance heads integrations models prompts textual_inversion viz".split()
+)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'limelight' has no attribute '{name}'")
     value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
@@ -96,4 +109,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_FOLDERS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,6 +37,10 @@ class ProbeError(LimelightError, RuntimeError):
 
 class WorkerWarning(UserWarning):
     """A worker was ended because it did nothing; its job is done again."""
+
+
+class SizeWarning(UserWarning):
+    """Images are to be far larger than those that the model was trained on."""
 
 
 class PromptWarning(UserWarning):
@@ -121,6 +126,13 @@ class NoSubjects(PromptWarning):
 def quoted(names: Iterable[object]) -> str:
     """A list in quotation marks."""
     return ", ".join(f"'{name}'" for name in names)
+
+
+def meant(name: str, choices: Iterable[str]) -> str:
+    """What was probably meant by a name that is none of the choices, as a sentence that follows another, or nothing."""
+    lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(name.lower(), list(lower), n=1)
+    return f" Did you mean '{lower[close[0]]}'?" if close else ""
 
 
 def _listed(words: Sequence[str], most: int = 12) -> str:

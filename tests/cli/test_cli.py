@@ -475,3 +475,23 @@ def test_numbers_have_upper_limits(limelight, tmp_path, option, value):
     assert code == 2
     assert f"{value} must be a whole number from 1 to " in err
     assert not (tmp_path / "o").exists()
+
+
+def test_the_version(limelight):
+    from limelight import __version__
+
+    assert limelight("--version") == (0, f"limelight {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--guidance", "confrom"], "Did you mean 'conform'?"),
+        (["--subjects", "cst"], "its words are: a, cat. Did you mean 'cat'?"),
+        (["--scheduler", "dim"], "Did you mean 'ddim'?"),
+    ],
+)
+def test_what_was_meant(limelight, options, message):
+    code, _, err = limelight("generate", "a cat", "--steps", "1", *options)
+    assert code == 2
+    assert message in err

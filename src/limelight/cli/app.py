@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from .calibrate import calibrate_command
 from .edit import edit_command
 from .evaluate import app as evaluate_app
@@ -22,11 +24,27 @@ from .word import app as word_app
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 app = typer.Typer(
-    help="Read, steer and edit the attention of text-to-image diffusion models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"limelight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Read, steer and edit the attention of text-to-image diffusion models."""
+
+
 app.command("generate")(generate_command)
 app.command("edit")(edit_command)
 app.command("explain")(explain_command)

@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from ..evaluate.suites import load as load_suite
-from .options import Device, Every, ModelName, OwnGuidanceScale, Scheduler, Seeds, Steps, Suite, parse_seeds
+from ..utils.numbers import parse_seeds
+from .options import Device, Every, ModelName, OwnGuidanceScale, Scheduler, Seeds, Steps, Suite
 from .terminal import bar, console, open_model
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..utils.files import user_path
+from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
     HeadVectors,
@@ -21,7 +22,6 @@ from .options import (
     WordFiles,
     check_folder,
     parse_factors,
-    parse_seeds,
     parse_strengthen,
 )
 from .terminal import console, open_model, step_bar
@@ -93,6 +93,7 @@ def edit_command(
     shares = {name or "*": share for name, share in parse_factors(cross or []).items()}
     factors = parse_factors(reweight or [])
     strengthened = dict(map(parse_strengthen, strengthen or []))
+    check_sampling(steps=steps, guidance_scale=guidance_scale)
     check_folder(out)
 
     from ..editing.prompt_to_prompt import edit

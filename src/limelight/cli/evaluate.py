@@ -12,6 +12,7 @@ from ..errors import SettingsError
 from ..evaluate.suites import load as load_suite
 from ..utils.files import user_path
 from ..utils.mappings import without_none
+from ..utils.numbers import parse_seeds
 from .options import (
     Device,
     Engine,
@@ -29,7 +30,6 @@ from .options import (
     WordFiles,
     Workers,
     parse_names,
-    parse_seeds,
     read_words,
 )
 from .terminal import bar, console, say

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..guidance.names import RECOMMENDED
+from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
     GuidanceName,
@@ -25,7 +26,6 @@ from .options import (
     WordFiles,
     check_folder,
     parse_guidance,
-    parse_seeds,
     parse_subjects,
 )
 from .terminal import console, open_model, step_bar
@@ -63,6 +63,7 @@ def explain_command(
 ) -> None:
     """Show the attention of every word of a prompt over the image, with and without guidance."""
     numbers = parse_seeds(seeds)
+    check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale)
     check_folder(out)
 
     from ..viz.explain import explain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..guidance.names import RECOMMENDED
+from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
     GuidanceName,
@@ -32,7 +33,6 @@ from .options import (
     parse_gains,
     parse_guidance,
     parse_place,
-    parse_seeds,
     parse_subjects,
 )
 from .terminal import console, log, open_model, step_bar, step_table
@@ -128,6 +128,7 @@ def generate_command(
     if compare and not (guided or strengthen or adjust):
         raise SettingsError("--compare needs guidance, boxes or head edits. Leave out --guidance none.")
     numbers = parse_seeds(seeds)
+    check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale, batch=batch)
     check_folder(out)
 
     opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
@@ -136,7 +137,7 @@ def generate_command(
     names = _subjects(parsed, subjects, guided or audition is not None, boxes)
     chosen = parse_guidance(opened, guidance, scale=scale, until=until, resolution=resolution)
 
-    with _progress(verbose, names if guided and names != "auto" else ()) as on_step:
+    with _progress(verbose, names if guided else ()) as on_step:
         paths = _generate(
             compare,
             out,
@@ -181,9 +182,9 @@ def _ask(parsed: Prompt) -> str:
     return typer.prompt("Token indices or words to guide, separated by commas")
 
 
-def _progress(verbose: bool, subjects: Sequence[Any]) -> AbstractContextManager[Callable[[Step], None]]:
+def _progress(verbose: bool, subjects: Any) -> AbstractContextManager[Callable[[Step], None]]:
     if verbose:
-        return step_table("generating", list(map(str, subjects)))
+        return step_table("generating", [] if subjects == "auto" else list(map(str, subjects)))
     return step_bar("generating")
 
 

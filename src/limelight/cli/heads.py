@@ -13,6 +13,7 @@ from ..evaluate.suites import attend_excite
 from ..heads.vocabulary import SHIPPED as CONCEPTS
 from ..heads.vocabulary import Concepts
 from ..utils.files import png, slug, user_path, write_new
+from ..utils.numbers import parse_seeds
 from .options import (
     Device,
     Engine,
@@ -24,7 +25,6 @@ from .options import (
     Workers,
     parse_numbers,
     parse_part,
-    parse_seeds,
     read_lines,
 )
 from .terminal import bar, console, open_model

@@ -16,7 +16,6 @@ from ..guidance.names import NAMES
 from ..models.schedulers import SCHEDULERS
 from ..utils.files import user_path
 from ..utils.mappings import without_none
-from ..utils.numbers import MOST_IMAGES
 from ..utils.reading import reading
 
 if TYPE_CHECKING:
@@ -82,23 +81,6 @@ RayAddress = Annotated[
     typer.Option(help="Address of a Ray cluster, e.g. auto; by default start Ray here.", show_default=False),
 ]
 GpusPerWorker = Annotated[float, typer.Option(help="GPUs (or CPU cores) that each Ray worker takes.", min=0.01)]
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Parse seeds as they are typed: "0-3,7" is [0, 1, 2, 3, 7]."""
-    seeds: list[int] = []
-    unreadable = SettingsError(f"Cannot read '{text}' as seeds. Write for example 0-3,7.")
-    for part in text.strip("[] ").split(","):
-        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part)
-        if match is None:
-            raise unreadable
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last >= 2**63:
-            raise unreadable
-        if len(seeds) + last - first >= MOST_IMAGES:
-            raise SettingsError(f"'{text}' is too many seeds. Give at most {MOST_IMAGES} at once.")
-        seeds += range(first, last + 1)
-    return list(dict.fromkeys(seeds))
 
 
 def parse_guidance(model: Model, name: str, **changes: Any) -> Guidance | None:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import LimelightError, PromptWarning, SettingsError, WorkerWarning
+from ..errors import LimelightError, PromptWarning, SettingsError, SizeWarning, WorkerWarning
 from ..utils.progress import Show, quiet
 from .options import read_words
 
@@ -57,6 +57,7 @@ def reported() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the libraries are for programmers
         warnings.simplefilter("once", PromptWarning)
+        warnings.simplefilter("once", SizeWarning)
         warnings.simplefilter("always", WorkerWarning)
         warnings.showwarning = lambda message, *_: say(message, "warning")
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import SettingsError
+from ..generation.arguments import check_model
 from ..generation.batches import check_latents
 from ..generation.loop import denoise
 from ..generation.plan import negatives, warn_of_prompts
@@ -132,6 +133,7 @@ def invert_image(
         (2, (128, 128))
         >>> result = limelight.edit(model, "a red car", "a blue car", image=inversion, steps=2)
     """
+    check_model(model)
     check_finite(guidance_scale=guidance_scale)
     check_whole(MOST_STEPS, steps=steps, iterations=iterations)
     size = size or model.default_size

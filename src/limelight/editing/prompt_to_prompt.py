@@ -23,6 +23,7 @@ from ..attention.edits import Edit
 from ..attention.maps import AttentionMaps, none
 from ..attention.recording import RunningMean
 from ..errors import SettingsError
+from ..generation.arguments import check_model
 from ..generation.batches import PassResult, decoded, in_passes
 from ..generation.loop import Step, denoise
 from ..generation.plan import checked, negatives, warn_of_prompts
@@ -177,6 +178,7 @@ def edit(
         (2, 2)
         >>> sheet = result.grid()  # three rows of two images
     """
+    check_model(model)
     if isinstance(target, str):
         target = [target]
     if null_text and image is None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..editing.attention_edits import changed
-from ..errors import SettingsError
+from ..errors import SettingsError, meant
 from ..generation.audition import Audition
 from ..guidance.base import Guidance
 from ..guidance.names import NAMES
@@ -135,7 +135,7 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
     """
     name, *changes = label.split(":")
     if name not in METHODS:
-        raise SettingsError(f"Unknown method '{name}'. Choose one of: {', '.join(METHODS)}.")
+        raise SettingsError(f"Unknown method '{name}'. Choose one of: {', '.join(METHODS)}.{meant(name, METHODS)}")
 
     settings = {}
     for change in changes:

@@ -27,7 +27,7 @@ from ..models.loading import load
 from ..textual_inversion.word import LearnedWord
 from ..utils.files import png
 from ..utils.jsonl import Say
-from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole
+from ..utils.numbers import check_sampling
 from ..utils.parallel import Executor, device_of, one_thread, open_executor
 from .methods import build, parse
 from .preservation import grown, mask_png
@@ -255,10 +255,8 @@ def run(
         >>> run(tempfile.mkdtemp(), cases, ["plain"], seeds=[0, 1], steps=2, workers=1)
         2
     """
-    check_whole(MOST_IMAGES, batch=batch)  # before workers are started
-    check_whole(MOST_STEPS, steps=steps)
-    check_whole(MOST_SIDE, height=height, width=width)
-    check_finite(guidance_scale=guidance_scale)
+    # Before workers are started.
+    check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale, batch=batch)
     jobs = _jobs(methods, cases, sorted(set(checked(seeds))), batch)
     options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
     start = partial(Worker, tuple(methods), model, device, scheduler, options, tuple(words))

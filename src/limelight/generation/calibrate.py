@@ -18,6 +18,7 @@ from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, per_prompt, resolve
 from ..utils.numbers import MOST_IMAGES, MOST_STEPS, check_whole
 from ..utils.torch import seeded
+from .arguments import check_model
 from .loop import Step, denoise
 from .plan import checked, negatives
 
@@ -100,6 +101,7 @@ def calibrate(
         >>> list(limelight.calibrate(model, ["a cat and a dog"], steps=1).thresholds)
         [0, 0.2, 0.4]
     """
+    check_model(model)
     _check(prompts, quantile, batch, steps)
     watched = _without_moves(guidance or AttendAndExcite.suited(model))
     images = _images(model, list(prompts), subjects, checked(seeds))

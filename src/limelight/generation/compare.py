@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from ..models.base import Model
 from ..prompts.subjects import Place
 from ..utils.files import png, slug, user_path, write_new
 from ..utils.images import grid
+from .arguments import OnePromptOptions, check_model, guidance_of
 from .generate import generate
 from .result import Result
 
@@ -68,18 +69,18 @@ def compare(
     model: Model,
     prompt: str,
     *,
-    guidance: Guidance | None = None,
+    guidance: Guidance | str | None = None,
     edits: Sequence[Edit | BindableEdit] = (),
     place: Place | None = None,
     on_run: Callable[[str], None] = lambda name: None,
-    **options: Any,
+    **options: Unpack[OnePromptOptions],
 ) -> Comparison:
     """Generate the same seeds twice: plainly, and with guidance, boxes or edits.
 
     Args:
         model: see `limelight.load`.
         prompt: one prompt.
-        guidance: e.g. `AttendAndExcite()`; the second run is then called "guided".
+        guidance: e.g. `AttendAndExcite()` or the name of a preset; the second run is then called "guided".
         edits: attention edits of the second run, e.g. `HeadGain`; without guidance it is called "edited".
         place: boxes of subjects in the second run, see `limelight.generate`.
         on_run: called with the name of each run before it starts, e.g. for the title of a progress bar.
@@ -97,6 +98,8 @@ def compare(
         >>> list(comparison.runs)
         ['plain', 'guided']
     """
+    check_model(model)
+    guidance = guidance_of(guidance, model)
     if guidance is None and not edits and not place:
         raise SettingsError("compare needs guidance, boxes or edits; without them both runs are the same.")
     name = "guided" if guidance or place else "edited"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from torch import Tensor
 
@@ -15,6 +15,16 @@ from ..guidance.base import Guidance
 from ..models.base import Conditioning, Model
 from ..prompts.subjects import Place, SubjectChoice, per_prompt
 from ..utils.numbers import check_finite
+from .arguments import (
+    GenerateOptions,
+    audition_of,
+    check_model,
+    check_types,
+    edits_of,
+    guidance_of,
+    refuse_unknown,
+    texts_of,
+)
 from .audition import Audition, cast
 from .batches import PassResult, decoded, in_passes, limited
 from .loop import Record, Step, denoise
@@ -27,15 +37,23 @@ from .plan import (
     places,
     placing,
     warn_of_prompts,
+    warn_of_size,
     warn_without_subjects,
 )
 from .provenance import provenance
 from .result import Result
 
+_OPTIONS = ("subjects", "seeds", *GenerateOptions.__annotations__)
+
 
 @overload
-def generate(
-    model: Model, prompt: str, *, subjects: SubjectChoice = ..., seeds: int | Sequence[int] = ..., **options: Any
+def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+    model: Model,
+    prompt: str,
+    *,
+    subjects: SubjectChoice = ...,
+    seeds: int | str | Sequence[int] = ...,
+    **options: Unpack[GenerateOptions],
 ) -> Result: ...
 
 
@@ -45,18 +63,18 @@ def generate(
     prompt: Sequence[str],
     *,
     subjects: SubjectChoice | Sequence[SubjectChoice] = ...,
-    seeds: int | Sequence[int] = ...,
-    **options: Any,
+    seeds: int | str | Sequence[int] = ...,
+    **options: Unpack[GenerateOptions],
 ) -> list[Result]: ...
 
 
-def generate(  # type: ignore[misc]  # the other options are spelled out here alone
+def generate(
     model: Model,
     prompt: str | Sequence[str],
     *,
     subjects: SubjectChoice | Sequence[SubjectChoice] = "auto",
-    seeds: int | Sequence[int] = 0,
-    guidance: Guidance | None = None,
+    seeds: int | str | Sequence[int] = 0,
+    guidance: Guidance | str | None = None,
     place: Place | Sequence[Place | None] | None = None,
     steps: int = 50,
     guidance_scale: float | None = None,
@@ -73,6 +91,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
     edits: Sequence[Edit | BindableEdit] = (),
     audition: int | Audition | None = None,
     on_step: Callable[[Step], None] | None = None,
+    **unknown: Any,
 ) -> Result | list[Result]:
     """Generate one image per prompt and seed, as many at a time as fit.
 
@@ -87,8 +106,9 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
             `guidance`; of several prompts, one such list each. "auto" takes what the prompt names
             that can be seen, each with the words that describe it; the choice is in `Result.subjects`. Where that finds
             nothing, the prompt is generated without guidance. None and [] are no subjects.
-        seeds: one or several, not negative; noise depends on the seed alone, so a batch equals its single images.
-        guidance: e.g. `AttendAndExcite()`; None is the plain model.
+        seeds: one or several, not negative, or as on the command line ("0-3,7"); noise depends on the seed alone, so a
+            batch equals its single images.
+        guidance: e.g. `AttendAndExcite()`, or the name of a `limelight.preset`; None is the plain model.
         place: where subjects are to be: ``{"cat": (0, 0.4, 0.5, 1)}`` with left, top, right and bottom as fractions of
             the image; of several prompts one such dict for all, or one or None for each. A word that is not in
             `subjects` becomes one. Without `guidance`, the boxes alone are guided to, see
@@ -116,6 +136,7 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         audition: begin each image with so many seeds and finish the one whose attention promises most, see
             `limelight.Audition`. `Result.seeds` are then the winners; each gives the same image alone.
         on_step: called after every step of every pass, e.g. for a progress bar.
+        unknown: refused, with the name that was meant.
 
     Raises:
         PromptError: a subject is not in the prompt.
@@ -135,13 +156,17 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         >>> len(result.images), result.subjects, tuple(result.maps["cat"].shape)
         (2, ('cat', 'dog'), (2, 8, 8))
     """
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    refuse_unknown("generate", unknown, _OPTIONS)
+    check_model(model)
+    check_types(guidance_scale=guidance_scale, eta=eta, latents=latents, conditioning=conditioning, on_step=on_step)
+
+    texts = texts_of(prompt)
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []
     boxes = places(place, len(texts))
     scale = model.scale_or_own(guidance_scale)
     height, width = model.size_or_own(height, width)
     settings = GenerationSettings(
-        guidance=placing(guidance, model, boxes),
+        guidance=placing(guidance_of(guidance, model), model, boxes),
         steps=steps,
         guidance_scale=scale,
         branches=model.branches(scale),
@@ -153,18 +178,18 @@ def generate(  # type: ignore[misc]  # the other options are spelled out here al
         clip_skip=clip_skip,
         eta=eta,
         record=record,
-        edits=tuple(edits),
+        edits=edits_of(edits),
         place=boxes,
     )
+    chosen = audition_of(audition)
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
     warn_of_prompts(model, plan.prompts, settings.encoded_negative or ())
-    warn_without_subjects(plan, chosen=audition is not None)
-    if isinstance(audition, int):
-        audition = Audition(candidates=audition)
+    warn_without_subjects(plan, chosen=chosen is not None)
+    warn_of_size(plan)
 
     check_finite(memory=memory)
     with limited(model.device, memory):
-        results = _run_all(plan, audition, batch, on_step)
+        results = _run_all(plan, chosen, batch, on_step)
     return results[0] if isinstance(prompt, str) else results
 
 

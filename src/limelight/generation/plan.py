@@ -15,14 +15,23 @@ from torch import Tensor
 
 from ..attention.edits import BindableEdit, Edit, describe_edit
 from ..attention.recording import size_of
-from ..errors import LostWords, NoSubjects, PromptError, PromptWarning, SettingsError, UnknownWords, UnsupportedMarkup
+from ..errors import (
+    LostWords,
+    NoSubjects,
+    PromptError,
+    PromptWarning,
+    SettingsError,
+    SizeWarning,
+    UnknownWords,
+    UnsupportedMarkup,
+)
 from ..guidance.base import Guidance
 from ..guidance.layout import into_boxes
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt, aligned
 from ..prompts.subjects import Place, Subject, SubjectChoice, SubjectName, resolve
-from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole, shown
+from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole, parse_seeds, shown
 from ..utils.torch import seeded
 from .loop import Record, layers_to_guide, layers_to_record
 from .provenance import given
@@ -235,6 +244,7 @@ class GenerationPlan:
         resolved = _resolved(prompts, subjects, settings)
         images = tuple(product(range(len(texts)), seeds))
 
+        _check_memory(model, settings.size)
         shape = tuple(model.noise([torch.Generator()], *settings.size).shape[1:])
         _check_inputs(settings, len(images), shape)
         size = (shape[-2], shape[-1])
@@ -270,12 +280,14 @@ def _resolved(
     return found
 
 
-def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """One or several seeds.
+def checked(seeds: int | str | Sequence[int]) -> tuple[int, ...]:
+    """One or several seeds, also as text ("0-3,7").
 
     Raises:
         SettingsError: there is none, or one is out of range.
     """
+    if isinstance(seeds, str):
+        return tuple(parse_seeds(seeds))
     if not isinstance(seeds, Iterable):
         seeds = (seeds,)
     found = tuple(islice(seeds, MOST_IMAGES + 1))
@@ -284,7 +296,7 @@ def checked(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if len(found) > MOST_IMAGES:
         raise SettingsError(f"seeds has more than {MOST_IMAGES} entries; generate them in several calls.")
     for seed in found:
-        if not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
+        if isinstance(seed, bool) or not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
             raise SettingsError(f"seeds has the entry {shown(seed)}; each must be a whole number from 0 to 2**63 - 1.")
     return tuple(map(int, found))
 
@@ -385,6 +397,19 @@ def warn_without_subjects(plan: GenerationPlan, chosen: bool) -> None:
         warnings.warn(NoSubjects.of([prompt.text for prompt in lacking], lacking[0].read), stacklevel=3)
 
 
+def warn_of_size(plan: GenerationPlan) -> None:
+    """Warn the caller's caller of images with more than four times the pixels that the model was trained on."""
+    (height, width), (high, wide) = plan.settings.size, plan.model.default_size
+    if height * width > 4 * high * wide:
+        warnings.warn(
+            SizeWarning(
+                f"{height}x{width} is far beyond the {high}x{wide} pixels that the model '{plan.model.name}' was "
+                "trained on; images then often repeat their subjects. Generate smaller ones and enlarge them."
+            ),
+            stacklevel=3,
+        )
+
+
 def lost_words(model: Model, prompts: Sequence[Prompt]) -> list[PromptWarning]:
     """A warning of the words that the model does not reach."""
     long = {prompt.text: prompt for prompt in prompts if prompt.lost}
@@ -417,6 +442,19 @@ def _check_inputs(settings: GenerationSettings, images: int, shape: tuple[int, .
         raise SettingsError(f"record={settings.record!r} must be True, False, 'steps' or 'all'.")
     if conditioning is not None and len(conditioning.prompts) != images:
         raise SettingsError(f"conditioning has {len(conditioning.prompts)} rows for {images} images.")
+
+
+def _check_memory(model: Model, size: tuple[int, int]) -> None:
+    """Refuse at once an image that cannot fit into memory, whatever else is done."""
+    needed = model.least_memory(size)
+    on_gpu = model.device.type == "cuda"
+    there = torch.cuda.mem_get_info(model.device)[1] if on_gpu else psutil.virtual_memory().total
+    if needed > there:
+        raise SettingsError(
+            f"An image of {size[0]}x{size[1]} pixels takes at least {needed / 1e9:.0f} GB of memory, and this machine "
+            f"has {there / 1e9:.0f} GB; generate a smaller one, for example {model.default_size[0]}x"
+            f"{model.default_size[1]}."
+        )
 
 
 def _check_room(

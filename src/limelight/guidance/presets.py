@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import SettingsError, meant
 from ..models.base import Model
 from .attend_and_excite import AttendAndExcite, excite
 from .base import Guidance, Objective
@@ -85,7 +85,7 @@ def preset(name: str, model: Model, **changes: Any) -> Guidance:
         0.2
     """
     if name not in NAMES:
-        raise SettingsError(f"Unknown guidance '{name}'. Choose one of: {', '.join(NAMES)}.")
+        raise SettingsError(f"Unknown guidance '{name}'. Choose one of: {', '.join(NAMES)}.{meant(name, NAMES)}")
     if name == RECOMMENDED:
         known = model.about.preset(RECOMMENDED)
         if known.get("preset") == RECOMMENDED:

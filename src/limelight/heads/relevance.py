@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FileError, SettingsError
+from ..errors import FileError, SettingsError, meant
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..utils.files import json_text, user_path, write
@@ -101,7 +101,8 @@ class Relevance:
         names = [name.casefold() for name in self.concepts]
         wanted = concept.strip().casefold()
         if wanted not in names:
-            raise SettingsError(f"Unknown concept '{concept}'. Choose one of: {', '.join(self.concepts)}.")
+            also = meant(concept, self.concepts)
+            raise SettingsError(f"Unknown concept '{concept}'. Choose one of: {', '.join(self.concepts)}.{also}")
         return names.index(wanted)
 
     def named(self, concepts: str | None) -> tuple[str, ...]:

@@ -257,6 +257,10 @@ class Model(ABC):
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the model was trained on."""
 
+    def least_memory(self, size: tuple[int, int]) -> int:
+        """Bytes that an image of a size, height and width in pixels, takes at the very least; 0 if unknown."""
+        return 0
+
     @abstractmethod
     def prompt(self, text: str) -> Prompt:
         """Tokenize a prompt."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 import torch
 
-from ..errors import ModelError, SettingsError
+from ..errors import ModelError, SettingsError, meant
 from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
 from .base import About, Model
@@ -66,7 +66,8 @@ def load(
         ('pocket', (128, 128))
     """
     if scheduler is not None and scheduler not in SCHEDULERS:
-        raise SettingsError(f"Unknown scheduler '{scheduler}'. Choose one of: {', '.join(SCHEDULERS)}.")
+        also = meant(str(scheduler), SCHEDULERS)
+        raise SettingsError(f"Unknown scheduler '{scheduler}'. Choose one of: {', '.join(SCHEDULERS)}.{also}")
     folder = None if config is None else _config_folder(config, source)
     with quiet_loading():
         model = _live(source, device, dtype) if _is_pipeline(source) else _stored(source, device, dtype, folder)

@@ -193,6 +193,14 @@ class PipelineModel(Model):
         """Of the latents."""
         return int(self.denoiser.config.in_channels)
 
+    def least_memory(self, size: tuple[int, int]) -> int:
+        vae = self.pipeline.vae
+        if getattr(vae, "use_tiling", False):
+            return 0
+        # Input and output of the autoencoder's last convolution before the pixels.
+        channels = (vae.config.get("block_out_channels") or (0,))[0]
+        return 2 * int(channels) * size[0] * size[1] * self._image_dtype.itemsize
+
     @property
     def _image_dtype(self) -> torch.dtype:
         """The SDXL autoencoder overflows in float16 and says so in its configuration."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import chain, groupby
 from typing import Any, NamedTuple
 
-from ..errors import PromptError
+from ..errors import PromptError, meant
 from .markup import Markup, find_markup
 from .words import graphemes, key, spaceless, word_spans
 
@@ -162,7 +162,7 @@ class Prompt:
 
         found = self._whole_words([key(name[slice(*span)]) for span in spans]) or self._parts_of_words(name, spans)
         if not found:
-            raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}")
+            raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}{meant(name, self.read)}")
         if occurrence > len(found):
             times = "once"
             if len(found) > 1:

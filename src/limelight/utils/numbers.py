@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -38,6 +39,37 @@ def check_whole(most: int, least: int = 1, **options: Any) -> None:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and not (whole and least <= value <= most):
             raise SettingsError(f"{name}={shown(value)} must be a whole number from {least} to {most}.")
+
+
+def check_sampling(
+    *, steps: Any, height: Any = None, width: Any = None, guidance_scale: Any = None, batch: Any = None
+) -> None:
+    """Refuse numbers that no model can generate with, before one is loaded.
+
+    Raises:
+        SettingsError: one is out of its range.
+    """
+    check_whole(MOST_STEPS, steps=steps)
+    check_whole(MOST_SIDE, height=height, width=width)
+    check_whole(MOST_IMAGES, batch=batch)
+    check_finite(guidance_scale=guidance_scale)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse seeds as they are typed: "0-3,7" is [0, 1, 2, 3, 7]."""
+    seeds: list[int] = []
+    unreadable = SettingsError(f"Cannot read '{text}' as seeds. Write for example 0-3,7.")
+    for part in text.strip("[] ").split(","):
+        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part)
+        if match is None:
+            raise unreadable
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= 2**63:
+            raise unreadable
+        if len(seeds) + last - first >= MOST_IMAGES:
+            raise SettingsError(f"'{text}' is too many seeds. Give at most {MOST_IMAGES} at once.")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
 
 
 def shown(value: Any, most: int = 80) -> str:

@@ -9,11 +9,12 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 
 from ..errors import MissingDependency, SettingsError
+from ..generation.arguments import OnePromptOptions, check_model, guidance_of
 from ..generation.generate import generate
 from ..generation.result import Result
 from ..guidance.base import Guidance
@@ -123,11 +124,11 @@ def explain(
     prompt: str,
     *,
     words: Sequence[str | int] | None = None,
-    guidance: Guidance | None = None,
+    guidance: Guidance | str | None = None,
     compare: bool = False,
     over_steps: bool = False,
     run: Callable[..., Result] = generate,
-    **options: Any,
+    **options: Unpack[OnePromptOptions],
 ) -> Explanation:
     """Generate images of a prompt and show where its words looked.
 
@@ -151,17 +152,19 @@ def explain(
         PromptError: a word is not in the prompt.
         SettingsError: `compare` without a guidance.
     """
+    check_model(model)
+    guidance = guidance_of(guidance, model)
     shown = _shown_words(model.prompt(prompt), words)
 
-    options = {"record": "steps" if over_steps else True, **options}
+    given: dict[str, Any] = {"record": "steps" if over_steps else True, **options}
     runs = {}
     if compare:
         if guidance is None:
             raise SettingsError("There is nothing to compare without guidance; give one, or leave out the comparison.")
         # A guidance of scale 0 watches: the same image as without it, and the trace to compare the guided one with.
-        runs["plain"] = run(model, prompt, guidance=replace(guidance, scale=0.0, thresholds={}), **options)
+        runs["plain"] = run(model, prompt, guidance=replace(guidance, scale=0.0, thresholds={}), **given)
     name = "guided" if guidance else "plain"
-    runs[name] = run(model, prompt, guidance=guidance, **options)
+    runs[name] = run(model, prompt, guidance=guidance, **given)
 
     moving: Sequence[Any] = ()
     if over_steps:
