@@ -18,6 +18,7 @@ from .info import info
 from .learn import learn_command
 from .terminal import read_arguments, reported
 from .tokens import tokens
+from .web import web_command
 from .word import app as word_app
 
 # Before transformers and diffusers are imported: their notices are for programmers.
@@ -52,6 +53,7 @@ app.command("calibrate")(calibrate_command)
 app.command("tokens")(tokens)
 app.command("info")(info)
 app.command("learn")(learn_command)
+app.command("web")(web_command)
 app.add_typer(heads_app, name="heads")
 app.add_typer(word_app, name="word")
 app.add_typer(evaluate_app, name="evaluate")

@@ -71,15 +71,25 @@ def load(
     folder = None if config is None else _config_folder(config, source)
     with quiet_loading():
         model = _live(source, device, dtype) if _is_pipeline(source) else _stored(source, device, dtype, folder)
-    if scheduler is not None:
-        if model.flows:
-            raise SettingsError(
-                f"'{model.name}' generates by flow matching, which scheduler='{scheduler}' does not know; leave it out."
-            )
-        import diffusers
+    return model if scheduler is None else with_scheduler(model, scheduler)
 
-        model.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(model.scheduler.config)
-    return model
+
+def with_scheduler(model: Model, name: str) -> Model:
+    """The same model with another scheduler, set up for its noise levels.
+
+    Args:
+        name: one of `SCHEDULERS`.
+
+    Raises:
+        SettingsError: the model generates by flow matching.
+    """
+    if model.flows:
+        raise SettingsError(
+            f"'{model.name}' generates by flow matching, which scheduler='{name}' does not know; leave it out."
+        )
+    import diffusers
+
+    return model.for_one_run(getattr(diffusers, SCHEDULERS[name]).from_config(model.scheduler.config))
 
 
 def _config_folder(config: str | Path, source: Any) -> Path:

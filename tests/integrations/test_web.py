@@ -1,0 +1,313 @@
+"""The web page: its functions, a real server with real clients, and a real browser."""
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import limelight
+from limelight.heads.gains import strengthen
+from limelight.heads.relevance import relevance_for
+from limelight.integrations.web import build, edit, explain, heads, parts, steer
+from limelight.integrations.web.runs import Progress, Run, Stops
+from limelight.models.base import Model
+from tests.conftest import BROWSER
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Model:
+    return limelight.load("pocket", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def page(pocket):
+    page = build(pocket, at_once=4)
+    page.launch(quiet=True, prevent_thread_lock=True)
+    yield page
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def client(page, tmp_path_factory):
+    return Client(page.local_url, verbose=False, download_files=tmp_path_factory.mktemp("client"))
+
+
+def steered(client: Client, prompt: str, seed: int, subjects=None, images: int = 1, method: str = "recommended"):
+    return client.predict(prompt, subjects, method, seed, images, STEPS, 1, api_name="/steer")
+
+
+def pixels(image) -> np.ndarray:
+    path = image["image"] if isinstance(image, dict) else image
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+def run_of(model: Model) -> Run:
+    return Run(model, threading.Event())
+
+
+def test_the_words_of_a_prompt(pocket):
+    found = parts.words_of(pocket, "a big red cat and a dog on a dog")
+    shown = [(word["name"], word["text"], word["modifiers"], word["kind"]) for word in found["words"]]
+    assert shown == [
+        ("a", "a", [], "small"),
+        ("big red cat", "cat", ["big", "red"], "noun"),
+        ("and", "and", [], "small"),
+        ("a#2", "a", [], "small"),
+        ("dog", "dog", [], "noun"),
+        ("on", "on", [], "small"),
+        ("a#3", "a", [], "small"),
+        ("dog#2", "dog", [], "noun"),
+    ]
+    for word in found["words"]:
+        pocket.prompt("a big red cat and a dog on a dog").find(word["name"])
+
+
+@pytest.mark.parametrize(
+    ("payload", "subjects", "place"),
+    [
+        (None, "auto", {}),
+        (["cat"], ["cat"], {}),
+        ({"chosen": None, "boxes": {"cat": [0, 0, 0.5, 1]}, "words": []}, "auto", {"cat": [0, 0, 0.5, 1]}),
+    ],
+)
+def test_what_the_page_and_clients_send_as_subjects(payload, subjects, place):
+    chosen = parts.chosen_of(payload)
+    assert (chosen.subjects, dict(chosen.place)) == (subjects, place)
+
+
+@pytest.mark.parametrize("payload", ["cat", 3, {"chosen": "cat"}, {"boxes": [1]}])
+def test_other_subjects_are_refused(payload):
+    with pytest.raises(limelight.SettingsError, match="must be null, a list of words"):
+        parts.chosen_of(payload)
+
+
+def test_steer_shows_what_compare_gives(pocket):
+    box = {"cat": (0, 0, 0.5, 1)}
+    updates = list(steer.steered(run_of(pocket), "a cat and a dog", {"boxes": box}, "conform", [3], STEPS, 1))
+    plain, guided, text = updates[-1]
+    guidance = limelight.preset("conform", pocket)
+    wanted = limelight.compare(pocket, "a cat and a dog", guidance=guidance, place=box, seeds=[3], steps=STEPS).runs
+    for shown, name in ((plain, "plain"), (guided, "guided")):
+        assert np.array_equal(shown[0][0], wanted[name].images[0])
+        assert f'"seed": {3}' in shown[0][0].info["limelight"], "the file holds its settings"
+    assert text == "Guided: cat, dog. Each row is one seed: 3."
+    assert any("unfinished" in caption for row in updates[:-1] for _, caption in row[1]), "there was a preview"
+
+
+def test_explain_shows_the_maps_of_the_run(pocket):
+    maps, _ = list(explain.explained(run_of(pocket), "a cat and a dog", "none", 0, STEPS))[-1]
+    assert [word["word"] for word in maps["words"]] == ["a", "cat", "and", "a#2", "dog"]
+    assert maps["labels"] == ["mean of all steps", "step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    assert {len(word["frames"]) for word in maps["words"]} == {4}
+    result = limelight.generate(pocket, "a cat and a dog", subjects=(), seeds=[0], steps=STEPS, record="steps")
+    assert maps["high"] >= round(max(float(step["cat"].max()) for step in result.steps), 3)
+    assert maps["trace"] is None
+
+
+def test_edit_shows_what_edit_gives(pocket, tmp_path):
+    found = list(edit.edited(run_of(pocket), "a red car", "a blue car", "car", None, 2, STEPS))[-1]
+    wanted = limelight.edit(pocket, "a red car", "a blue car", seeds=[2], local=["car"], steps=STEPS)
+    assert np.array_equal(found[0][0][0], wanted.source.images[0])
+    assert np.array_equal(found[1][0][0], wanted.target.images[0])
+
+    wanted.source.images[0].save(tmp_path / "photo.png")
+    photo = str(tmp_path / "photo.png")
+    found = list(edit.edited(run_of(pocket), "a red car", "a blue car", "", photo, 2, STEPS))[-1]
+    ddim = limelight.load("pocket", device="cpu", scheduler="ddim")
+    wanted = limelight.edit(ddim, "a red car", "a blue car", seeds=[2], image=photo, steps=STEPS)
+    assert np.array_equal(found[1][0][0], wanted.target.images[0])
+
+
+def test_heads_shows_what_strengthening_gives(pocket):
+    relevance = relevance_for(pocket)
+    plain, strong, _ = list(heads.strengthened(run_of(pocket), relevance, "a cat", "cat", "Animals", 1, STEPS))[-1]
+    edits = [strengthen("cat", "Animals")]
+    wanted = limelight.generate(pocket, "a cat", subjects=(), seeds=[1], edits=edits, steps=STEPS)
+    assert np.array_equal(strong[0][0], wanted.images[0])
+    assert not np.array_equal(plain[0][0], wanted.images[0])
+
+
+def test_a_photo_that_was_not_uploaded_is_not_read(client):
+    photo = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError):
+        client.submit("a car", "a cat", "", photo, 0, 1, api_name="/edit").result()
+
+
+def test_a_run_that_is_stopped_ends_at_its_next_step(pocket):
+    stops, request, done = Stops(), gr.Request(session_hash="one"), []
+    run = Run(pocket, stops.begin(request, "steer"))
+
+    def work(run: Run):
+        for step in range(50):
+            done.append(step)
+            run.report(f"step {step}")
+            if step == 3:
+                stops.stop(request, "steer")
+        return "never"
+
+    found = list(run.follow(work))
+    assert done == [0, 1, 2, 3, 4]
+    assert all(isinstance(one, Progress) for one in found)
+
+
+def test_a_new_run_ends_the_one_before_it_and_no_other():
+    stops = Stops()
+    one, other = gr.Request(session_hash="one"), gr.Request(session_hash="other")
+    first, beside, away = stops.begin(one, "steer"), stops.begin(one, "explain"), stops.begin(other, "steer")
+    stops.begin(one, "steer")
+    assert (first.is_set(), beside.is_set(), away.is_set()) == (True, False, False)
+    stops.leave(one)
+    assert (beside.is_set(), away.is_set()) == (True, False)
+
+
+def test_a_fault_of_the_library_is_not_hidden(pocket):
+    def work(run: Run):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(run_of(pocket).follow(work))
+
+
+def test_only_this_machine_reaches_the_page_and_nothing_is_shared(page):
+    assert page.local_url.startswith("http://127.0.0.1:")
+    assert page.server_name == "127.0.0.1"
+    assert page.share_url is None
+    assert not re.search(r"@import|url\(.?http", page.theme._get_theme_css()), "fonts come from this machine"
+
+
+def test_eight_clients_at_once_get_the_images_of_a_direct_call(page, pocket, tmp_path):
+    asked = [(f"a {color} {noun} and a dog", seed) for seed, (color, noun) in enumerate(
+        [("red", "cat"), ("blue", "frog"), ("green", "car"), ("red", "bird")] * 2)]  # fmt: skip
+
+    def ask(which: int):
+        own = Client(page.local_url, verbose=False, download_files=tmp_path / str(which))
+        plain, guided, _ = steered(own, *asked[which])
+        return pixels(plain[0]), pixels(guided[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(8)))
+    guidance = limelight.preset("recommended", pocket)
+    for (prompt, seed), images in zip(asked, found, strict=True):
+        wanted = limelight.compare(pocket, prompt, guidance=guidance, seeds=[seed], steps=STEPS).runs
+        for name, image in zip(("plain", "guided"), images, strict=True):
+            assert np.array_equal(image, wanted[name].images[0]), (prompt, seed, name)
+
+
+def test_the_api_has_a_named_endpoint_for_each_tab(client):
+    assert {"/steer", "/explain", "/edit", "/heads"} <= set(client.view_api(return_format="dict")["named_endpoints"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["  ", None, "recommended", 0, 1, 1, 1], "The prompt is empty"),
+        (["cat " * 1000, None, "recommended", 0, 1, 1, 1], "at most 2000"),
+        (["a <b>cat</b>", ["horse"], "recommended", 0, 1, 1, 1], "'horse' is not in the prompt"),
+        (["a cat", {"boxes": {"cat": [0, 0, 2, 1]}}, "recommended", 0, 1, 1, 1], "lies outside the image"),
+        (["a cat", None, "unheard-of", 0, 1, 1, 1], "unheard-of"),
+        (["a cat", None, "recommended", 0, 1, 100000, 1], "100"),
+        (["a cat", None, "recommended", 0, 9, 1, 1], "8"),
+        (["a cat", None, "recommended", -1, 1, 1, 1], "0"),
+        (["a cat", None, "recommended", 0, 1, 1, 1000], "8"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(client, arguments, message):
+    with pytest.raises(AppError, match=re.escape(message)) as caught:
+        client.predict(*arguments, api_name="/steer")
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "../../../../etc/passwd", __file__, "~/.bashrc"])
+def test_no_file_outside_its_folder_can_be_read(page, path):
+    for route in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "gradio_api/stream/"):
+        answer = httpx.get(f"{page.local_url}{route}{path}")
+        assert answer.status_code >= 400, route
+        assert b"root:" not in answer.content
+
+
+def test_uploads_are_bounded(page):
+    large = {"files": ("large.png", b"\0" * (21 << 20), "image/png")}
+    assert httpx.post(f"{page.local_url}gradio_api/upload", files=large, timeout=60).status_code == 413
+
+
+@pytest.fixture
+def tab(page):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 1240, "height": 900})
+        shown.elsewhere = []
+        shown.on("request", lambda request: shown.elsewhere.append(request.url))
+        shown.set_default_timeout(90_000)
+        shown.goto(page.local_url)
+        shown.wait_for_selector(".ll-chip")
+        yield shown
+        browser.close()
+
+
+def fill_slider(tab, label: str, value: int) -> None:
+    tab.get_by_label(f"number input for {label}").first.fill(str(value))
+    tab.keyboard.press("Tab")
+
+
+@pytest.mark.browser
+def test_a_session_in_a_browser(tab):
+    tab.get_by_label("Prompt").first.fill("a cat and a dog and a car")
+    tab.wait_for_selector(".ll-chip[data-name='car']")
+    tab.click(".ll-chip[data-name='car']")
+    assert tab.get_attribute(".ll-chip[data-name='car']", "aria-pressed") == "false"
+    assert tab.get_attribute(".ll-chip[data-name='dog']", "aria-pressed") == "true"
+    fill_slider(tab, "Steps", STEPS)
+    tab.click("#steer-run")
+    tab.wait_for_selector("text=Guided: cat, dog. Each row is one seed: 0, 1.")
+    for name in ("plain", "guided"):
+        images = tab.locator(f"#steer-{name} img")
+        images.first.wait_for()
+        alts = [images.nth(i).get_attribute("alt") for i in range(images.count())]
+        assert alts == [f"{name.capitalize()}, seed {seed}" for seed in (0, 1)]
+
+    fill_slider(tab, "Steps", 100)
+    tab.click("#steer-run")
+    tab.wait_for_selector("text=/step \\d+ of 100/")
+    tab.click("#steer-stop")
+    tab.wait_for_selector("text=Stopped.")
+
+    tab.get_by_label("Prompt").first.fill("   ")
+    tab.click("#steer-run")
+    tab.wait_for_selector("text=The prompt is empty.")
+    outside = [url for url in tab.elsewhere if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", url)]
+    assert not outside
+
+
+@pytest.mark.browser
+def test_the_page_by_keyboard_alone_and_on_a_phone(tab):
+    tab.get_by_label("Prompt").first.focus()
+    tab.keyboard.press("Tab")
+    names = []
+    for _ in range(8):
+        names.append(tab.evaluate("document.activeElement.dataset.name || document.activeElement.tagName"))
+        tab.keyboard.press("Tab")
+    assert names[:6] == ["a", "red cat", "and", "a#2", "blue dog", "SUMMARY"]
+    tab.focus(".ll-place summary")
+    tab.keyboard.press("Enter")
+    field = tab.get_by_label("Right edge of the box of red cat, percent")
+    field.fill("50")
+    tab.keyboard.press("Tab")
+    box = tab.locator(".ll-box")
+    assert box.text_content() == "red cat"
+    assert box.evaluate("box => box.style.width") == "50%"
+
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    bare = "[...document.querySelectorAll('img')].filter(image => !image.hasAttribute('alt')).length"
+    assert tab.evaluate(bare) == 0
