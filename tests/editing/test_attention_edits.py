@@ -209,17 +209,24 @@ def test_windows_end_as_published(prompt, passes, share, last):
     assert edit.share[:, 0, 2].nonzero().flatten().tolist() == list(range(last + 1))
 
 
+def edited_steps(monkeypatch, name):
+    """The kinds of layers and the steps in which a method of the probe is called."""
+    edited, own = set(), getattr(limelight.Probe, name)
+
+    def spy(self, layer, *values):
+        edited.add((layer.kind, self.step))
+        return own(self, layer, *values)
+
+    monkeypatch.setattr(limelight.Probe, name, spy)
+    return edited
+
+
 def test_windows_of_an_edit_under_pndm(tiny_pipeline, monkeypatch):
     """Of 10 steps, which are 11 passes: int(0.8 * 11) of the cross-attention, int(0.6 * 10) of the self-attention."""
-    explicit = set()
-    own = limelight.Probe.see
-    monkeypatch.setattr(
-        limelight.Probe, "see", lambda self, layer, p: explicit.add((layer.kind, self.step)) or own(self, layer, p)
-    )
+    explicit, injected = edited_steps(monkeypatch, "see"), edited_steps(monkeypatch, "inject")
     model = limelight.load(tiny_pipeline("pndm"))
     limelight.edit(model, "a red car", "a blue car", steps=10, cross_steps=0.8, self_steps=0.6, record=False)
-    assert max(step for kind, step in explicit if kind == "cross") == 7
-    assert max(step for kind, step in explicit if kind == "self") == 5
+    assert (max(explicit), max(injected)) == (("cross", 7), ("self", 5))
 
 
 def test_words_without_a_window(prompt):
@@ -336,11 +343,6 @@ def test_the_published_blend_reads_the_edited_maps(tiny, monkeypatch):
 
 
 def test_only_touched_layers_lose_their_fused_attention(tiny, monkeypatch):
-    explicit = []
-    own = limelight.Probe.see
-    monkeypatch.setattr(
-        limelight.Probe, "see", lambda self, layer, p: explicit.append((self.step, layer.kind)) or own(self, layer, p)
-    )
+    edited = edited_steps(monkeypatch, "see"), edited_steps(monkeypatch, "inject")
     limelight.edit(tiny, "a red car", "a blue car", steps=4, cross_steps=0.5, self_steps=0.25, record=False)
-    assert {step for step, kind in explicit if kind == "cross"} == {0, 1}
-    assert {step for step, kind in explicit if kind == "self"} == {0}
+    assert edited == ({("cross", 0), ("cross", 1)}, {("self", 0)}), "self-attention is never explicit"

@@ -238,6 +238,13 @@ def test_an_edit_that_changes_nothing_changes_nothing(name):
     same, _, _ = one_pass(name, lambda layer, p, step: p * 1.0)
     assert torch.equal(plain, same)
 
+    def unmoved(layer, values, step):
+        return values * 1.0
+
+    unmoved.injects, unmoved.touches = True, lambda layer, step: layer.joint or not layer.reads_text
+    same, _, _ = one_pass(name, unmoved)
+    assert torch.equal(plain, same)
+
     columns = list(prompt.find("cat"))
 
     def stronger(layer, p, step):
@@ -310,6 +317,58 @@ def test_prompt_to_prompt_leaves_the_source(name):
     assert float((same.latents - alone[0].latents).abs().max()) < 1e-10
     for other in alone:
         assert float((changed.latents - other.latents).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["flux-dev", "sd3.5", "chroma", "z-image", "pixart"])
+def test_self_attention_is_the_sources(name):
+    model, (height, width) = model_of(name), CASES[name].size
+    settings = {"steps": STEPS, "height": height, "width": width, "cross_steps": 0}
+    target = "a black frog and a white dog"
+    free, kept = (limelight.edit(model, PROMPT, [target, PROMPT], self_steps=x, **settings) for x in (0, 1.0))
+    assert torch.equal(free.source.latents, kept.source.latents)
+    difference = free.targets[1].latents - kept.targets[1].latents
+    assert float(difference.abs().max()) < 1e-12, "nothing is taken over from an equal run"
+    away = [float((x.target.latents - x.source.latents).abs().max()) for x in (free, kept)]
+    assert away[0] != away[1] > 0
+
+
+@pytest.mark.parametrize("name", ["flux-dev", "sd3"])
+def test_the_injected_pass_is_that_of_the_sources_queries_and_keys(name):
+    from limelight.editing.attention_edits import SelfAttention
+
+    model = model_of(name).for_one_run()
+    prompts = [model.prompt(PROMPT), model.prompt("a black frog and a white horse")]
+    conditioning = model.prepare(model.encode(prompts), 1.0)
+    latents, timestep = model.noise([torch.Generator().manual_seed(s) for s in (0, 1)], *SIZE), model.timesteps(1)[0]
+    pixels = slice(0, 96) if name == "sd3" else slice(512, None)
+
+    class Explicit(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is not F.scaled_dot_product_attention:
+                return func(*args, **(kwargs or {}))
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            query, key = given["query"].clone(), given["key"].clone()
+            for values in (query, key):
+                values[1, :, pixels] = values[0, :, pixels]
+            return (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ given["value"]
+
+    with torch.no_grad(), Explicit():
+        expected = model.predict(latents, timestep, conditioning)
+    edit = SelfAttention(2, model.guided_scale, range(1))
+    with torch.no_grad(), limelight.Probe(model, edits=[edit], images=2) as probe:
+        found = model.predict(latents, timestep, conditioning)
+        maps = probe.take(latents, conditioning.prompts)
+    assert float((found - expected).abs().max()) < 1e-12
+    first = maps.layers[model.sites[0]]
+    assert not torch.allclose(first[0], first[1]), "maps are recorded before the edit"
+
+
+def test_linear_self_attention_cannot_be_taken_over():
+    model, settings = model_of("sana"), {"steps": 1, "height": 32, "width": 64}
+    with pytest.raises(SettingsError, match=r"it is linear, without a softmax\. Leave out self_steps=0.4"):
+        limelight.edit(model, PROMPT, PROMPT, self_steps=0.4, **settings)
+    edited = limelight.edit(model, PROMPT, "a black frog and a white dog", **settings)
+    assert edited.target.settings["self_steps"] == 0
 
 
 def test_each_stream_is_mapped_by_itself():

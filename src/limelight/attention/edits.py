@@ -16,6 +16,9 @@ Edit = Callable[["AttentionSite", Tensor, int], Tensor]
 
 An edit may have a method ``touches(layer, step)`` that says where it acts; without one it acts on every cross-attention
 layer in every step. Layers that nothing touches keep their fused kernels.
+
+An edit with ``injects = True`` changes what makes the probabilities instead: it is called with the queries of image
+positions [images, heads, pixels, width], then with their keys, in layers in which image positions attend to each other.
 """
 
 
@@ -38,6 +41,11 @@ def touches(edit: Edit, layer: AttentionSite, step: int) -> bool:
     """Whether an edit acts on a layer in a step."""
     says = getattr(edit, "touches", None)
     return layer.reads_text if says is None else bool(says(layer, step))
+
+
+def injects(edit: Edit) -> bool:
+    """Whether an edit changes queries and keys, and not probabilities."""
+    return bool(getattr(edit, "injects", False))
 
 
 def bind_edits(

@@ -8,12 +8,16 @@ Where every key is a column of the prompt (`Layout.columns` is None), the probab
 softmax in float32. Elsewhere a matrix of all of them would take gigabytes: the columns are read by the fused kernel
 itself, as its product with one-hot values, and an edit adds what it changes, times the values of those columns, to the
 layer's output. Both are exact and keep the gradient; an edit that changes nothing changes nothing to the last bit.
+
+The matrix between image positions is edited by its queries and keys (`limelight.attention.edits.Edit`), which in joint
+attention leaves the keys of the text as they are: Joonghyuk Shin et al., "Exploring Multimodal Diffusion Transformers
+for Enhanced Prompt-based Image Editing", 2025, https://arxiv.org/abs/2508.07519
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from threading import get_ident
@@ -31,7 +35,7 @@ from ..models.processors import describe_attention
 from ..models.sites import AttentionSite, Layout
 from ..prompts.prompt import Prompt
 from ..utils.torch import remove_hook
-from .edits import Edit, touches
+from .edits import Edit, injects, touches
 from .maps import AttentionMaps
 
 _KERNEL = "_attention_backend"
@@ -62,7 +66,8 @@ class Probe:
     Args:
         model: the model to watch.
         layers: layers of `model.sites` to record; by default every cross-attention layer, () records none.
-        edits: applied one after the other to the probabilities of the layers that they touch, after recording.
+        edits: applied one after the other to the probabilities of the layers that they touch, after recording; those
+            that change queries and keys come before the others.
         images: how many rows of the batch are conditional, counted from its end; by default all.
         step: the index of the step, passed to the edits.
         queries: called with the queries of every cross-attention layer; that alone leaves its attention fused.
@@ -82,9 +87,11 @@ class Probe:
         self.model = model
         self.layers = cross if layers is None else tuple(layers)
         self.images, self.step, self.queries = images, step, queries
-        self._edits = {layer: own for layer in model.sites if (own := [e for e in edits if touches(e, layer, step)])}
+        acting = {layer: [edit for edit in edits if touches(edit, layer, step)] for layer in model.sites}
+        self._edits, self._injections = _of_kind(acting, False), _of_kind(acting, True)
         self._explicit = frozenset((*self.layers, *self._edits))
-        self._watched = tuple(dict.fromkeys((*self.layers, *self._edits, *(cross if queries else ()))))
+        others = cross if queries else ()
+        self._watched = tuple(dict.fromkeys((*self.layers, *self._edits, *self._injections, *others)))
         self._seen: dict[AttentionSite, Tensor | None] = {}
         self._ran: set[AttentionSite] = set()
         self._hooks: list[tuple[nn.Module, Any]] = []
@@ -163,26 +170,38 @@ class Probe:
         within_backward = torch._C._current_graph_task_id() != -1
         return within_backward and isinstance(threading.current_thread(), threading._DummyThread)
 
-    def see(self, layer: AttentionSite, probabilities: Tensor) -> Tensor:
-        """Record and edit one layer's probabilities [batch, heads, pixels, tokens]; called while the layer runs."""
+    def see(self, layer: AttentionSite, probabilities: Tensor, injected: Tensor | None = None) -> Tensor:
+        """Record one layer's probabilities [batch, heads, pixels, tokens], and edit them or those of the `injected`
+        queries and keys; called while the layer runs.
+        """
         images = self.images or probabilities.shape[0]
         conditional = probabilities[-images:]
         # A checkpointed layer runs again within the backward pass; its maps are the ones that were seen already.
         if torch._C._current_graph_task_id() == -1:
             self._seen[layer] = conditional if layer in self.layers else None
+        if injected is not None:
+            probabilities, conditional = injected, injected[-images:]
         if layer not in self._edits:
             return probabilities
         for edit in self._edits[layer]:
             conditional = edit(layer, conditional, self.step)
         return torch.cat([probabilities[:-images], conditional])
 
+    def inject(self, layer: AttentionSite, values: Tensor, images: int, pixels: slice) -> Tensor:
+        """Change the queries or keys [batch, heads, positions, width] of the image positions of the last `images`."""
+        values = values.clone()
+        self._seen.setdefault(layer, None)
+        for edit in self._injections[layer]:
+            values[-images:, :, pixels] = edit(layer, values[-images:, :, pixels], self.step)
+        return values
+
     def hear(self, layer: AttentionSite, queries: Tensor, scale: float | None) -> bool:
-        """Pass on one layer's queries; whether its probabilities are wanted as well."""
+        """Pass on one layer's queries; whether the layer is answered here as well."""
         if self.queries is not None and layer.reads_text:
             self._seen[layer] = None
             conditional = queries[-(self.images or queries.shape[0]) :]
             self.queries(layer, conditional, queries.shape[-1] ** -0.5 if scale is None else scale)
-        return layer in self._explicit
+        return layer in self._explicit or layer in self._injections
 
     def take(self, latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
         """The maps recorded since the last call, which are then forgotten.
@@ -275,34 +294,42 @@ class _Intercept(TorchFunctionMode):
             raise ProbeError(
                 f"The layer '{self.layer.name}' uses dropout, causal or grouped attention, which cannot be watched."
             )
-        return self._attend(call) if layout.columns is None else self._attend_beside(call, layout, layout.columns)
+        injected = self._injected(call, layout)
+        if self.layer not in self.probe._explicit:
+            return (injected or call).attend()
+        if layout.columns is None:
+            return self._attend(call, injected)
+        return self._attend_beside(call, injected, layout, layout.columns)
 
-    def _attend(self, call: _Call) -> Tensor:
+    def _injected(self, call: _Call, layout: Layout) -> _Call | None:
+        """The call with the queries and keys that edits want; None where no edit changes them."""
+        if self.layer not in self.probe._injections:
+            return None
+        images = self.probe.images or len(call.query)
+        query, key = (self.probe.inject(self.layer, x, images, layout.pixels) for x in (call.query, call.key))
+        return replace(call, query=query, key=key)
+
+    def _attend(self, call: _Call, injected: _Call | None) -> Tensor:
         """The output of a layer all of whose probabilities are seen."""
-        query, key, value, attn_mask = call.query, call.key, call.value, call.attn_mask
-        work = torch.promote_types(query.dtype, torch.float32)
-        scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
-        kind = query.device.type
+        kind = call.query.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            logits = (query.to(work) * scale) @ key.to(work).transpose(-1, -2)
-            if attn_mask is not None and attn_mask.dtype == torch.bool:
-                logits = logits.masked_fill(~attn_mask, float("-inf"))
-            elif attn_mask is not None:
-                logits = logits + attn_mask
-            probabilities = self.probe.see(self.layer, logits.softmax(dim=-1))
-            return probabilities.to(value.dtype) @ value
+            others = None if injected is None else injected.probabilities()
+            probabilities = self.probe.see(self.layer, call.probabilities(), others)
+            return probabilities.to(call.value.dtype) @ call.value
 
-    def _attend_beside(self, call: _Call, layout: Layout, columns: Tensor) -> Tensor:
+    def _attend_beside(self, call: _Call, injected: _Call | None, layout: Layout, columns: Tensor) -> Tensor:
         """The output of a layer of whose probabilities only the prompt's columns are seen, in the conditional rows."""
-        output = call.attend()
+        used = injected or call
+        output = used.attend()
         images = len(columns)
-        conditional = call.rows(slice(len(output) - images, None))
+        rows = slice(len(output) - images, None)
 
-        own = conditional.columns(layout.pixels, columns)
-        edited = self.probe.see(self.layer, own)
-        if edited is own:
+        own = call.rows(rows).columns(layout.pixels, columns)
+        others = own if injected is None else injected.rows(rows).columns(layout.pixels, columns)
+        edited = self.probe.see(self.layer, own, others)
+        if edited is others:
             return output
-        moved = (edited - own) @ conditional.values(columns).to(own.dtype)
+        moved = (edited - others) @ used.rows(rows).values(columns).to(own.dtype)
         output = output.clone()
         output[-images:, :, layout.pixels] += moved.to(output.dtype)
         return output
@@ -324,6 +351,17 @@ class _Call:
     def attend(self) -> Tensor:
         """What the fused kernel answers."""
         return F.scaled_dot_product_attention(self.query, self.key, self.value, self.attn_mask, scale=self.scale)
+
+    def probabilities(self) -> Tensor:
+        """All of them, [batch, heads, queries, keys], at least in float32."""
+        work = torch.promote_types(self.query.dtype, torch.float32)
+        scale = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        logits = (self.query.to(work) * scale) @ self.key.to(work).transpose(-1, -2)
+        if self.attn_mask is not None and self.attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~self.attn_mask, float("-inf"))
+        elif self.attn_mask is not None:
+            logits = logits + self.attn_mask
+        return logits.softmax(dim=-1)
 
     def rows(self, index: slice) -> _Call:
         """The same call for some rows of the batch."""
@@ -350,6 +388,12 @@ class _Call:
         there = (columns >= 0)[:, None, :, None]
         index = columns.clamp(min=0)[:, None, :, None].expand(-1, self.value.shape[1], -1, self.value.shape[3])
         return self.value.gather(2, index) * there
+
+
+def _of_kind(acting: Mapping[AttentionSite, Sequence[Edit]], kind: bool) -> dict[AttentionSite, list[Edit]]:
+    """The edits of each layer that inject, or those that do not; without the layers that have none."""
+    chosen = {layer: [edit for edit in edits if injects(edit) == kind] for layer, edits in acting.items()}
+    return {layer: edits for layer, edits in chosen.items() if edits}
 
 
 def _sweep() -> None:

@@ -278,7 +278,9 @@ class CrossAttention:
 
 
 class SelfAttention:
-    """Give the targets the self-attention of the source.
+    """Give the targets the self-attention of the source, by its queries and keys of image positions.
+
+    In joint attention the targets' words keep their own keys, which the source's queries then meet.
 
     Args:
         rows: prompts of a seed, the source among them.
@@ -286,14 +288,20 @@ class SelfAttention:
         window: the steps to edit.
     """
 
+    injects = True
+
     def __init__(self, rows: int, scale: int, window: range) -> None:
         self.rows, self.scale, self.window = rows, scale, window
 
-    def touches(self, layer: AttentionSite, step: int) -> bool:
-        return layer.kind == "self" and layer.scale >= self.scale and step in self.window
+    def edits(self, layer: AttentionSite) -> bool:
+        """Whether it acts on a layer in the steps of its window."""
+        return (layer.kind == "self" or layer.joint) and layer.scale >= self.scale
 
-    def __call__(self, layer: AttentionSite, probabilities: Tensor, step: int) -> Tensor:
-        return probabilities[:: self.rows].repeat_interleave(self.rows, dim=0)
+    def touches(self, layer: AttentionSite, step: int) -> bool:
+        return self.edits(layer) and step in self.window
+
+    def __call__(self, layer: AttentionSite, values: Tensor, step: int) -> Tensor:
+        return values[:: self.rows].repeat_interleave(self.rows, dim=0)
 
 
 class EditedMaps:

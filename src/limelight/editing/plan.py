@@ -145,7 +145,10 @@ class EditPlan:
         if settings.strengthen:
             cross = cross.strengthened(model, prompts[1:], settings.strengthen, settings.head_vectors)
         window = steps_of(settings.self_window, "self_steps", settings.steps)
-        edits = (cross.to(model.device), SelfAttention(len(prompts), model.guided_scale, window))
+        between = SelfAttention(len(prompts), model.guided_scale, window)
+        if not any(map(between.edits, model.sites)):
+            settings = _without_self_attention(model, settings)
+        edits = (cross.to(model.device), between)
         return cls(model, settings, tuple(texts), prompts, seeds, edits, places, passes)
 
     def starting_from(self, image: ImageSource | Inversion) -> EditPlan:
@@ -186,3 +189,17 @@ class EditPlan:
             **settings.facts(),
             **provenance(self.model),
         }
+
+
+def _without_self_attention(model: Model, settings: EditSettings) -> EditSettings:
+    """The settings on a model in which image positions do not attend to each other by a softmax.
+
+    Raises:
+        SettingsError: self-attention was asked for.
+    """
+    if settings.self_steps not in (None, 0):
+        raise SettingsError(
+            f"'{model.name}' has no self-attention that can be taken over: it is linear, without a softmax. Leave out "
+            f"self_steps={settings.self_steps}."
+        )
+    return replace(settings, self_steps=0.0)
