@@ -176,6 +176,8 @@ def test_explain(limelight, tmp_path):
         "--html",
         "--words",
         "cat,dog",
+        "--also",
+        "tree, ball",
         "--steps",
         "2",
     ]
@@ -185,11 +187,14 @@ def test_explain(limelight, tmp_path):
     names += ["a-cat-and-a-dog-animation-0.webp", "a-cat-and-a-dog-explain.html"]
     assert sorted(map(unhashed, (tmp_path / "o").iterdir())) == sorted(names)
     assert all(path.name in out for path in (tmp_path / "o").iterdir())
+    page = next((tmp_path / "o").glob("*.html")).read_text(encoding="utf-8")
+    assert "the attention maps of \u201ccat\u201d, \u201cdog\u201d, \u201ctree\u201d, \u201cball\u201d" in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--also", "cat"], "error: 'cat' is in the prompt"),
         (["--words", "dig"], "error: 'dig' is not in the prompt; its words are: a, cat, and, a, dog."),
         (["--guidance", "none", "--compare"], "error: There is nothing to compare without guidance"),
         (["--subjects", "cow"], "error: 'cow' is not in the prompt"),

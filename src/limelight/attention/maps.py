@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,12 +35,14 @@ class AttentionMaps(Mapping[str, Tensor]):
         latent_size: height and width of the latents, from which each layer's map size follows.
         prompts: one per image.
         before: the mean cross-attention of the last guided step, for objectives that remember.
+        also: words that are not in the prompt -> their columns, counted from the last, which is -1.
     """
 
     layers: Mapping[AttentionSite, Tensor]
     latent_size: tuple[int, int]
     prompts: tuple[Prompt, ...]
     before: AttentionMaps | None = None
+    also: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def cross(self) -> AttentionMaps:
@@ -59,7 +61,7 @@ class AttentionMaps(Mapping[str, Tensor]):
 
     def select(self, keep: Callable[[AttentionSite], bool]) -> AttentionMaps:
         """Only the layers for which `keep(layer)` is true, e.g. ``maps.select(lambda l: l.group == "up")``."""
-        return AttentionMaps({k: v for k, v in self.layers.items() if keep(k)}, self.latent_size, self.prompts)
+        return replace(self, layers={k: v for k, v in self.layers.items() if keep(k)}, before=None)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> AttentionMaps:
         """The same maps with `change` applied to the probabilities of every layer."""
@@ -67,7 +69,8 @@ class AttentionMaps(Mapping[str, Tensor]):
 
     def images(self, index: slice) -> AttentionMaps:
         """Only some of the images."""
-        return AttentionMaps({k: v[index] for k, v in self.layers.items()}, self.latent_size, self.prompts[index])
+        layers = {k: v[index] for k, v in self.layers.items()}
+        return replace(self, layers=layers, prompts=self.prompts[index], before=None)
 
     def head(self, index: int) -> AttentionMaps:
         """Only one head of every layer, counted from 0. To look at one layer's, `select` it first.
@@ -128,9 +131,20 @@ class AttentionMaps(Mapping[str, Tensor]):
         return sizes.pop()
 
     def map(self, subject: str | int, size: tuple[int, int] | None = None) -> Tensor:
-        """The map of a word, phrase or token index: [images, height, width], in 0..1. See `Prompt.find`."""
+        """The map of a word, phrase or token index: [images, height, width], in 0..1. See `Prompt.find`.
+
+        Words of `also` are found as they were asked for.
+        """
         mean = self.mean(size)
-        return torch.stack([row[..., list(p.find(subject))].sum(-1) for row, p in zip(mean, self.prompts, strict=True)])
+        return torch.stack(
+            [row[..., self._columns(p, subject)].sum(-1) for row, p in zip(mean, self.prompts, strict=True)]
+        )
+
+    def _columns(self, prompt: Prompt, subject: str | int) -> list[int]:
+        """The columns of a subject."""
+        if isinstance(subject, str) and subject in self.also:
+            return list(self.also[subject])
+        return list(prompt.find(subject))
 
     def mask(self, subject: str | int, threshold: float = 0.2, size: tuple[int, int] | None = None) -> Tensor:
         """Where a subject is, cut out of its map: bool [images, height, width].
@@ -171,15 +185,15 @@ class AttentionMaps(Mapping[str, Tensor]):
 
     def __contains__(self, subject: object) -> bool:
         try:
-            return all(prompt.find(subject) for prompt in self.prompts)  # type: ignore[arg-type]
+            return all(self._columns(prompt, subject) for prompt in self.prompts)  # type: ignore[arg-type]
         except PromptError:
             return False
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(self.prompts[0].read))
+        return iter(dict.fromkeys((*self.prompts[0].read, *self.also)))
 
     def __len__(self) -> int:
-        return len(set(self.prompts[0].read))
+        return len({*self.prompts[0].read, *self.also})
 
 
 def _resize(p: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -235,7 +249,7 @@ def join(parts: Sequence[AttentionMaps]) -> AttentionMaps:
         layers[layer] = torch.cat([part.layers[layer] for part in parts])
     for part in parts:
         prompts += part.prompts
-    return AttentionMaps(layers, parts[0].latent_size, tuple(prompts))
+    return replace(parts[0], layers=layers, prompts=tuple(prompts), before=None)
 
 
 def add(one: AttentionMaps, other: AttentionMaps) -> AttentionMaps:

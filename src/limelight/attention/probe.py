@@ -35,13 +35,29 @@ from ..models.processors import describe_attention
 from ..models.sites import AttentionSite, Layout
 from ..prompts.prompt import Prompt
 from ..utils.torch import remove_hook
+from .call import Call
 from .edits import Edit, injects, touches
 from .maps import AttentionMaps
 
 _KERNEL = "_attention_backend"
+Answer = Callable[["AttentionSite", Call, Layout], Tensor]
+"""``answer(layer, call, layout)``: the output of an attention call."""
 Queries = Callable[["AttentionSite", Tensor, float], None]
 """``queries(layer, queries, scale)``: queries [images, heads, pixels, width], and what their products with keys are
 multiplied by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """Words that are not in the prompts of a pass, see `limelight.attention.passengers`.
+
+    Attributes:
+        keys: of their tokens in some layers, [images, heads, tokens, width] each.
+        columns: those of each word behind a prompt's, see `AttentionMaps.also`.
+    """
+
+    keys: Mapping[AttentionSite, Tensor]
+    columns: Mapping[str, tuple[int, ...]]
 
 
 class Probe:
@@ -71,6 +87,9 @@ class Probe:
         images: how many rows of the batch are conditional, counted from its end; by default all.
         step: the index of the step, passed to the edits.
         queries: called with the queries of every cross-attention layer; that alone leaves its attention fused.
+        beside: words that are not in the prompt; their probabilities, in one softmax with the others, stand behind the
+            recorded columns. A layer's output is that without them.
+        answer: gives the output of the recorded layers, of which then nothing is recorded.
     """
 
     def __init__(
@@ -82,11 +101,14 @@ class Probe:
         images: int | None = None,
         step: int = 0,
         queries: Queries | None = None,
+        beside: Beside | None = None,
+        answer: Answer | None = None,
     ) -> None:
         cross = model.text_sites
         self.model = model
         self.layers = cross if layers is None else tuple(layers)
         self.images, self.step, self.queries = images, step, queries
+        self.beside, self.answer = beside or Beside({}, {}), answer
         acting = {layer: [edit for edit in edits if touches(edit, layer, step)] for layer in model.sites}
         self._edits, self._injections = _of_kind(acting, False), _of_kind(acting, True)
         self._explicit = frozenset((*self.layers, *self._edits))
@@ -187,6 +209,14 @@ class Probe:
             conditional = edit(layer, conditional, self.step)
         return torch.cat([probabilities[:-images], conditional])
 
+    def see_beside(self, layer: AttentionSite, call: Call, pixels: slice) -> None:
+        """Record behind the columns of one layer those of words that are not in the prompt; after `see`."""
+        recorded = self._seen.get(layer)
+        if layer in self.beside.keys and recorded is not None and torch._C._current_graph_task_id() == -1:
+            rows = slice(len(call.query) - len(recorded), None)
+            more = call.rows(rows).beside(self.beside.keys[layer], pixels)
+            self._seen[layer] = torch.cat([recorded, more.to(recorded.dtype)], dim=-1)
+
     def inject(self, layer: AttentionSite, values: Tensor, images: int, pixels: slice) -> Tensor:
         """Change the queries or keys [batch, heads, positions, width] of the image positions of the last `images`."""
         values = values.clone()
@@ -218,7 +248,8 @@ class Probe:
             raise ProbeError(f"The layer '{missing.name}' recorded no attention: {self._why(missing)}")
         recorded = {layer: p for layer, p in self._seen.items() if p is not None}
         self._seen, self._ran = {}, set()
-        return AttentionMaps(recorded, (latents.shape[-2], latents.shape[-1]), tuple(prompts))
+        size = (latents.shape[-2], latents.shape[-1])
+        return AttentionMaps(recorded, size, tuple(prompts), also=self.beside.columns)
 
     def _why(self, layer: AttentionSite) -> str:
         """Why a layer was not seen, and what to do."""
@@ -287,21 +318,27 @@ class _Intercept(TorchFunctionMode):
         query = args[0] if args else kwargs["query"]
         if not self.probe.hear(self.layer, query, kwargs.get("scale")):
             return func(*args, **kwargs)
-        return self._answer(_Call(*args, **kwargs), layout)
+        return self._answer(Call(*args, **kwargs), layout)
 
-    def _answer(self, call: _Call, layout: Layout) -> Tensor:
+    def _answer(self, call: Call, layout: Layout) -> Tensor:
         if call.dropout_p or call.is_causal or call.enable_gqa:
             raise ProbeError(
                 f"The layer '{self.layer.name}' uses dropout, causal or grouped attention, which cannot be watched."
             )
+        if self.probe.answer is not None:
+            self.probe._seen[self.layer] = None
+            return self.probe.answer(self.layer, call, layout)
         injected = self._injected(call, layout)
         if self.layer not in self.probe._explicit:
             return (injected or call).attend()
         if layout.columns is None:
-            return self._attend(call, injected)
-        return self._attend_beside(call, injected, layout, layout.columns)
+            output = self._attend(call, injected)
+        else:
+            output = self._attend_beside(call, injected, layout, layout.columns)
+        self.probe.see_beside(self.layer, call, layout.pixels)
+        return output
 
-    def _injected(self, call: _Call, layout: Layout) -> _Call | None:
+    def _injected(self, call: Call, layout: Layout) -> Call | None:
         """The call with the queries and keys that edits want; None where no edit changes them."""
         if self.layer not in self.probe._injections:
             return None
@@ -309,7 +346,7 @@ class _Intercept(TorchFunctionMode):
         query, key = (self.probe.inject(self.layer, x, images, layout.pixels) for x in (call.query, call.key))
         return replace(call, query=query, key=key)
 
-    def _attend(self, call: _Call, injected: _Call | None) -> Tensor:
+    def _attend(self, call: Call, injected: Call | None) -> Tensor:
         """The output of a layer all of whose probabilities are seen."""
         kind = call.query.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
@@ -317,7 +354,7 @@ class _Intercept(TorchFunctionMode):
             probabilities = self.probe.see(self.layer, call.probabilities(), others)
             return probabilities.to(call.value.dtype) @ call.value
 
-    def _attend_beside(self, call: _Call, injected: _Call | None, layout: Layout, columns: Tensor) -> Tensor:
+    def _attend_beside(self, call: Call, injected: Call | None, layout: Layout, columns: Tensor) -> Tensor:
         """The output of a layer of whose probabilities only the prompt's columns are seen, in the conditional rows."""
         used = injected or call
         output = used.attend()
@@ -333,61 +370,6 @@ class _Intercept(TorchFunctionMode):
         output = output.clone()
         output[-images:, :, layout.pixels] += moved.to(output.dtype)
         return output
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """The arguments of a call of ``scaled_dot_product_attention``: tensors [batch, heads, positions, width]."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    attn_mask: Tensor | None = None
-    dropout_p: float = 0.0
-    is_causal: bool = False
-    scale: float | None = None
-    enable_gqa: bool = False
-
-    def attend(self) -> Tensor:
-        """What the fused kernel answers."""
-        return F.scaled_dot_product_attention(self.query, self.key, self.value, self.attn_mask, scale=self.scale)
-
-    def probabilities(self) -> Tensor:
-        """All of them, [batch, heads, queries, keys], at least in float32."""
-        work = torch.promote_types(self.query.dtype, torch.float32)
-        scale = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        logits = (self.query.to(work) * scale) @ self.key.to(work).transpose(-1, -2)
-        if self.attn_mask is not None and self.attn_mask.dtype == torch.bool:
-            logits = logits.masked_fill(~self.attn_mask, float("-inf"))
-        elif self.attn_mask is not None:
-            logits = logits + self.attn_mask
-        return logits.softmax(dim=-1)
-
-    def rows(self, index: slice) -> _Call:
-        """The same call for some rows of the batch."""
-        mask = self.attn_mask
-        if mask is not None and mask.ndim == 4 and len(mask) == len(self.query):
-            mask = mask[index]
-        return replace(self, query=self.query[index], key=self.key[index], value=self.value[index], attn_mask=mask)
-
-    def columns(self, pixels: slice, columns: Tensor) -> Tensor:
-        """The probabilities of some queries for the keys of `columns` [images, columns], at least in float32."""
-        mask = self.attn_mask
-        if mask is not None and mask.shape[-2] > 1:
-            mask = mask[..., pixels, :]
-        keys = torch.arange(self.key.shape[2], device=columns.device)
-        one_hot = (columns[:, None, None, :] == keys[:, None]).to(self.query.dtype)
-        # As wide as the heads where there are fewer columns, which is what the fastest kernels ask for.
-        width = max(self.query.shape[-1], -(-columns.shape[1] // 8) * 8)
-        one_hot = F.pad(one_hot, (0, width - columns.shape[1])).expand(-1, self.key.shape[1], -1, -1)
-        read = replace(self, query=self.query[:, :, pixels], value=one_hot, attn_mask=mask).attend()
-        return read[..., : columns.shape[1]].to(torch.promote_types(read.dtype, torch.float32))
-
-    def values(self, columns: Tensor) -> Tensor:
-        """The values of the keys of `columns`, zero where there is none."""
-        there = (columns >= 0)[:, None, :, None]
-        index = columns.clamp(min=0)[:, None, :, None].expand(-1, self.value.shape[1], -1, self.value.shape[3])
-        return self.value.gather(2, index) * there
 
 
 def _of_kind(acting: Mapping[AttentionSite, Sequence[Edit]], kind: bool) -> dict[AttentionSite, list[Edit]]:

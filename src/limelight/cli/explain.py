@@ -26,6 +26,7 @@ from .options import (
     WordFiles,
     check_folder,
     parse_guidance,
+    parse_names,
     parse_subjects,
 )
 from .terminal import console, open_model, step_bar
@@ -39,6 +40,12 @@ def explain_command(
     prompt: PromptText,
     words: Annotated[
         str | None, typer.Option(help="Words to show, e.g. cat,dog; by default every word.", show_default=False)
+    ] = None,
+    also: Annotated[
+        str | None,
+        typer.Option(
+            help="Words that are not in the prompt, e.g. sky,shadow; images stay the same.", show_default=False
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Generate also without guidance, and show the change.")
@@ -73,6 +80,7 @@ def explain_command(
         opened,
         prompt,
         words=None if words is None else parse_subjects(words),
+        also=() if also is None else parse_names(also),
         guidance=parse_guidance(opened, guidance),
         compare=compare,
         over_steps=over_time,

@@ -43,6 +43,7 @@ class GenerateOptions(RunOptions, total=False):
     guidance: Guidance | str | None
     place: Place | Sequence[Place | None] | None
     negative: str | Sequence[str] | None
+    also: str | Sequence[str]
     edits: Sequence[Edit | BindableEdit]
 
 

@@ -32,6 +32,7 @@ from .noise import initial_noise, searched
 from .plan import (
     GenerationPlan,
     GenerationSettings,
+    beside,
     checked,
     negatives,
     places,
@@ -88,6 +89,7 @@ def generate(
     batch: int | None = None,
     memory: float | None = None,
     record: Record = True,
+    also: str | Sequence[str] = (),
     edits: Sequence[Edit | BindableEdit] = (),
     audition: int | Audition | None = None,
     on_step: Callable[[Step], None] | None = None,
@@ -132,6 +134,8 @@ def generate(
             the same for every single step. "all": there, every resolution, layer and head. Single steps go to the main
             memory as float16: on Stable Diffusion 1.x at 512 pixels and 50 steps, 10 MB an image for "steps" and 1.7 GB
             for "all". False keeps none.
+        also: words that are not in the prompt, to have maps of them as well: ``maps["sky"]``. The images are the same
+            to the last bit.
         edits: attention edits, see `limelight.heads.gains` and `limelight.attention.edits.Edit`.
         audition: begin each image with so many seeds and finish the one whose attention promises most, see
             `limelight.Audition`. `Result.seeds` are then the winners; each gives the same image alone.
@@ -178,12 +182,14 @@ def generate(
         clip_skip=clip_skip,
         eta=eta,
         record=record,
+        also=beside(also),
         edits=edits_of(edits),
         place=boxes,
     )
     chosen = audition_of(audition)
     plan = GenerationPlan.of(model, texts, asked, checked(seeds), settings)
-    warn_of_prompts(model, plan.prompts, settings.encoded_negative or ())
+    read = [*plan.prompts, *map(model.prompt, settings.also)]
+    warn_of_prompts(model, read, settings.encoded_negative or ())
     warn_without_subjects(plan, chosen=chosen is not None)
     warn_of_size(plan)
 
@@ -251,6 +257,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
         guided_layers=plan.guided,
         generators=generators,
         eta=settings.eta,
+        passengers=plan.passengers,
     ):
         final = step.latents
         recorder.add(step.maps)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..attention.edits import BindableEdit, Edit, bind_edits
 from ..attention.maps import AttentionMaps
-from ..attention.probe import Probe
+from ..attention.passengers import Passengers
+from ..attention.probe import Beside, Probe
 from ..errors import SettingsError
 from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read, step_of
 from ..models.base import Conditioning, Model
@@ -65,6 +66,7 @@ def denoise(
     guided_layers: Sequence[AttentionSite] | None = None,
     generators: Sequence[torch.Generator] = (),
     eta: float = 0.0,
+    passengers: Passengers | None = None,
 ) -> Generator[Step, Tensor | None, None]:
     """Denoise a batch, step by step; the last `Step` holds the finished latents.
 
@@ -86,6 +88,7 @@ def denoise(
         guided_layers: those that guidance reads; by default `layers_to_guide`.
         generators: one per image, for schedulers that add noise.
         eta: share of fresh noise in DDIM's steps, 0..1.
+        passengers: words that are not in the prompts, which get maps as well.
 
     Examples:
         >>> model = limelight.load("pocket", device="cpu")
@@ -121,7 +124,8 @@ def denoise(
             if move:
                 latents = move.latents
 
-            with Probe(model, layers, edits=acting, images=len(latents), step=index) as probe:
+            beside = _beside(passengers, latents, timestep, encoded[index])
+            with Probe(model, layers, edits=acting, images=len(latents), step=index, beside=beside) as probe:
                 prediction = model.predict(latents, timestep, encoded[index], guidance_scale=guidance_scale)
                 maps = probe.take(latents, encoded[index].prompts)
             assert prediction is not None  # no `until` was given
@@ -182,6 +186,13 @@ def maps_before(
     with exclusive(model.denoiser), Probe(model, layers, edits=acting, images=len(latents), step=at) as probe:
         model.predict(latents, timesteps[at], encoded.only_conditional(), until=layers[-1])
         return probe.take(latents, encoded.prompts)
+
+
+def _beside(
+    passengers: Passengers | None, latents: Tensor, timestep: Tensor, conditioning: Conditioning
+) -> Beside | None:
+    """The words beside the prompts in one pass."""
+    return passengers.beside(latents, timestep, conditioning) if passengers else None
 
 
 def _timesteps(model: Model, steps: int, size: tuple[int, int]) -> Tensor:

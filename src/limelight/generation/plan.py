@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..attention.edits import BindableEdit, Edit, describe_edit
+from ..attention.passengers import Passengers
 from ..attention.recording import size_of
 from ..errors import (
     LostWords,
@@ -60,6 +61,7 @@ class GenerationSettings:
     clip_skip: int
     eta: float
     record: Record
+    also: tuple[str, ...]
     edits: tuple[Edit | BindableEdit, ...]
     place: tuple[Place, ...]
     audition: dict[str, Any] | None = None
@@ -113,6 +115,8 @@ class GenerationSettings:
         # These stand in a result only where they were asked for.
         if self.place[which]:
             facts["place"] = {str(name): list(map(float, box)) for name, box in self.place[which].items()}
+        if self.also:
+            facts["also"] = list(self.also)
         if self.audition is not None:
             facts["audition"] = self.audition
         return facts
@@ -151,6 +155,12 @@ class GenerationPlan:
     def seeds_of(self, prompt: int) -> tuple[int, ...]:
         """The seeds of the images of a prompt, by its index."""
         return tuple(seed for which, seed in self.images if which == prompt)
+
+    @property
+    def passengers(self) -> Passengers | None:
+        """The words beside the prompts."""
+        also = self.settings.also
+        return Passengers.of(self.model, also, self.recorded) if also else None
 
     def facts(self, which: int) -> dict[str, Any]:
         """The settings of one prompt as plain values, to be stored with its result."""
@@ -239,6 +249,7 @@ class GenerationPlan:
         if not texts:
             raise PromptError("The list of prompts is empty.")
         prompts = aligned(list(map(model.prompt, texts)))
+        _check_also(model, prompts, settings)
         if settings.conditioning is None:
             model.check_negative(settings.negative)
         resolved = _resolved(prompts, subjects, settings)
@@ -267,6 +278,32 @@ class GenerationPlan:
             recorded,
             averaged,
         )
+
+
+def beside(also: str | Sequence[str]) -> tuple[str, ...]:
+    """One or several words beside a prompt, without repetitions."""
+    return tuple(dict.fromkeys([also] if isinstance(also, str) else also))
+
+
+def _check_also(model: Model, prompts: Sequence[Prompt], settings: GenerationSettings) -> None:
+    """Check words beside the prompts.
+
+    Raises:
+        ModelError: they do not work on the model's family.
+        PromptError: a word is in a prompt.
+        SettingsError: no maps are recorded, or attention is edited in layers in which the image changes their keys.
+    """
+    if not settings.also:
+        return
+    model.require("also")
+    if not settings.record:
+        raise SettingsError(f"also={list(settings.also)} asks for maps; leave out record=False.")
+    if settings.edits and any(site.joint for site in model.sites):
+        raise SettingsError(f"also cannot be combined with edits on '{model.name}', which has joint attention.")
+    for word in settings.also:
+        for prompt in prompts:
+            if prompt.has(word):
+                raise PromptError(f"'{word}' is in the prompt '{prompt.text}' and has a map; leave it out of also.")
 
 
 def _resolved(

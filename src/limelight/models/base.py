@@ -48,6 +48,17 @@ class Conditioning:
         """Some of the images, in the given order."""
         return self._changed(tuple(map(self.prompts.__getitem__, index)), lambda value: value[list(index)])
 
+    def carrying(self, tokens: Tensor) -> Conditioning:
+        """The conditional branch with further encoded tokens [tokens, width] behind every text."""
+        conditional = dict(self.conditional)
+        states = conditional["encoder_hidden_states"]
+        images = len(states)
+        conditional["encoder_hidden_states"] = torch.cat([states, tokens.to(states).expand(images, -1, -1)], dim=1)
+        for name, value in self.conditional.items():
+            if "mask" in name:
+                conditional[name] = torch.cat([value, value.new_ones(images, len(tokens))], dim=1)
+        return Conditioning(self.prompts, conditional)
+
     def _changed(self, prompts: tuple[Prompt, ...], change: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same change made to every tensor of both branches."""
 
@@ -97,9 +108,9 @@ def _family_presets() -> dict[str, dict[str, dict[str, Any]]]:
     return presets
 
 
-Feature = Literal["read", "steer", "edit", "prompt-to-prompt", "heads", "learn", "attach"]
-"""Maps by word; guidance; edits of attention by word; `limelight.edit`; counting head relevance vectors; learning and
-binding words; `limelight.attach`."""
+Feature = Literal["read", "also", "steer", "edit", "prompt-to-prompt", "heads", "learn", "attach"]
+"""Maps by word; maps of words that are not in the prompt; guidance; edits of attention by word; `limelight.edit`;
+counting head relevance vectors; learning and binding words; `limelight.attach`."""
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 

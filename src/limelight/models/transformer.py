@@ -35,7 +35,7 @@ class Transformer(PipelineModel):
     """
 
     denoised_by = "transformer"
-    can: ClassVar[frozenset[Feature]] = frozenset({"read", "steer", "edit", "prompt-to-prompt"})
+    can: ClassVar[frozenset[Feature]] = frozenset({"read", "also", "steer", "edit", "prompt-to-prompt"})
     vectors = ()
     patch: ClassVar[int] = 2
     stacks: ClassVar[Mapping[str, Group]] = {"transformer_blocks": "double", "single_transformer_blocks": "single"}
@@ -203,7 +203,7 @@ def layout_of(prompts: Sequence[Prompt], pixels: slice, first: int, device: torc
         first: which key is the text's first token.
     """
     places = torch.tensor([prompt.places for prompt in prompts])
-    return Layout(pixels, torch.where(places < 0, places, places + first).to(device))
+    return Layout(pixels, torch.where(places < 0, places, places + first).to(device), text=first)
 
 
 def packed(latents: Tensor) -> Tensor:

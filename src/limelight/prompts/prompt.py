@@ -135,6 +135,13 @@ class Prompt:
         positions = map(operator.attrgetter("positions"), self.find_words(subject))
         return tuple(sorted(set(chain.from_iterable(positions))))
 
+    def has(self, subject: str) -> bool:
+        """Whether a word or phrase is in the prompt, and is read."""
+        try:
+            return bool(self.find(subject))
+        except PromptError:
+            return False
+
     def find_words(self, subject: str) -> tuple[Word, ...]:
         """The words of a subject that is a word, a phrase, or a later occurrence of either, see `find`.
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import MissingDependency, SettingsError
 from ..generation.arguments import OnePromptOptions, check_model, guidance_of
 from ..generation.generate import generate
+from ..generation.plan import beside
 from ..generation.result import Result
 from ..guidance.base import Guidance
 from ..models.base import Model
@@ -124,6 +125,7 @@ def explain(
     prompt: str,
     *,
     words: Sequence[str | int] | None = None,
+    also: str | Sequence[str] = (),
     guidance: Guidance | str | None = None,
     compare: bool = False,
     over_steps: bool = False,
@@ -142,6 +144,7 @@ def explain(
     Args:
         model: see `limelight.load`.
         words: whose maps to show; by default every word of the prompt.
+        also: words that are not in the prompt, whose maps are shown behind the others; the image does not change.
         guidance: as in `generate`; None explains the plain model.
         compare: generate also without guidance, and show both and what changed.
         over_steps: show also when which word looked where.
@@ -153,10 +156,10 @@ def explain(
         SettingsError: `compare` without a guidance.
     """
     check_model(model)
-    guidance = guidance_of(guidance, model)
-    shown = _shown_words(model.prompt(prompt), words)
+    guidance, also = guidance_of(guidance, model), beside(also)
+    shown = (*_shown_words(model.prompt(prompt), words), *also)
 
-    given: dict[str, Any] = {"record": "steps" if over_steps else True, **options}
+    given: dict[str, Any] = {"record": "steps" if over_steps else True, "also": also, **options}
     runs = {}
     if compare:
         if guidance is None:
