@@ -98,7 +98,7 @@ def test_passengers_change_nothing_and_not_each_other(name):
     # The rows that are there without them have what they would have.
     carried = given[2].carrying(together.states)
     length = given[2].conditional["encoder_hidden_states"].shape[1]
-    with torch.no_grad(), limelight.Probe(model, answer=lambda *call: together._ride(length, *call)):
+    with torch.no_grad(), limelight.Probe(model, answer=lambda *call: together._ride({}, length, *call)):
         ridden = model.predict(given[0], given[1], carried)
     assert float((ridden - plain).abs().max()) < 1e-12
 
@@ -125,6 +125,16 @@ def test_a_joint_layers_first_keys_are_those_of_the_word_as_text(name):
         assert torch.allclose(keys, found[0], atol=1e-12)
     else:  # FLUX turns keys by their place, which is the same for all text
         assert torch.allclose(keys, found[0], atol=1e-10)
+
+
+def test_words_beside_a_short_prompt_do_not_see_how_long_its_neighbor_is():
+    model, settings = (
+        model_of("qwen-image"),
+        {"steps": 1, "height": 32, "width": 64, "subjects": None, "also": ["tree"]},
+    )
+    alone = limelight.generate(model, PROMPT, **settings)
+    beside, _ = limelight.generate(model, [PROMPT, f"{PROMPT} and a white dog in the house"], **settings)
+    assert torch.allclose(alone.maps["tree"], beside.maps["tree"], atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 import limelight
+from limelight.attention.passengers import Passengers
 from limelight.errors import FileError, ModelError, SettingsError
 from limelight.heads import counting as counting_module
+from limelight.heads import gains
 from limelight.heads.counting import Counter, Counting, compute, merge
-from limelight.heads.relevance import Relevance
+from limelight.heads.relevance import Relevance, layers_of
 from limelight.heads.vocabulary import Concepts
+from tests import transformers
 from tests.workers import FORK, forked_workers  # noqa: F401 - a fixture
 
 CONCEPTS = Concepts(
@@ -280,3 +283,64 @@ def test_attention_that_is_not_a_number_counts_for_nothing(tiny_pipeline):
         pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight[0] = float("nan")
     with pytest.raises(ModelError, match=r"as float64 gives attention that is not a number \(NaN\)"):
         compute(limelight.load(pipeline), COUNTING)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "qwen_image", "pixart"])
+def test_transformers_count_words_beside_the_prompt(name):
+    """Against loops over single heads, with the queries and keys of every pass."""
+    model = limelight.load(getattr(transformers, name)())
+    concepts = Concepts({"Animals": ("cat", "frog"), "Color": ("red", "blue"), "Things": ("red house", "tree")})
+    size = {"height": 32, "width": 32}
+    counting = Counting(concepts, ("a cat", "a red house"), steps=2, batch=2, guidance_scale=4.0, blocks=1, **size)
+    found = compute(model, counting)
+    assert found.counts.sum() == 2 * 2 * sum(site.heads for site in model.text_sites)
+
+    riders = Passengers.of(model, [word for words in concepts.words.values() for word in words], model.text_sites)
+    counts = torch.zeros_like(found.counts)
+    for which, text in enumerate(counting.prompts):
+        noise = counting.generator(which, "noise")
+        sampled = counting.words(which, 2, len(model.text_sites))
+        negative = "" if model.branches(4.0) == 2 else None
+        latents = model.noise([noise], 32, 32)
+        queries = {}
+
+        def keep(site, values, scale, queries=queries):
+            if not riders.riding:
+                assert values.shape[2] == 64, "image positions alone"
+                queries[site] = values[0] * scale
+
+        with limelight.Probe(model, (), images=1, queries=keep):
+            for step in limelight.denoise(
+                model,
+                model.encode([model.prompt(text)], negative, (32, 32)),
+                latents,
+                steps=2,
+                guidance_scale=4.0,
+                passengers=riders,
+            ):
+                first = 0
+                for i, site in enumerate(model.text_sites):
+                    chosen = [concepts.each * c + int(word) for c, word in enumerate(sampled[step.index, i])]
+                    columns = [(riders.owners == word).nonzero().flatten() for word in chosen]
+                    for head in range(site.heads):
+                        keys = riders.keys[site][0, head]
+                        attention = (queries[site][head] @ keys[torch.cat(columns)].T).softmax(-1).mean(0)
+                        means = [float(part.mean()) for part in attention.split([len(own) for own in columns])]
+                        counts[step.index, first + head, means.index(max(means))] += 1
+                    first += site.heads
+    assert torch.equal(found.counts, counts)
+
+
+def test_vectors_of_a_joint_model_adjust_and_strengthen_it():
+    model = limelight.load(transformers.flux())
+    heads = sum(site.heads for site in model.text_sites)
+    vectors = Relevance(("Animals", "Color"), layers_of(model), torch.rand(2, heads, generator=torch.manual_seed(0)))
+    settings = {"steps": 2, "height": 32, "width": 32, "subjects": []}
+    plain = limelight.generate(model, "a black cat", **settings).latents
+    for edit in (
+        gains.strengthen("cat", "Animals", head_vectors=vectors),
+        gains.adjust("black", "Color", "Animals", head_vectors=vectors),
+        gains.weaken(range(heads)),
+    ):
+        changed = limelight.generate(model, "a black cat", edits=[edit], **settings).latents
+        assert float((changed - plain).abs().max()) > 1e-6

@@ -37,6 +37,7 @@ class Passengers:
         states: their encoded tokens [tokens, width], each word encoded by itself.
         owners: which word each token is of, int64 [tokens].
         riding: whether they have a pass of their own just now.
+        keys: of the tokens in every layer, in the last pass: [images, heads, tokens, width] each.
     """
 
     model: Model
@@ -45,7 +46,7 @@ class Passengers:
     states: Tensor
     owners: Tensor
     riding: bool = False
-    _keys: dict[AttentionSite, Tensor] = field(default_factory=dict)
+    keys: dict[AttentionSite, Tensor] = field(default_factory=dict)
 
     @classmethod
     @torch.no_grad()
@@ -81,28 +82,39 @@ class Passengers:
     @torch.no_grad()
     def beside(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Beside:
         """The words in one pass of the denoiser, whose latents, timestep and conditioning these are."""
-        if not self.layers or (self._keys and not self.layers[0].joint):  # the same in every pass
-            return Beside(self._keys, self.columns)
+        if not self.layers or (self.keys and not self.layers[0].joint):  # the same in every pass
+            return Beside(self.keys, self.columns)
 
-        carried = conditioning.carrying(self.states)
+        passes = [(latents, conditioning)]
+        if self.model.ragged:  # each behind its own text, and not behind that of the longest prompt
+            passes = [(latents[i : i + 1], conditioning.alone(i)) for i in range(len(latents))]
+        found = [self._pass(own, timestep, of_it) for own, of_it in passes]
+        self.keys = {layer: torch.cat([keys[layer] for keys in found]) for layer in self.layers}
+        return Beside(self.keys, self.columns)
+
+    def _pass(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[AttentionSite, Tensor]:
+        """The keys of the words' tokens in one pass of their own."""
         length = conditioning.conditional["encoder_hidden_states"].shape[1]
-        answer = partial(self._ride, length)
-        self.riding, self._keys = True, {}
+        keys: dict[AttentionSite, Tensor] = {}
+        self.riding = True
         try:
-            with Probe(self.model, answer=answer):
+            with Probe(self.model, answer=partial(self._ride, keys, length)):
+                carried = conditioning.carrying(self.states)
                 self.model.predict(latents, timestep, carried, until=self.layers[-1])
         finally:
             self.riding = False
-        return Beside(self._keys, self.columns)
+        return keys
 
-    def _ride(self, length: int, layer: AttentionSite, call: Call, layout: Layout) -> Tensor:
-        """A layer's output where the words are further tokens behind a text of some length."""
+    def _ride(
+        self, kept: dict[AttentionSite, Tensor], length: int, layer: AttentionSite, call: Call, layout: Layout
+    ) -> Tensor:
+        """A layer's output where the words are further tokens behind a text of some length; their keys are kept."""
         device, count = call.query.device, len(self.owners)
         keys = torch.arange(call.key.shape[2], device=device)
         first = layout.text + length
         ours = keys[first : first + count]
         others = torch.cat([keys[:first], keys[first + count :]])
-        self._keys[layer] = call.key[:, :, ours]
+        kept[layer] = call.key[:, :, ours]
         if not layer.joint:
             return call.some(torch.arange(call.query.shape[2], device=device), others).attend()
 

@@ -225,11 +225,11 @@ class Probe:
             values[-images:, :, pixels] = edit(layer, values[-images:, :, pixels], self.step)
         return values
 
-    def hear(self, layer: AttentionSite, queries: Tensor, scale: float | None) -> bool:
-        """Pass on one layer's queries; whether the layer is answered here as well."""
+    def hear(self, layer: AttentionSite, queries: Tensor, scale: float | None, pixels: slice) -> bool:
+        """Pass on one layer's queries of image positions; whether the layer is answered here as well."""
         if self.queries is not None and layer.reads_text:
             self._seen[layer] = None
-            conditional = queries[-(self.images or queries.shape[0]) :]
+            conditional = queries[-(self.images or queries.shape[0]) :, :, pixels]
             self.queries(layer, conditional, queries.shape[-1] ** -0.5 if scale is None else scale)
         return layer in self._explicit or layer in self._injections
 
@@ -316,7 +316,7 @@ class _Intercept(TorchFunctionMode):
         if layout is None or self.calls != layout.call + 1:
             return func(*args, **kwargs)
         query = args[0] if args else kwargs["query"]
-        if not self.probe.hear(self.layer, query, kwargs.get("scale")):
+        if not self.probe.hear(self.layer, query, kwargs.get("scale"), layout.pixels):
             return func(*args, **kwargs)
         return self._answer(Call(*args, **kwargs), layout)
 

@@ -5,7 +5,8 @@ with Human Visual Concepts in Text-to-Image Generative Models", 2024, https://ar
 
 The generation itself is unchanged and keeps its fused attention: only the queries of its cross-attention layers are
 read. They meet the keys of one random word of every concept, and the concept that gets the most attention gets a count.
-Nothing is decoded.
+Nothing is decoded. In transformers the words ride beside the prompt, see `limelight.attention.passengers`: with joint
+attention their keys depend on the image. There is no begin token beside them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.passengers import Passengers
 from ..attention.probe import Probe
 from ..errors import ModelError, SettingsError, UnknownWords
 from ..generation.loop import denoise
@@ -32,6 +34,7 @@ from ..generation.provenance import provenance
 from ..models.base import Model
 from ..models.loading import load
 from ..models.sites import AttentionSite, head_slices
+from ..models.transformer import Transformer
 from ..models.unet import projections, text_keys, text_states
 from ..prompts.prompt import Prompt
 from ..utils.files import lock_file
@@ -172,13 +175,14 @@ class Counter:
     Attributes:
         layers: the cross-attention layers in execution order.
         shape: (heads, concepts) of every counter.
-        keys: of each layer [1 + tokens, heads, width]: the begin token's, then those of every token of every word.
+        keys: of each layer [1 + tokens, heads, width]: the begin token's, then those of every token of every word; None
+            where the words ride beside the prompt.
         slots: rows of each word's tokens in `keys`, int64 [concepts, words, longest], -1 where a word has fewer.
         lengths: tokens of each word [concepts, words].
         unknown: words that the model has never seen.
 
     Raises:
-        ModelError: the family's keys of words depend on the image.
+        ModelError: words beside a prompt do not work on the model's family.
         SettingsError: the model has no cross-attention, or cannot read a word.
     """
 
@@ -195,7 +199,8 @@ class Counter:
         self.unknown = tuple(dict.fromkeys(chain.from_iterable(map(model.unknown, words))))
         self.slots = _slots(words).unflatten(0, (len(concepts.names), concepts.each))
         self.lengths = (self.slots >= 0).sum(dim=-1)
-        self.keys = _keys(model, words)
+        self.words = [word.text for word in words]
+        self.keys = None if isinstance(model, Transformer) else _keys(model, words)
 
     def begin(self, job: None = None) -> Begun:
         """What all jobs have in common, as a job without content."""
@@ -237,7 +242,8 @@ class Counter:
         conditioning = model.encode(prompts, negative, (height, width))
         latents = model.noise(noise, height, width)
 
-        watch = _Watch(self, torch.stack(words, dim=2))
+        riders = Passengers.of(model, self.words, self.layers) if self.keys is None else None
+        watch = _Watch(self, torch.stack(words, dim=2), riders)
         with Probe(model, (), images=len(prompts), queries=watch) as probe:
             for step in denoise(
                 model,
@@ -246,6 +252,7 @@ class Counter:
                 steps=counting.steps,
                 guidance_scale=self.guidance_scale,
                 generators=noise,
+                passengers=riders,
             ):
                 probe.take(step.latents, conditioning.prompts)  # every layer must have been seen
                 watch.step = step.index + 1
@@ -274,9 +281,15 @@ class Counter:
         """A hash of what makes queries and keys: models of one name may have been trained further."""
         digest = hashlib.blake2b(digest_size=8)
         for layer in self.layers:
-            for parameter in projections(self.model.denoiser, layer):
+            for parameter in self._projections(layer):
                 digest.update(parameter.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def _projections(self, layer: AttentionSite) -> Iterable[Tensor]:
+        """The parameters that make a layer's queries and keys; in transformers all of the layer's."""
+        if self.keys is None:
+            return self.model.denoiser.get_submodule(layer.name).parameters()
+        return projections(self.model.denoiser, layer)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -303,6 +316,7 @@ class _Watch:
     Args:
         counter: the layers and their keys.
         words: the sampled words [steps, layers, images, concepts].
+        riders: the concepts' words, where they ride beside the prompts.
 
     Attributes:
         step: the step that is being counted.
@@ -311,9 +325,9 @@ class _Watch:
         broken: whether any attention was not a number.
     """
 
-    def __init__(self, counter: Counter, words: Tensor) -> None:
+    def __init__(self, counter: Counter, words: Tensor, riders: Passengers | None = None) -> None:
         device = counter.model.device
-        self.keys, self.step, self.concepts = counter.keys, 0, words.shape[-1]
+        self.keys, self.step, self.concepts, self.riders = counter.keys, 0, words.shape[-1], riders
         self.places = {layer: i for i, layer in enumerate(counter.layers)}
         self.slices = head_slices(counter.layers)
 
@@ -330,13 +344,17 @@ class _Watch:
     @torch.no_grad()
     def __call__(self, layer: AttentionSite, queries: Tensor, scale: float) -> None:
         """Count one layer's queries [images, heads, pixels, width]."""
+        if self.riders is not None and self.riders.riding:
+            return  # a pass of theirs
         i = self.places[layer]
         slots, lengths = self.slots[self.step, i], self.lengths[self.step, i]
-        keys = self.keys[layer][slots.clamp(min=0)].movedim(1, 2)  # [images, heads, slots, width]
+        keys = self._of(layer, slots)
         logits = (queries.to(keys.dtype) * scale) @ keys.transpose(-1, -2)
 
-        # One softmax over the tokens of all the sampled words; slots that a short word leaves free take no part.
-        logits = logits.masked_fill_((slots < 0)[:, None, None], float("-inf"))
+        # One softmax over the tokens of all the sampled words; slots that a short word leaves free take no part, nor
+        # does the begin token where it has no keys.
+        least = 0 if self.riders is None else 1
+        logits = logits.masked_fill_((slots < least)[:, None, None], float("-inf"))
         attention = logits.softmax(dim=-1).mean(dim=2)[..., 1:]
         mean = attention.unflatten(-1, (self.concepts, -1)).sum(dim=-1) / lengths[:, None]
 
@@ -345,6 +363,15 @@ class _Watch:
         heads = self.slices[layer]
         self.steps[self.step, heads] += chosen.sum(dim=0)
         self.images[:, heads] += chosen
+
+    def _of(self, layer: AttentionSite, slots: Tensor) -> Tensor:
+        """The keys of some tokens [images, slots]: [images, heads, slots, width]."""
+        if self.keys is not None:
+            return self.keys[layer][slots.clamp(min=0)].movedim(1, 2)
+        assert self.riders is not None
+        keys = self.riders.keys[layer].expand(len(slots), -1, -1, -1)
+        index = (slots - 1).clamp(min=0)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        return keys.gather(2, index).to(torch.promote_types(keys.dtype, torch.float32))
 
 
 def _read_words(model: Model, concepts: Concepts) -> list[Prompt]:

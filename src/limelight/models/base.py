@@ -59,6 +59,13 @@ class Conditioning:
                 conditional[name] = torch.cat([value, value.new_ones(images, len(tokens))], dim=1)
         return Conditioning(self.prompts, conditional)
 
+    def alone(self, row: int) -> Conditioning:
+        """The conditional branch of one image, its text as long as its mask says."""
+        own = self.rows([row]).conditional
+        length = int((own["mask"] > 0).sum())
+        cut = {name: value[:, :length] for name, value in own.items() if name in ("mask", "encoder_hidden_states")}
+        return Conditioning((self.prompts[row],), {**own, **cut})
+
     def _changed(self, prompts: tuple[Prompt, ...], change: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same change made to every tensor of both branches."""
 
@@ -142,6 +149,8 @@ class Model(ABC):
     scheduler: Any
     about: About = About()
     vectors: tuple[str, ...] | None = None
+    ragged: ClassVar[bool] = False
+    """Whether its texts have no common length: those of a batch are filled up to the longest, with a mask."""
     can: ClassVar[frozenset[Feature]] = frozenset(FEATURES)
     """What works on this family."""
     loading: ClassVar[dict[str, Any]] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,6 +28,17 @@ States = Mapping[str, Tensor]
 """What the denoiser reads of one branch: keyword tensors, first axis images."""
 
 
+@dataclass
+class _Pass:
+    """The pass that runs, or ran last. Copies of a model share it, as they share the denoiser, which has one at a time.
+
+    Attributes:
+        layout: of the layers that read text; None in passes of the unconditional branch.
+    """
+
+    layout: Layout | None = None
+
+
 class Transformer(PipelineModel):
     """A family with a diffusion transformer. Its latents are always [images, channels, height, width].
 
@@ -35,7 +47,7 @@ class Transformer(PipelineModel):
     """
 
     denoised_by = "transformer"
-    can: ClassVar[frozenset[Feature]] = frozenset({"read", "also", "steer", "edit", "prompt-to-prompt"})
+    can: ClassVar[frozenset[Feature]] = frozenset({"read", "also", "steer", "edit", "prompt-to-prompt", "heads"})
     vectors = ()
     patch: ClassVar[int] = 2
     stacks: ClassVar[Mapping[str, Group]] = {"transformer_blocks": "double", "single_transformer_blocks": "single"}
@@ -57,7 +69,7 @@ class Transformer(PipelineModel):
         super().__init__(pipeline, name)
         self.sites = tuple(self._sites())
         self.guided_scale = self.patch
-        self._layout: Layout | None = None
+        self._pass = _Pass()
 
     def _sites(self) -> Iterator[AttentionSite]:
         for stack, group in self.stacks.items():
@@ -147,7 +159,7 @@ class Transformer(PipelineModel):
         return unconditional + guidance_scale * (conditional - unconditional)
 
     def layout(self, site: AttentionSite) -> Layout | None:
-        return self._layout if site.reads_text or self._layout is None else WHOLE
+        return self._pass.layout if site.reads_text or self._pass.layout is None else WHOLE
 
     def prepare(self, conditioning: Conditioning, guidance_scale: float) -> Conditioning:
         if not self.embeds_guidance:
@@ -169,7 +181,7 @@ class Transformer(PipelineModel):
         conditional, unconditional = conditioning.conditional, conditioning.unconditional
         pixels = (latents.shape[-2] // self.patch) * (latents.shape[-1] // self.patch)
         with exclusive(self.denoiser), stop_after(self.denoiser, until):
-            self._layout = layout_of(conditioning.prompts, *self._places(pixels, conditional), latents.device)
+            self._pass.layout = layout_of(conditioning.prompts, *self._places(pixels, conditional), latents.device)
             times = timestep.expand(len(latents))
             if unconditional is None:
                 return self._call(latents, times, conditional)
@@ -187,11 +199,11 @@ class Transformer(PipelineModel):
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
         """Passes of the unconditional branch."""
-        own, self._layout = self._layout, None
+        own, self._pass.layout = self._pass.layout, None
         try:
             yield
         finally:
-            self._layout = own
+            self._pass.layout = own
 
 
 def layout_of(prompts: Sequence[Prompt], pixels: slice, first: int, device: torch.device) -> Layout:

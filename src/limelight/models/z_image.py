@@ -27,8 +27,9 @@ class ZImage(Transformer):
     """Z-Image: one text stream inside a chat template; texts are as long as they are, and each branch runs alone."""
 
     about = About.family("ZImage")
+    ragged = True
     # A longer text moves the image's positions, so that words beside the prompt would change what they read.
-    can = Transformer.can - {"also"}
+    can = Transformer.can - {"also", "heads"}
     stacks: ClassVar[Mapping[str, Group]] = {"layers": "single"}
     attention: ClassVar = {"attention": "cross"}
 
