@@ -30,7 +30,8 @@ from ..utils.torch import exclusive, remove_hook, undone
 def attach(
     pipeline: Any, *, subjects: SubjectChoice | Sequence[SubjectChoice] = "auto", guidance: Guidance | None = None
 ) -> Iterator[Attached]:
-    """Steer every call of a diffusers pipeline with a UNet, for as long as the ``with`` lasts.
+    """Steer every call of a diffusers pipeline with a UNet, or of FLUX.1, Stable Diffusion 3 or Qwen-Image, for as long
+    as the ``with`` lasts.
 
         >>> import limelight
         >>> pipe = limelight.load("pocket", device="cpu").pipeline
@@ -55,8 +56,9 @@ def attach(
         guidance: by default `AttendAndExcite()`.
 
     Raises:
-        ModelError: the pipeline has no UNet, runs it in a way that cannot be steered (a feature cache, say), was called
-            by another thread in the middle of a call, or its weights were loaded inside `torch.inference_mode`.
+        ModelError: the pipeline has no such denoiser, runs it in a way that cannot be steered (a feature cache, say),
+            was called by another thread in the middle of a call, or its weights were loaded inside
+            `torch.inference_mode`.
         SettingsError: its scheduler is of second order, or the guidance searches for a noise.
         PromptError: a subject is not in the prompt.
     """
@@ -68,15 +70,14 @@ def attach(
         raise SettingsError(
             f"look={guidance.look} needs a run ahead, which attach cannot make in a pipeline. Set look=None."
         )
-    attached = Attached(pipeline, subjects, guidance or AttendAndExcite())
-    scheduler = pipeline.scheduler
-    wrapped = [
-        (pipeline, "encode_prompt", attached._encode_prompt),
-        (scheduler, "set_timesteps", attached._set_timesteps),
-        (scheduler, "scale_model_input", attached._scale),
-        (scheduler, "step", attached._step),
-    ]
-    with _before_each_pass(pipeline.unet, attached._before_denoiser), _put_around(wrapped):
+    kind = Attached
+    if getattr(pipeline, "transformer", None) is not None:
+        from .attach_transformer import AttachedTransformer
+
+        kind = AttachedTransformer
+    attached = kind(pipeline, subjects, guidance or AttendAndExcite())
+    denoiser = getattr(pipeline, attached.model.denoised_by)
+    with _before_each_pass(denoiser, attached._before_denoiser), _put_around(attached.wrapped()):
         yield attached
 
 
@@ -131,9 +132,23 @@ class Attached:
 
     def __init__(self, pipeline: Any, subjects: SubjectChoice | Sequence[SubjectChoice], guidance: Guidance) -> None:
         self.subjects, self.guidance = subjects, guidance
-        self.model = _Foreign(pipeline)
+        self.model = self._foreign(pipeline)
         self._thread, self._overtaken, self._lock = get_ident(), set[int](), RLock()
         self._forget()
+
+    def _foreign(self, pipeline: Any) -> Any:
+        """The pipeline's denoiser as a model."""
+        return _Foreign(pipeline)
+
+    def wrapped(self) -> list[tuple[Any, str, Any]]:
+        """The methods of the pipeline and its scheduler that are put around: owner, name, what stands around it."""
+        pipeline, scheduler = self.model.pipeline, self.model.scheduler
+        return [
+            (pipeline, "encode_prompt", self._encode_prompt),
+            (scheduler, "set_timesteps", self._set_timesteps),
+            (scheduler, "scale_model_input", self._scale),
+            (scheduler, "step", self._step),
+        ]
 
     @property
     def trace(self) -> tuple[dict[str, Any], ...]:
@@ -339,11 +354,7 @@ class _Foreign(UNet):
         self._tokenizer, self._encoder = _first_text(pipeline)
         super().__init__(pipeline, name)
         self.denoiser = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # what torch.compile has wrapped
-        if any(parameter.is_inference() for parameter in self.denoiser.parameters()):
-            raise ModelError(
-                f"The weights of '{name}' were loaded inside torch.inference_mode, and no gradient passes through "
-                "such; load the pipeline outside of it."
-            )
+        check_gradient(self.denoiser, name)
         self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
         check_order(self.scheduler)
 
@@ -393,12 +404,25 @@ class _Foreign(UNet):
         until: AttentionSite | None = None,
     ) -> Tensor | None:
         rows = (conditioning.conditional["rows"] + self._first).to(latents.device)
-        inputs = {name: _pick(value, self._batch, rows) for name, value in self._inputs.items()}
+        inputs = {name: pick(value, self._batch, rows) for name, value in self._inputs.items()}
         scaled = self.scheduler.scale_model_input(latents, timestep).to(self._inputs["sample"].dtype)
         inputs["sample"] = torch.cat([scaled, self._tail[rows]], dim=1)
-        with stop_after(self.denoiser, until), _kept_weights(self.denoiser):
+        with stop_after(self.denoiser, until), kept_weights(self.denoiser):
             return self.denoiser(**inputs)[0]
         return None
+
+
+def check_gradient(denoiser: Any, name: str) -> None:
+    """Refuse weights through which no gradient passes.
+
+    Raises:
+        ModelError: they are such.
+    """
+    if any(parameter.is_inference() for parameter in denoiser.parameters()):
+        raise ModelError(
+            f"The weights of '{name}' were loaded inside torch.inference_mode, and no gradient passes through such; "
+            "load the pipeline outside of it."
+        )
 
 
 _NEEDED = {
@@ -421,7 +445,7 @@ def _first_text(pipeline: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _kept_weights(denoiser: Any) -> Iterator[None]:
+def kept_weights(denoiser: Any) -> Iterator[None]:
     """Keep the weights of this pass for its backward pass, where layerwise casting changes them after every layer."""
     if not any(hasattr(module, "_diffusers_hook") for module in denoiser.modules()):
         yield
@@ -438,14 +462,14 @@ def _moved_by(result: Any, after: Tensor) -> Any:
     return result
 
 
-def _pick(value: Any, batch: int, rows: Tensor) -> Any:
+def pick(value: Any, batch: int, rows: Tensor) -> Any:
     """The given rows of every tensor that has one per row of the batch."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value[rows]
     if isinstance(value, dict):
-        return {key: _pick(entry, batch, rows) for key, entry in value.items()}
+        return {key: pick(entry, batch, rows) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_pick(entry, batch, rows) for entry in value)
+        return type(value)(pick(entry, batch, rows) for entry in value)
     return value
 
 

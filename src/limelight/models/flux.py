@@ -22,6 +22,7 @@ class Flux(Transformer):
     """FLUX.1: one text stream, 19 blocks with weights of their own for text and image, 38 without."""
 
     about = About.family("Flux")
+    can = Transformer.can | {"attach"}
 
     @property
     def guided_sites(self) -> tuple[AttentionSite, ...]:

@@ -22,6 +22,7 @@ class QwenImage(Transformer):
     """Qwen-Image: one text stream inside a chat template; texts are as long as they are, and each branch runs alone."""
 
     about = About.family("QwenImage")
+    can = Transformer.can | {"attach"}
     ragged = True
 
     @property

@@ -25,6 +25,7 @@ class StableDiffusion3(Transformer):
     """Stable Diffusion 3 and 3.5. Some blocks of 3.5 medium have a second attention, of pixels alone."""
 
     about = About.family("StableDiffusion3")
+    can = Transformer.can | {"attach"}
     attention: ClassVar = {"attn": "cross", "attn2": "self"}
     guided = (1 / 6, 2 / 3)  # as in JEDI (https://arxiv.org/abs/2505.19166): blocks 4 to 15 of 24
     together = True

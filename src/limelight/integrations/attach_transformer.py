@@ -1,0 +1,215 @@
+"""Guidance on foreign pipelines of transformer families: img2img and inpainting of FLUX.1, SD3, Qwen-Image.
+
+The denoiser is called once for both branches (Stable Diffusion 3), or once for each, the conditional branch first. Both
+get the moved latents. They are tokens of 2 x 2 latent pixels where the denoiser takes such.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, PromptError
+from ..guidance.base import check_order
+from ..models.base import Conditioning
+from ..models.families import FAMILIES
+from ..models.pipeline_model import stop_after
+from ..models.sites import AttentionSite
+from ..models.transformer import layout_of, packed, unpacked
+from ..prompts.prompt import aligned
+from ..utils.torch import exclusive
+from .attach import Attached, check_gradient, kept_weights, pick
+
+
+class AttachedTransformer(Attached):
+    """A guidance at work inside a foreign pipeline with a transformer."""
+
+    def _foreign(self, pipeline: Any) -> Any:
+        return _foreign(pipeline)
+
+    def wrapped(self) -> list[tuple[Any, str, Any]]:
+        pipeline, scheduler = self.model.pipeline, self.model.scheduler
+        return [
+            (pipeline, "check_inputs", self._check_inputs),
+            (pipeline, "encode_prompt", self._encode_prompt),
+            (scheduler, "set_timesteps", self._set_timesteps),
+            (scheduler, "step", self._step),
+        ]
+
+    def _check_inputs(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """The begin of a call of the pipeline."""
+        self._begin_call()
+        return original(*args, **kwargs)
+
+    def _encode_prompt(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read the prompts; a second encoding in a call is that of the negative prompt."""
+        if self._is_mine() and not self._prompts:
+            given = inspect.signature(original).bind(*args, **kwargs).arguments
+            prompt = given.get("prompt")
+            if prompt is None:
+                raise PromptError(
+                    f"'{self.model.name}' was given prompt_embeds alone, in which no words can be found; give a prompt."
+                )
+            self._listed, self._named = not isinstance(prompt, str), True
+            self._prompts = [self.model.prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+            self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
+        return original(*args, **kwargs)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _before_denoiser(self, denoiser: Any, args: Any, kwargs: Any = None) -> tuple[Any, Any] | None:
+        # Without kwargs: the hook was taken off while another thread was about to call it.
+        if kwargs is None or not self._is_mine() or self._busy:
+            return None
+        inputs = inspect.signature(type(self.model.denoiser).forward).bind(denoiser, *args, **kwargs).arguments
+        inputs.pop("self")
+        if not self._pending:  # the first pass of a step
+            self._steer(dict(inputs))
+        if self._moved is None:
+            return None
+
+        sample, moved = inputs["hidden_states"], self._moved
+        branches = len(sample) // len(moved)
+        inputs["hidden_states"] = self.model.with_tail(torch.cat([moved] * branches), sample)
+        return (), dict(inputs)
+
+    def _steer(self, inputs: dict[str, Any]) -> None:
+        """Move the latents of a step whose first pass has these inputs."""
+        pipeline, sample = self.model.pipeline, inputs["hidden_states"]
+        branches = len(sample) // self._images if self._images else 0
+        cached = getattr(pipeline.transformer, "is_cache_enabled", False)
+        if branches not in (1, 2) or len(sample) != branches * self._images or cached:
+            raise ModelError(
+                f"'{type(pipeline).__name__}' runs its denoiser in a way that cannot be steered: a feature cache, or "
+                "other branches than a negative and a positive prompt."
+            )
+        self.model.take(inputs, self._images)
+        latents = self.model.latents_of(sample[-self._images :]).clone()
+
+        self._busy = True
+        try:
+            with exclusive(self.model.denoiser):
+                if self._steering is None:
+                    self._steering = self._begin(latents, inputs["timestep"], 0)
+                timestep = self._timesteps[self._index]
+                move = self._steering.update(self._index, timestep, latents)
+        finally:
+            self._busy = False
+        self._pending = True
+        if move is None:
+            return
+        self._moved = self.model.tokens_of(move.latents)
+        self._after = None if move.after is None else self.model.tokens_of(move.after)
+        self._moves.append((self._index, float(timestep), move.forget()))
+
+    def _schedule(self, timestep: Tensor) -> tuple[int, Tensor]:
+        scheduler = self.model.scheduler
+        steps = int(self.model.pipeline.num_timesteps)
+        self._timesteps = scheduler.timesteps[-steps:]
+        return steps, self._timesteps
+
+
+def _foreign(pipeline: Any) -> Any:
+    """A pipeline's denoiser as a model of its family.
+
+    Raises:
+        ModelError: it is of no family that can be steered inside another pipeline.
+    """
+    name, cls = type(pipeline).__name__, type(pipeline.transformer).__name__
+    can = [family for family in FAMILIES.values() if "attach" in family.adapter.can]
+    found = [family for family in can if family.parts.get("transformer") == cls]
+    missing = [part for part in ("scheduler", "check_inputs", "encode_prompt") if not hasattr(pipeline, part)]
+    if not found or missing:
+        titles = ", ".join(family.title for family in can)
+        raise ModelError(f"'{name}' cannot be steered by attach(); it steers pipelines of: {titles}.")
+
+    kind = type("_Foreign", (_Replayed, found[0].adapter), {})
+    return kind(pipeline, name)
+
+
+class _Replayed:
+    """A pipeline's denoiser, called again with the inputs that the pipeline gave it."""
+
+    pipeline: Any
+    denoiser: Any
+    patch: int
+    _pass: Any
+    _places: Any
+
+    def __init__(self, pipeline: Any, name: str) -> None:
+        super().__init__(pipeline, name)  # type: ignore[call-arg]
+        check_gradient(self.denoiser, name)
+        self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
+        check_order(self.scheduler)
+
+    def take(self, inputs: dict[str, Any], images: int) -> None:
+        """Remember the inputs of the pipeline's own pass; the conditional rows are its last.
+
+        Raises:
+            ModelError: its sequence holds more than one image.
+        """
+        sample = inputs["hidden_states"]
+        self._inputs, self._batch, self._first = inputs, len(sample), len(sample) - images
+        self._grid = _grid(inputs, self.patch)
+        if sample.ndim == 3 and sample.shape[1] != self._grid[0] * self._grid[1] // self.patch**2:
+            raise ModelError(
+                f"'{type(self.pipeline).__name__}' has other images in its sequence (references) and cannot be steered."
+            )
+
+    def latents_of(self, sample: Tensor) -> Tensor:
+        """The denoiser's input as latents, without an inpainting mask or a control image behind them."""
+        if sample.ndim == 4:
+            return sample[:, : self._latent_channels]
+        return unpacked(sample[..., : 4 * self._latent_channels], *self._grid)
+
+    def tokens_of(self, latents: Tensor) -> Tensor:
+        """The opposite of `latents_of`."""
+        return packed(latents) if self._inputs["hidden_states"].ndim == 3 else latents
+
+    def with_tail(self, moved: Tensor, sample: Tensor) -> Tensor:
+        """Moved latents, or their tokens, with what stands behind them in the denoiser's input."""
+        if sample.ndim == 4:
+            return torch.cat([moved.to(sample.dtype), sample[:, self._latent_channels :]], dim=1)
+        return torch.cat([moved.to(sample.dtype), sample[..., 4 * self._latent_channels :]], dim=-1)
+
+    @property
+    def _latent_channels(self) -> int:
+        """Of the latents alone: a denoiser that reads a mask or a control image beside them has more."""
+        config = self.pipeline.vae.config
+        return int(config.get("latent_channels") or config.z_dim)
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        *,
+        guidance_scale: float = 1.0,
+        until: AttentionSite | None = None,
+    ) -> Tensor | None:
+        rows = (conditioning.conditional["rows"] + self._first).to(latents.device)
+        inputs = {name: pick(value, self._batch, rows) for name, value in self._inputs.items()}
+        sample = inputs["hidden_states"]
+        inputs["hidden_states"] = self.with_tail(self.tokens_of(latents), sample)
+        if "img_shapes" in inputs:
+            inputs["img_shapes"] = inputs["img_shapes"][: len(rows)]
+        pixels = (latents.shape[-2] // self.patch) * (latents.shape[-1] // self.patch)
+        where, first = self._places(pixels, inputs)
+        self._pass.layout = layout_of(aligned(conditioning.prompts), where, first, latents.device)
+        with stop_after(self.denoiser, until), kept_weights(self.denoiser):
+            return self.denoiser(**inputs)[0]
+        return None
+
+
+def _grid(inputs: dict[str, Any], patch: int) -> tuple[int, int]:
+    """Height and width of the latents."""
+    if inputs["hidden_states"].ndim == 4:
+        return inputs["hidden_states"].shape[-2:]
+    if "img_shapes" in inputs:
+        _, height, width = inputs["img_shapes"][0][0]
+    else:
+        height, width = (int(side) + 1 for side in inputs["img_ids"][..., 1:].flatten(0, -2).amax(dim=0))
+    return height * patch, width * patch
