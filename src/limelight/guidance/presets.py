@@ -45,7 +45,7 @@ PRESETS: Mapping[str, Preset] = {
     # Ours: images that lack nothing stay plain, subjects come apart first, and are made strong then.
     "focus-then-excite": Preset(
         in_turn(divergence, excite),
-        {"step_rule": "relative", "scale": 0.1, "look": 0.08, "targets": {**APART, "neglect": 0.55}},
+        {"step_rule": "relative", "scale": 0.1, "look": 0.08, "targets": {**APART, "neglect": 0.8}},
     ),
     "focus": Preset(divergence, {"step_rule": "relative", "scale": 0.1, "until": 0.14}),
     "jedi": Preset(

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -87,17 +88,21 @@ def maps_for_page(result: Result) -> dict[str, Any]:
     """What `parts.overlay` shows: the first image, what guidance did, and the maps of its words on one scale: the mean,
     then some of the steps.
     """
-    words = every_word(result.maps.prompts[0])
     count = len(result.steps)
     moments = sorted({round(i * (count - 1) / (MOMENTS - 1)) for i in range(MOMENTS)})
-    frames = [result.maps, *(result.steps[i].select(result.maps.layers.__contains__) for i in moments)]
-    heats = {word: [frame.map(word)[0].detach().float().cpu() for frame in frames] for word in words}
-    high = max(float(heat.max()) for rows in heats.values() for heat in rows)
+    frames, labels = [result.maps], ["mean of all steps"]
+    for i in moments:
+        frames.append(result.steps[i].select(result.maps.layers.__contains__))
+        labels.append(f"step {i + 1} of {count}")
+
+    heats = {}
+    for word in every_word(result.maps.prompts[0]):
+        heats[word] = torch.stack([frame.map(word)[0].detach().float().cpu() for frame in frames])
+    high = float(torch.stack(list(heats.values())).max())
 
     shown = []
     for word, rows in heats.items():
         shown.append({"word": word, "frames": [parts.data_url(_painted(heat, high)) for heat in rows]})
-    labels = ["mean of all steps", *(f"step {i + 1} of {count}" for i in moments)]
     return {
         "image": parts.data_url(result.images[0]),
         "prompt": result.settings["prompt"],

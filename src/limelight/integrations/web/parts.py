@@ -17,7 +17,8 @@ from ...generation.plan import prompt_warnings
 from ...generation.result import Result
 from ...models.base import Model
 from ...prompts.prompt import Prompt
-from ...prompts.subjects import FUNCTION_WORDS, Place, described_nouns
+from ...prompts.subjects import Place, described_nouns
+from ...prompts.tagging import FUNCTION_WORDS
 from ...utils.files import png
 from ...viz.sheets import every_word
 from .runs import Stops
