@@ -20,6 +20,8 @@ def test_changed_settings_are_refused(quick, whole):
         quick(whole, steps=3)
     with pytest.raises(SettingsError, match=r"batch: 2 there, 4 now"):
         quick(whole, batch=4)
+    with pytest.raises(SettingsError, match=r"'attend-and-excite' with other settings \(steps: 2 there, 3 now\)"):
+        run(whole, CASES, METHODS[1:], range(3), batch=2, workers=1, **{**SMALL, "steps": 3})
     changed = (replace(CASES[0], subset="mine"),)
     with pytest.raises(SettingsError, match="with another subset, subjects or concept"):
         run(whole, changed, METHODS, [0], batch=2, workers=1, **SMALL)

@@ -132,7 +132,10 @@ class Run:
         Raises:
             SettingsError: images are there that were generated with other settings, or for a case that has changed.
         """
-        methods = {label: dict[str, Any](hash=digest(value), settings=dict(value)) for label, value in settings.items()}
+        methods = {}
+        for label, value in settings.items():
+            written = json.loads(json_text(value))  # as the file will hold it: a tuple is a list there
+            methods[label] = {"hash": digest(value), "settings": written}
         for label, wanted in methods.items():
             there = self.facts["methods"].get(label)
             if there is not None and there["hash"] != wanted["hash"]:
