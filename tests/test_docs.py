@@ -22,9 +22,10 @@ def blocks(document: str, language: str) -> str:
     return "\n".join(re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.S))
 
 
-# Not the cluster's example: its functions must be in an importable module.
+# The functions of the cluster's example must be in an importable module; the web page serves until it is stopped.
+APART = ("cluster.md", "web.md")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/quickstart.md"] + [
-    f"docs/guides/{path.name}" for path in sorted(ROOT.glob("docs/guides/*.md")) if path.name != "cluster.md"
+    f"docs/guides/{path.name}" for path in sorted(ROOT.glob("docs/guides/*.md")) if path.name not in APART
 ]
 
 
