@@ -199,6 +199,6 @@ def test_what_a_run_keeps(tiny, monkeypatch):
     step = recorded[0].steps[0]
     kept = sum(p.nbytes for p in step.layers.values())
     assert kept == 2 * size_of(tuple(step.layers), step.latent_size, 77, heads=False)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e5))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e5, total=1e12))
     with pytest.raises(SettingsError, match=r"record='all' would keep 0\.\d GB .* use record='steps'"):
         limelight.generate(tiny, "a cat", steps=50, record="all")

@@ -19,7 +19,7 @@ from limelight.utils.images import open_image
 NAN, INF = float("nan"), float("inf")
 FAR = 10**5000
 NO_COUNT = (0, -1, 1.5, NAN, INF, FAR, 10**9, "3", [1], True)
-NO_SEED = (-1, 2**63, FAR, 0.5, NAN, "0", None, [], [0, -1], range(10**9), itertools.count())
+NO_SEED = (-1, 2**63, FAR, 0.5, NAN, "0-", None, [], [0, -1], range(10**9), itertools.count())
 NO_NUMBER = (NAN, INF, -INF)
 CONCEPTS = Concepts({"Animals": ("cat",), "Color": ("red",)})
 IMAGE = Image.new("RGB", (32, 32), "red")
