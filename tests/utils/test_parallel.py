@@ -1,4 +1,4 @@
-"""Jobs that fail, and settings that cannot be. Workers that die: tests/test_evaluate.py."""
+"""Jobs that fail, and settings that cannot be. Workers that die: tests/evaluate/test_runs.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from limelight import PromptError, SettingsError
 from limelight.errors import WorkerWarning
 from limelight.utils import parallel
 from limelight.utils.parallel import ExecutorError, open_executor
-from tests.workers import alive, once
+from tests.workers import alive, forked_workers, once  # noqa: F401 - a fixture
 
 
 def start(slot):
@@ -79,9 +79,9 @@ def test_settings_that_cannot_be(options, message):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(parallel, "LIMIT", 3.0)
-    monkeypatch.setattr(parallel, "TICK", 0.2)
-    monkeypatch.setattr(parallel, "GRACE", 1.0)
+    monkeypatch.setattr(parallel, "LIMIT", 2.0)
+    monkeypatch.setattr(parallel, "TICK", 0.1)
+    monkeypatch.setattr(parallel, "GRACE", 0.5)
 
 
 def gets_stuck(state, job):
@@ -96,12 +96,12 @@ def gets_stuck(state, job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_stopped_and_hanging_workers_are_replaced(engine, impatient, tmp_path):
+def test_stopped_and_hanging_workers_are_replaced(engine, impatient, tmp_path, forked_workers):  # noqa: F811
     if engine == "ray":
         pytest.importorskip("ray")
     jobs = [(number, tmp_path) for number in range(3)]
     with open_executor(start, engine=engine, workers=2) as executor:
-        with pytest.warns(WorkerWarning, match="did nothing for 3 seconds: it was stopped, or waited for something"):
+        with pytest.warns(WorkerWarning, match="did nothing for 2 seconds: it was stopped, or waited for something"):
             done = dict(executor.map(gets_stuck, jobs))
         os.kill(done[0, tmp_path], signal.SIGSTOP)  # a worker that has nothing to do is not waited for, either
     assert done.keys() == set(jobs)
@@ -114,10 +114,9 @@ def hangs(state, job):
     time.sleep(3600)
 
 
-@pytest.mark.slow
-def test_a_job_that_always_hangs_is_given_up(impatient, monkeypatch):
+def test_a_job_that_always_hangs_is_given_up(impatient, monkeypatch, forked_workers):  # noqa: F811
     monkeypatch.setattr(parallel, "RETRIES", 0)
-    why = "The job 7 failed 1 times: its worker did nothing for 3 seconds"
+    why = "The job 7 failed 1 times: its worker did nothing for 2 seconds"
     with (
         open_executor(start, workers=2) as executor,
         pytest.warns(WorkerWarning),
