@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,8 @@ from tests.conftest import BETAS
 
 
 @pytest.fixture
-def folder(tiny_pipeline, tmp_path) -> Path:
-    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def folder(tiny_folder, tmp_path) -> Path:
+    return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
 @pytest.fixture
