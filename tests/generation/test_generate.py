@@ -14,15 +14,21 @@ from limelight.models.base import About
 from limelight.models.unet import UNet
 
 PROMPTS = ["a cat and a dog", "a red car and a frog and a bear"]
-GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.6})
+GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.6}, max_refinements=5)
+
+
+@pytest.fixture(scope="module")
+def singles(tiny_pipeline):
+    """A call for each prompt."""
+    model = limelight.load(tiny_pipeline())
+    return [limelight.generate(model, prompt, seeds=[1, 2], guidance=GUIDANCE, steps=4) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
-def test_several_prompts_equal_single_calls(tiny, batch):
+def test_several_prompts_equal_single_calls(tiny, singles, batch):
     together = limelight.generate(tiny, PROMPTS, seeds=[1, 2], guidance=GUIDANCE, steps=4, batch=batch)
     assert [result.subjects for result in together] == [("cat", "dog"), ("red car", "frog", "bear")]
-    for prompt, result in zip(PROMPTS, together, strict=True):
-        alone = limelight.generate(tiny, prompt, seeds=[1, 2], guidance=GUIDANCE, steps=4)
+    for alone, result in zip(singles, together, strict=True):
         assert float((result.latents - alone.latents).abs().max()) < 1e-7
         assert result.settings == alone.settings
         assert list(result.maps) == list(alone.maps)

@@ -1,13 +1,13 @@
-"""Learning in a folder: kills, the command line, bad input."""
+"""Learning in a folder: the command line, bad input, earlier versions. Kills: tests/test_kills.py."""
 
 from __future__ import annotations
 
 import doctest
 import json
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,32 +23,13 @@ from limelight.textual_inversion.config import TrainingConfig
 from limelight.textual_inversion.dataset import sentences
 from limelight.textual_inversion.folder import learn, read_losses
 from limelight.textual_inversion.state import TrainState
+from limelight.textual_inversion.training import held_loss
 from tests.textual_inversion.images import TINY, patches
-from tests.workers import FORK
 
 
-def test_a_killed_training_goes_on(tiny_pipeline, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("limelight.textual_inversion.folder.curve", lambda rows: None)  # slow, and looked at elsewhere
-    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
-    model = limelight.load(tmp_path / "model", device="cpu")
-    settings = {**TINY, "steps": 20}
-    config = TrainingConfig(**settings)
-    options = {"save_every": 5, "seeds": (0,), "preview_steps": 1}
-    learn(model, folder, config, tmp_path / "whole", **options)
-    running = FORK.Process(target=learn, args=(model, folder, config, tmp_path / "killed"), kwargs=options)
-    running.start()
-    while not (tmp_path / "killed" / "steps" / "learned_embeds-steps-10.safetensors").exists() and running.is_alive():
-        time.sleep(0.02)
-    running.kill()
-    running.join()
-    assert 0 < TrainState.load(tmp_path / "killed" / "state.safetensors").step < 20
-    seen = []
-    report = learn(model, folder, config, tmp_path / "killed", resume=True, on_step=seen.append, **options)
-    assert 0 < len(seen) < 20
-    for name in ("loss.csv", "word.json", "state.safetensors", "README.md"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert [row.step for row in report.rows] == list(range(21))
-    assert [row.step for row in report.held] == [0, 5, 10, 15, 20]
+@pytest.fixture(autouse=True)
+def _short_measurements(monkeypatch):
+    monkeypatch.setattr("limelight.textual_inversion.folder.held_loss", partial(held_loss, count=2))
 
 
 def run(*words: str) -> int:
@@ -63,11 +44,10 @@ def run(*words: str) -> int:
     return 0
 
 
-def test_on_the_command_line(tiny_pipeline, folder, tmp_path, capsys, monkeypatch):
-    tiny_pipeline(dtype=torch.float32).save_pretrained(tmp_path / "model")
+def test_on_the_command_line(tiny_folder, folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     words = ["learn", str(folder), "--token", "<thing>", "--out", str(out)]
-    rest = ["--init", "cat", "--steps", "6", "--save-every", "3", "--batch", "1", "--model", str(tmp_path / "model")]
+    rest = ["--init", "cat", "--steps", "6", "--save-every", "3", "--batch", "1", "--model", str(tiny_folder)]
 
     def interrupted(step):
         if step.state.step == 5:
