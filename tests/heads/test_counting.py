@@ -16,6 +16,7 @@ from limelight.heads import gains
 from limelight.heads.counting import Counter, Counting, compute, merge
 from limelight.heads.relevance import Relevance, layers_of
 from limelight.heads.vocabulary import Concepts
+from limelight.utils.parallel import open_executor
 from tests import transformers
 from tests.workers import FORK, forked_workers  # noqa: F401 - a fixture
 
@@ -97,21 +98,8 @@ def counted(tiny_module):
 
 
 @pytest.fixture(scope="module")
-def tiny_module(tiny_parts):
-    import copy
-
-    from diffusers import StableDiffusionPipeline
-
-    from tests.conftest import SCHEDULERS
-
-    pipeline = StableDiffusionPipeline(
-        **{name: copy.deepcopy(part) for name, part in tiny_parts.items()},
-        scheduler=SCHEDULERS["pndm"](),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return limelight.load(pipeline.to(torch.float64))
+def tiny_module(tiny_pipeline):
+    return limelight.load(tiny_pipeline("pndm"))
 
 
 def test_counts_equal_a_literal_implementation(tiny_module, counted):
@@ -212,13 +200,26 @@ def alone(pocket):
     return compute(pocket, SMALL)
 
 
-@pytest.mark.parametrize(("engine", "workers"), [("local", 2), pytest.param("ray", 1, marks=pytest.mark.slow)])
-def test_workers_count_the_same(engine, workers, alone):
-    """In processes of their own. More workers of Ray, and those that die: tests/evaluate/test_runs.py."""
-    shared = compute("pocket", SMALL, device="cpu", engine=engine, workers=workers)
+def test_workers_count_the_same(alone):
+    """In processes of their own, which are no forks. Those that die: tests/evaluate/test_runs.py."""
+    shared = compute("pocket", SMALL, device="cpu", workers=2)
     assert shared.counted.all()
     assert torch.equal(shared.counts, alone.counts)
     assert torch.equal(shared.blocks, alone.blocks)
+
+
+def test_the_workers_are_those_that_were_asked_for(monkeypatch):
+    """Ray's own: tests/utils/test_parallel.py, tests/evaluate/test_runs.py and tests/test_cluster.py."""
+    asked = []
+
+    def executor(start, **options):
+        asked.append(options)
+        return open_executor(start, workers=1)
+
+    monkeypatch.setattr(counting_module, "open_executor", executor)
+    counting = Counting(SMALL.concepts, ("a cat",), steps=1)
+    assert compute("pocket", counting, device="cpu", engine="ray", workers=3, address="auto").counted.all()
+    assert asked == [{"engine": "ray", "workers": 3, "address": "auto"}]
 
 
 def test_an_open_model_stays_here(tiny_module):
