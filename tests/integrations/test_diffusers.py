@@ -33,14 +33,13 @@ def pair(tiny_pipeline):
     return build
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
 @pytest.mark.parametrize(
-    "changes",
+    ("scheduler", "changes"),
     [
-        {},
-        {"negative_prompt": "a frog", "scale_factor": 10},
-        {"prompt": ["a cat and a dog", "a red car and a frog"], "token_indices": [[2, 5], [3, 6]]},
-        {"output_type": "np"},
+        ("ddim", {}),
+        ("pndm", {"negative_prompt": "a frog", "scale_factor": 10}),
+        ("ddim", {"prompt": ["a cat and a dog", "a red car and a frog"], "token_indices": [[2, 5], [3, 6]]}),
+        ("pndm", {"output_type": "np"}),
     ],
 )
 def test_equal_to_the_deprecated_pipeline(pair, scheduler, changes):

@@ -29,8 +29,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max())
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
-@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+@pytest.mark.parametrize(("scheduler", "guidance_scale"), [("ddim", 1.0), ("pndm", 7.5)])
 def test_plain_equals_stable_diffusion(tiny_pipeline, scheduler, guidance_scale):
     pipeline = tiny_pipeline(scheduler)
     expected = pipeline(
@@ -47,8 +46,7 @@ def test_plain_equals_stable_diffusion(tiny_pipeline, scheduler, guidance_scale)
     assert difference(result.latents, expected) < 1e-8
 
 
-@pytest.mark.parametrize("negative", ["", "a frog"])
-@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+@pytest.mark.parametrize(("negative", "size"), [("", (64, 64)), ("a frog", (48, 80))])
 def test_plain_equals_stable_diffusion_xl(tiny_xl, negative, size):
     expected = tiny_xl(
         PROMPT,
@@ -64,9 +62,8 @@ def test_plain_equals_stable_diffusion_xl(tiny_xl, negative, size):
     assert difference(result.latents, expected) < 1e-8
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
+@pytest.mark.parametrize(("scheduler", "seed"), [("ddim", 0), ("pndm", 1)])
 @pytest.mark.parametrize("thresholds", [{}, REFINE], ids=["unrefined", "refined"])
-@pytest.mark.parametrize("seed", [0, 1])
 def test_guided_equals_attend_and_excite(tiny_pipeline, scheduler, thresholds, seed):
     pipeline = tiny_pipeline(scheduler, cls=StableDiffusionAttendAndExcitePipeline)
     model = limelight.load(tiny_pipeline(scheduler))
@@ -137,8 +134,11 @@ def test_same_seed_same_picture_as_diffusers(tiny_pipeline):
     assert result.images[0].tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("thresholds", [{}, {0: 0.3, 2: 0.3, 4: 0.3}], ids=["unrefined", "refined"])
-@pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler], ids=["ddim", "ancestral"])
+@pytest.mark.parametrize(
+    ("thresholds", "scheduler"),
+    [({}, None), ({0: 0.3, 2: 0.3, 4: 0.3}, EulerAncestralDiscreteScheduler)],
+    ids=["unrefined-ddim", "refined-ancestral"],
+)
 def test_a_batch_equals_its_singles(tiny_pipeline, thresholds, scheduler):
     pipeline = tiny_pipeline()
     if scheduler:
