@@ -1,23 +1,16 @@
-"""Runs: killed, continued, repeated, shared by workers."""
+"""Runs: continued, repeated, shared by workers. Those that are killed anywhere: tests/test_kills.py."""
 
 import gc
 import json
-import os
-import random
-import signal
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-import limelight.evaluate.runs as module
-from limelight import LearnedWord, PromptError, Result, SettingsError
+from limelight import LearnedWord, PromptError, SettingsError
 from limelight.evaluate.runs import run
 from limelight.evaluate.suites import Case, load
 from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
-from tests.workers import FORK, forked_workers, kill_a_worker  # noqa: F401 - a fixture
+from tests.workers import forked_workers, kill_a_worker  # noqa: F401 - a fixture
 
 
 def test_images_depend_on_learned_words(quick, pocket, tmp_path):
@@ -31,65 +24,6 @@ def test_images_depend_on_learned_words(quick, pocket, tmp_path):
         run(tmp_path, [case], ["plain"], [0], words=[other], **options)
     gc.collect()
     assert not pocket.prompt("a <my-cat>").words[-1].learned
-
-
-def killed_at(count, folder, work):
-    """Work, and end by SIGKILL in the middle of the count-th call that writes. In a child process."""
-    calls = 0
-
-    def watched(call):
-        def watch(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls == count:
-                if call is writing:  # half of a row reaches the disk
-                    call(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                elif calls % 2:
-                    call(*arguments)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments)
-
-        return watch
-
-    writing = os.write
-    os.write, os.fsync, os.replace = watched(os.write), watched(os.fsync), watched(os.replace)
-    work(folder)
-    Path(folder, "calls").write_text(str(calls))
-
-
-def in_child(*arguments):
-    child = FORK.Process(target=killed_at, args=arguments)
-    child.start()
-    child.join()
-    return child.exitcode
-
-
-def noise(model, prompt, *, subjects, seeds, guidance, batch, record, **options):
-    """Stands in for `generate`: an image that depends on its seed, its prompt and its method."""
-    images = []
-    for seed in seeds:
-        generator = np.random.default_rng([seed, len(prompt), guidance is None])
-        images.append(Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
-    return Result(images, None, None, (), {"prompt": prompt}, tuple(seeds), subjects)
-
-
-def test_killed_anywhere_and_run_again(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "generate", noise)
-    assert in_child(0, tmp_path / "all", quick) == 0
-    whole = tmp_path / "whole"
-    quick(whole)
-    total = int((tmp_path / "all" / "calls").read_text())
-    assert total >= 5 * IMAGES
-    for point in random.Random(7).sample(range(1, total + 1), 10):
-        folder = tmp_path / str(point)
-        assert in_child(point, folder, quick) == -signal.SIGKILL
-        there = (
-            len((folder / "manifest.jsonl").read_bytes().splitlines()) if (folder / "manifest.jsonl").exists() else 0
-        )
-        assert there <= IMAGES
-        quick(folder)
-        assert content(folder) == content(whole)
-        assert quick(folder) == 0
 
 
 def test_exactly_what_is_missing(quick, whole, tmp_path):
@@ -129,12 +63,12 @@ def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
 
 
 @pytest.mark.parametrize(
-    ("engine", "name"), [("local", None), pytest.param("ray", "ray::_Actor", marks=pytest.mark.slow)]
+    ("engine", "workers", "name"), [("local", 2, None), pytest.param("ray", 1, "ray::_Actor", marks=pytest.mark.slow)]
 )
-def test_two_workers_of_which_one_is_killed_equal_one(engine, name, whole, tmp_path, forked_workers):  # noqa: F811
-    """Local workers that are not forks: tests/heads/test_counting.py."""
+def test_a_killed_worker_changes_nothing(engine, workers, name, whole, tmp_path, forked_workers):  # noqa: F811
+    """Local workers that are not forks: tests/heads/test_counting.py. More of Ray: tests/utils/test_parallel.py."""
     kill, killed = kill_a_worker(name)
-    options = {"batch": 2, "engine": engine, "workers": 2, "on_progress": kill, "device": "cpu", **SMALL}
+    options = {"batch": 2, "engine": engine, "workers": workers, "on_progress": kill, "device": "cpu", **SMALL}
     assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == IMAGES
     assert len(killed) == 1
     assert content(tmp_path / "run") == content(whole)
