@@ -81,13 +81,13 @@ def passes(tiny):
 
 def test_checkpointing_does_not_change_a_guided_run(tiny):
     guidance = {"resolution": 8, "thresholds": {0: 0.6}, "max_refinements": 3}
-    plain, lean = (run(tiny, AttendAndExcite(**guidance, checkpoint=c), steps=3) for c in (False, True))
+    plain, lean = (run(tiny, AttendAndExcite(**guidance, checkpoint=c), steps=2) for c in (False, True))
     assert plain.trace[0]["refinements"] != [0]
     assert torch.allclose(plain.latents, lean.latents, atol=1e-10)
     assert not tiny.denoiser.is_gradient_checkpointing
     tiny.denoiser.enable_gradient_checkpointing()  # diffusers' own switch, which a user may have turned
-    own = run(tiny, AttendAndExcite(**guidance), steps=3)
-    again = run(tiny, AttendAndExcite(**guidance, checkpoint=True), steps=3)
+    own = run(tiny, AttendAndExcite(**guidance), steps=2)
+    again = run(tiny, AttendAndExcite(**guidance, checkpoint=True), steps=2)
     assert torch.allclose(plain.latents, own.latents, atol=1e-10)
     assert torch.allclose(plain.latents, again.latents, atol=1e-10)
     assert tiny.denoiser.is_gradient_checkpointing
@@ -187,9 +187,7 @@ def test_a_compiled_denoiser_is_steered_uncompiled(tiny):
         return graph.forward
 
     torch.compiler.reset()
-    for module in tiny.denoiser.modules():
-        if type(module).__name__ == "ResnetBlock2D":
-            module.compile(backend=backend)
+    tiny.denoiser.mid_block.resnets[0].compile(backend=backend)
     result = run(tiny, guidance, steps=2)
     assert not compiled, "maps are recorded in every pass"
     again = run(tiny, guidance, steps=2, record=False)
@@ -304,11 +302,8 @@ def test_inference_mode_of_the_caller(tiny):
     assert torch.equal(inside.latents, run(tiny, guidance, steps=2).latents)
 
 
-@pytest.mark.parametrize(
-    "prompt", ["a cat and a monkey and a crown", "a crown and a horse and a cat", "a lion and a bear and a clock"]
-)
-def test_guidance_raises_presence_on_the_embedded_model(pocket, prompt):
-    last = []
+def test_guidance_raises_presence_on_the_embedded_model(pocket):
+    prompt, last = "a crown and a horse and a cat", []
     for guidance in (AttendAndExcite.suited(pocket, scale=0.0), AttendAndExcite.suited(pocket)):
         result = limelight.generate(pocket, prompt, seeds=[0, 1, 2], guidance=guidance, steps=12, record=False)
         last.append(sum(result.trace[-1]["loss"]) / 3)

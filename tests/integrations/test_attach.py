@@ -30,6 +30,7 @@ PROMPT = "a cat and a dog"
 GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.32, 2: 0.65}, max_refinements=4)
 WATCHING = limelight.AttendAndExcite(resolution=8, scale=0, thresholds={})
 CALL = {"prompt": PROMPT, "num_inference_steps": 6, "output_type": "latent"}
+SHORT = {**CALL, "num_inference_steps": 3}
 
 
 def seeded(seed: int = 3) -> torch.Generator:
@@ -115,7 +116,7 @@ def test_lora_stays_in_force(tiny_pipeline):
 def test_sdxl(tiny_xl, image):
     pipeline = StableDiffusionXLImg2ImgPipeline(**tiny_xl.components)
     pipeline.set_progress_bar_config(disable=True)
-    inputs = {**CALL, "image": image.resize((64, 64)), "strength": 0.8}
+    inputs = {**SHORT, "image": image.resize((64, 64)), "strength": 0.8}
     plain = pipeline(**inputs, generator=seeded()).images
     with limelight.attach(pipeline, subjects=["cat", "dog"]) as attached:
         moved = pipeline(**inputs, generator=seeded()).images
@@ -253,9 +254,6 @@ def test_inference_mode_of_the_caller(tiny_pipeline):
     assert torch.allclose(inside, expected)
 
 
-SHORT = {**CALL, "num_inference_steps": 3}
-
-
 def test_one_list_of_subjects_for_several_prompts(tiny_pipeline):
     pipeline, call = tiny_pipeline(), {**SHORT, "prompt": [PROMPT, PROMPT]}
     for subjects in (["cat", "dog"], [2, 5]):
@@ -332,6 +330,7 @@ def test_a_compiled_unet(tiny_pipeline, form):
     pipeline.unet = UNet2DConditionModel(
         sample_size=8, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
         block_out_channels=(32,), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=8,
+        mid_block_type=None,
     ).double()  # fmt: skip
     with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as attached:
         expected, trace = pipeline(**SHORT, generator=seeded()).images, attached.trace
