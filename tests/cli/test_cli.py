@@ -373,9 +373,12 @@ def process(*arguments, **options):
     )
 
 
-# A command line that prints its exit code, and a second one in the same process: imports cost more than commands.
+# A model is loaded, then two command lines print their exit codes, all in one process: imports cost more than commands.
 TWICE = """
 import sys
+import limelight
+limelight.load("pocket", device="cpu")
+print("loaded", file=sys.stderr)
 from limelight.__main__ import main
 own = sys.argv
 for arguments in (own[1:], ["generate", "a cat", "--subjects", "dig", "--out", "no"]):
@@ -389,12 +392,17 @@ for arguments in (own[1:], ["generate", "a cat", "--subjects", "dig", "--out", "
 
 
 def test_a_terminal_without_letters(tmp_path):
-    """In a process of its own: nothing but what each command says, no notices of other libraries, no traceback."""
+    """In a process of its own: nothing but what each command says, no notices of other libraries, no traceback.
+
+    Loading a model prints nothing at all.
+    """
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     out = os.fsencode(tmp_path) + "/caf\u00e9".encode()
     options = ("--guidance", "none", "--steps", "1", "--device", "cpu", "--out", out)
     done = process("-c", TWICE, "generate", "a cat \u732b".encode(), *options, environment=plain, cwd=tmp_path)
-    said, failed = done.stderr.decode().split("code 0\n")
+    loading, said = done.stderr.decode().split("loaded\n")
+    assert loading == ""
+    said, failed = said.split("code 0\n")
     assert said.startswith("warning: The model 'pocket' has never seen '\\u732b'")
     assert said.count("\n") == 1
     assert done.stdout.startswith(b"1 images and a-cat-grid-")
