@@ -15,7 +15,7 @@ from tests.conftest import saved, unhashed
 
 
 @pytest.fixture
-def limelight(monkeypatch, capsys):
+def limelight(monkeypatch, capsys, models):
     """Run a command line in this process: returns (exit code, what it printed, what it complained of)."""
 
     def run(*arguments: str):

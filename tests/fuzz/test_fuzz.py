@@ -51,24 +51,6 @@ def _limited() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture(scope="module")
-def models():
-    """Every model of the package is opened once in this file; `load` itself comes back for the others."""
-    load, kept = loading.load, {}
-
-    def once(source=None, **options):
-        key = (source, *sorted(options.items()))
-        if source not in (None, "pocket"):
-            return load(source, **options)
-        if key not in kept:
-            kept[key] = load(source, **options)
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "load", once)
-        yield
-
-
 def _short(value: object) -> str:
     """An argument as a part of a test's name."""
     if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
