@@ -4,6 +4,8 @@
 plainly and guided, appends a line per image to the file and prints a Markdown table. Run again, it generates only what
 the file lacks. Every line has the overlaps at several thresholds, so that one can be chosen on other prompts than are
 reported.
+
+`--sprites FILE` (of `recipes.pocket.sprites`) instead reads images that exist: scenes of the recipe, of known layout.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 import limelight
 from limelight.evaluate.detectors import Detection, PocketDetector, overlap
 from limelight.evaluate.suites import Case, attend_excite
+from recipes.pocket.scenes import Composer
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SIDE = 128  # masks are compared at the images' own size
@@ -79,9 +84,33 @@ def table(rows: list[Row], thresholds: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
+def scenes(sprites: Path, count: int, steps: int, model: limelight.Model) -> str:
+    """What maps of composed scenes have in common with the true boxes, as a Markdown table."""
+    composer, random = Composer(sprites), np.random.default_rng(1000)  # other scenes than the model learned from
+    found: dict[str, list[tuple[float, float]]] = {"added": [], "inverted": []}
+    for _ in range(count):
+        scene = composer.scene(random)
+        image = Image.fromarray(scene.pixels)
+        for noise, pairs in found.items():
+            exact = noise == "inverted"
+            maps = limelight.read_image(model, image, scene.caption, steps=steps, exact=exact).maps
+            for thing in scene.things:
+                own = [side / SIDE for side in thing.box]
+                box, mask = maps.box(thing.subject)[0].tolist(), maps.mask(thing.subject, size=(SIDE, SIDE))[0]
+                pairs.append((overlap(box, own), covered(mask, own)))
+
+    lines = ["| noise | things | IoU of boxes | IoU of mask and box |\n|---|---|---|---|"]
+    for noise, pairs in found.items():
+        boxes, masks = zip(*pairs, strict=True)
+        lines.append(f"| {noise} | {len(pairs)} | {mean(boxes)} | {mean(masks)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--sprites", type=Path, help="read composed scenes instead of generating")
+    parser.add_argument("--scenes", type=int, default=48)
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--every", type=int, default=6, help="generate only every n-th prompt")
     parser.add_argument("--first", type=int, default=0, help="the prompt to begin with")
@@ -89,6 +118,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--sweep", action="store_true", help="a row for every threshold, and not the default's alone")
     args = parser.parse_args()
+    if args.sprites:
+        print(scenes(args.sprites, args.scenes, args.steps, limelight.load(args.model, scheduler="ddim")))
+        return
+    if args.out is None:
+        parser.error("give --out or --sprites")
     model, detector = limelight.load(args.model), PocketDetector.load()
     cases = attend_excite()[args.first :: args.every]
     rows: list[Row] = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []

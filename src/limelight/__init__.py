@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .attention.probe import Probe as Probe
     from .attention.recording import StepMaps as StepMaps
     from .editing.image_inversion import invert_image as invert_image
+    from .editing.image_maps import read_image as read_image
     from .editing.prompt_to_prompt import EditResult as EditResult
     from .editing.prompt_to_prompt import edit as edit
     from .errors import FileError as FileError
@@ -89,6 +90,7 @@ _PUBLIC = {
     "learn": "textual_inversion.folder",
     "load": "models.loading",
     "preset": "guidance.presets",
+    "read_image": "editing.image_maps",
     "reset_attention": "models.processors",
 }
 __all__ = sorted(_PUBLIC)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +192,26 @@ def test_explain(limelight, tmp_path):
     assert "the attention maps of \u201ccat\u201d, \u201cdog\u201d, \u201ctree\u201d, \u201cball\u201d" in page
 
 
+def test_explain_an_image_that_exists(limelight, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.effect_noise((150, 100), 60).save(photo)
+    explain = ("explain", "a cat and a dog", "--image", str(photo), "--out", str(tmp_path / "o"))
+    code, out, _ = limelight(*explain, "--steps", "2", "--exact", "--html", "--words", "cat", "--also", "tree")
+    assert code == 0
+    names = [f"a-cat-and-a-dog-{name}" for name in ("words-0.png", "places-0.png", "explain.html")]
+    assert [unhashed(Path(line)) for line in out.split()] == names
+    page = next((tmp_path / "o").glob("*.html")).read_text(encoding="utf-8")
+    assert "For each of \u201ccat\u201d, \u201ctree\u201d: its mask in color" in page
+    assert "Seed" not in page
+    for option in (("--negative", "x"), ("--guidance", "none"), ("--compare",), ("--seeds", "1")):
+        code, _, err = limelight(*explain, *option)
+        assert code == 2
+        assert f"{option[0]} is for images that are generated. Leave out --image." in err
+    code, _, err = limelight("explain", "a cat", "--exact")
+    assert code == 2
+    assert "exact is for an image that exists" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -376,6 +397,7 @@ def process(*arguments, **options):
 # A model is loaded, then two command lines print their exit codes, all in one process: imports cost more than commands.
 TWICE = """
 import sys
+from pathlib import Path
 import limelight
 limelight.load("pocket", device="cpu")
 print("loaded", file=sys.stderr)

@@ -9,6 +9,7 @@ import sys
 from html.parser import HTMLParser
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -76,6 +77,36 @@ def test_explanations_of_one_prompt_are_all_kept(pocket, tmp_path):
         explain(pocket, "a cat and a dog", words=words, steps=2).save(tmp_path, html=True)
         counts.append(len(list(tmp_path.iterdir())))
     assert counts == [2, 4, 4]
+
+
+def test_an_image_that_exists(pocket):
+    image = limelight.generate(pocket, "a cat and a dog", seeds=3, steps=4).images[0]
+    found = explain(pocket, "a cat and a dog", words=["cat"], image=image, steps=2, over_steps=True)
+    assert [figure.name for figure in found.figures[0]] == ["words", "places", "steps", "animation"]
+    assert found.last.images[0].tobytes() == image.tobytes()
+    # Inside the mask the image keeps its colors, outside it is grey.
+    with Image.open(io.BytesIO(found.figures[0][1].content)) as sheet:
+        tile = sheet.convert("RGB").crop((252, 53, 476, 277))
+    mask = found.last.maps.mask("cat", size=(224, 224))[0]
+    spread = torch.tensor([[max(p) - min(p) for p in row] for row in np.asarray(tile).tolist()])
+    left, top, right, bottom = (found.last.maps.box("cat")[0] * 224).round().int().tolist()
+    inside = torch.zeros_like(mask)
+    inside[top + 2 : bottom - 2, left + 2 : right - 2] = True
+    assert (spread[mask & inside] > 0).float().mean() > 0.9
+    assert (spread[~mask & inside] == 0).all()
+    page = " ".join(Page(found.html()).text)
+    assert "look in an image that existed before" in page
+    assert "Seed" not in page
+
+
+@pytest.mark.parametrize(
+    "options", [{"compare": True}, {"guidance": "jedi"}, {"negative": "blurry"}, {"seeds": [0, 1]}, {"eta": 0.5}]
+)
+def test_options_of_generated_images_beside_an_image(pocket, options):
+    with pytest.raises(SettingsError, match=f"{next(iter(options))} is for images that are generated"):
+        explain(pocket, "a cat", image=Image.new("RGB", (64, 64)), **options)
+    with pytest.raises(SettingsError, match="exact is for an image that exists"):
+        explain(pocket, "a cat", exact=True)
 
 
 def test_files(explanation, tmp_path):

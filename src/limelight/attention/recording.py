@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, overload
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import ProbeError
 from ..models.sites import AttentionSite
-from .maps import AttentionMaps, add, at_least_float32, join, scaled, without_heads
+from ..prompts.prompt import Prompt
+from .maps import AttentionMaps, add, at_least_float32, join, none, scaled, without_heads
 
 
 class RunningMean:
@@ -30,6 +31,37 @@ class RunningMean:
 
     def result(self) -> AttentionMaps | None:
         return None if self.total is None else scaled(self.total, 1 / self.count)
+
+
+class Recorder:
+    """The attention maps that a pass keeps: the mean, and the single steps if they are asked for.
+
+    Args:
+        record: as in `limelight.generate`.
+        averaged: the layers whose mean is kept.
+    """
+
+    def __init__(self, record: bool | str, averaged: Iterable[AttentionSite]) -> None:
+        self.record, self.averaged = record, frozenset(averaged)
+        self.mean, self.single = RunningMean(), list[AttentionMaps]()
+
+    def add(self, maps: AttentionMaps | None) -> None:
+        if maps is None:
+            return
+        self.mean.add(maps.select(self.averaged.__contains__))
+        if self.record == "steps":
+            self.single.append(spilled(without_heads(maps)))
+        if self.record == "all":
+            self.single.append(spilled(maps))
+
+    def result(self, latents: Tensor, prompts: Sequence[Prompt]) -> tuple[AttentionMaps, list[list[AttentionMaps]]]:
+        """The mean, without any layers where none was recorded, and the single steps of this one pass, if any."""
+        mean = self.mean.result()
+        if mean is None:
+            mean = none(latents, prompts)
+        if not self.single:
+            return mean, []
+        return mean, [self.single]
 
 
 def spilled(maps: AttentionMaps) -> AttentionMaps:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..errors import SettingsError
 from ..guidance.names import RECOMMENDED
+from ..utils.files import user_path
 from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
@@ -47,6 +49,18 @@ def explain_command(
             help="Words that are not in the prompt, e.g. sky,shadow; images stay the same.", show_default=False
         ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="PATH",
+            help="An image that exists, which the prompt describes; by default generate it.",
+            show_default=False,
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Invert that image instead of adding noise; takes twice as long.")
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Generate also without guidance, and show the change.")
     ] = False,
@@ -68,34 +82,66 @@ def explain_command(
     device: Device = None,
     out: Out = Path("out"),
 ) -> None:
-    """Show the attention of every word of a prompt over the image, with and without guidance."""
+    """Show the attention of every word of a prompt over the image, with and without guidance.
+
+    With --image, over an image that exists: --steps is how many strengths of noise are read, by default 10.
+    """
     numbers = parse_seeds(seeds)
     check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale)
     check_folder(out)
 
     from ..viz.explain import explain
 
-    opened = open_model(model, device, scheduler, word, context)
-    explanation = explain(
-        opened,
-        prompt,
-        words=None if words is None else parse_subjects(words),
-        also=() if also is None else parse_names(also),
-        guidance=parse_guidance(opened, guidance),
-        compare=compare,
-        over_steps=over_time,
-        run=_generate,
-        subjects=parse_subjects(subjects),
-        seeds=numbers,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        negative=negative,
-        height=height,
-        width=width,
-    )
+    chosen: dict[str, Any] = {
+        "words": None if words is None else parse_subjects(words),
+        "also": () if also is None else parse_names(also),
+        "over_steps": over_time,
+        "height": height,
+        "width": width,
+    }
+    if image is not None:
+        _check_image_options(context)
+        if _was_given(context, "steps"):
+            chosen["steps"] = steps
+        opened = open_model(model, device, scheduler or ("ddim" if exact else None), word, context)
+        with step_bar("reading") as on_step:
+            explanation = explain(opened, prompt, image=image, exact=exact, on_step=on_step, **chosen)
+    else:
+        opened = open_model(model, device, scheduler, word, context)
+        explanation = explain(
+            opened,
+            prompt,
+            exact=exact,
+            guidance=parse_guidance(opened, guidance),
+            compare=compare,
+            run=_generate,
+            subjects=parse_subjects(subjects),
+            seeds=numbers,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            negative=negative,
+            **chosen,
+        )
 
     for path in explanation.save(out, html=html):
         console.print(escape(str(path)), soft_wrap=True)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line, and has not its default alone."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_image_options(context: typer.Context) -> None:
+    """Refuse options of generated images beside --image.
+
+    Raises:
+        SettingsError: one was given.
+    """
+    for name in ("compare", "subjects", "seeds", "guidance", "guidance_scale", "negative"):
+        if _was_given(context, name):
+            raise SettingsError(f"--{name.replace('_', '-')} is for images that are generated. Leave out --image.")
 
 
 def _generate(*args: Any, **options: Any) -> Result:

@@ -162,11 +162,7 @@ def invert(
     on_step: Callable[[int], None] | None = None,
 ) -> Inversion:
     """`invert_image`, without its warnings."""
-    if not isinstance(model.scheduler, DDIMScheduler):
-        raise SettingsError(
-            f"An image can be inverted with DDIM, not with {type(model.scheduler).__name__}; load the model with "
-            "scheduler='ddim'."
-        )
+    check_ddim(model)
     if settings.null_text and settings.guidance_scale <= 1:
         raise SettingsError(
             f"null_text learns the unconditional branch, and guidance_scale={settings.guidance_scale} has none; give a "
@@ -185,7 +181,7 @@ def invert(
     height, width = settings.size
     latents = model.latents([ImageOps.fit(open_image(image), (width, height), Image.Resampling.LANCZOS)])
 
-    path = _backwards(model, latents, encoded.only_conditional(), steps, on_step)
+    path = backwards(model, latents, encoded.only_conditional(), steps, on_step)
     learned = None
     if settings.null_text:
         learned = _null_text(model, path, encoded, settings, on_step)
@@ -199,10 +195,31 @@ def invert(
     return replace(inversion, error=(final - latents).float().square().mean().sqrt().item())
 
 
-def _backwards(
-    model: Model, latents: Tensor, encoded: Conditioning, steps: int, on_step: Callable[[int], None] | None
+def check_ddim(model: Model) -> None:
+    """Refuse a model that cannot be run backwards.
+
+    Raises:
+        SettingsError: its scheduler is not DDIM.
+    """
+    if not isinstance(model.scheduler, DDIMScheduler):
+        raise SettingsError(
+            f"An image can be inverted with DDIM, not with {type(model.scheduler).__name__}; load the model with "
+            "scheduler='ddim'."
+        )
+
+
+def backwards(
+    model: Model,
+    latents: Tensor,
+    encoded: Conditioning,
+    steps: int,
+    on_step: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Run DDIM backwards: the latents of the image, and those after every step, the last of which are noise."""
+    """Run DDIM backwards: the latents of the image, and those after every step, the last of which are noise.
+
+    Args:
+        encoded: without an unconditional branch.
+    """
     scheduler = DDIMInverseScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(steps, device=model.device)
 

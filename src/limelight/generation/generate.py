@@ -9,8 +9,7 @@ from typing import Any, Unpack, overload
 from torch import Tensor
 
 from ..attention.edits import BindableEdit, Edit
-from ..attention.maps import AttentionMaps, none, without_heads
-from ..attention.recording import RunningMean, StepMaps, spilled
+from ..attention.recording import Recorder, StepMaps
 from ..guidance.base import Guidance
 from ..models.base import Conditioning, Model
 from ..prompts.subjects import Place, SubjectChoice, per_prompt
@@ -242,7 +241,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
     if found is not None:
         noise, searches = found.noise.to(noise), found.passes
 
-    recorder, moves, final = _Recorder(plan), [], noise
+    recorder, moves, final = Recorder(settings.record, plan.averaged), [], noise
     for step in denoise(
         model,
         encoded,
@@ -266,7 +265,7 @@ def run_pass(plan: GenerationPlan, rows: range, lean: bool, on_step: Callable[[S
         if on_step:
             on_step(step)
 
-    mean, single = recorder.result(final, encoded)
+    mean, single = recorder.result(final, encoded.prompts)
     images = decoded(model, final, settings.guidance_scale, guidance, settings.edits)
     return PassResult(images, final, mean, moves, single, searches)
 
@@ -292,29 +291,3 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
             )
         )
     return results
-
-
-class _Recorder:
-    """The attention maps that a pass keeps: the mean, and the single steps if they are asked for."""
-
-    def __init__(self, plan: GenerationPlan) -> None:
-        self.record, self.averaged = plan.settings.record, frozenset(plan.averaged)
-        self.mean, self.single = RunningMean(), list[AttentionMaps]()
-
-    def add(self, maps: AttentionMaps | None) -> None:
-        if maps is None:
-            return
-        self.mean.add(maps.select(self.averaged.__contains__))
-        if self.record == "steps":
-            self.single.append(spilled(without_heads(maps)))
-        if self.record == "all":
-            self.single.append(spilled(maps))
-
-    def result(self, latents: Tensor, conditioning: Conditioning) -> tuple[AttentionMaps, list[list[AttentionMaps]]]:
-        """The mean, without any layers where none was recorded, and the single steps of this one pass, if any."""
-        mean = self.mean.result()
-        if mean is None:
-            mean = none(latents, conditioning.prompts)
-        if not self.single:
-            return mean, []
-        return mean, [self.single]

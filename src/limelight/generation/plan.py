@@ -286,21 +286,28 @@ def beside(also: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_also(model: Model, prompts: Sequence[Prompt], settings: GenerationSettings) -> None:
-    """Check words beside the prompts.
+    """Check words beside the prompts of a run, see `check_also`.
+
+    Raises:
+        SettingsError: no maps are recorded, or attention is edited in layers in which the image changes their keys.
+    """
+    check_also(model, prompts, settings.also)
+    if settings.also and not settings.record:
+        raise SettingsError(f"also={list(settings.also)} asks for maps; leave out record=False.")
+    if settings.also and settings.edits and any(site.joint for site in model.sites):
+        raise SettingsError(f"also cannot be combined with edits on '{model.name}', which has joint attention.")
+
+
+def check_also(model: Model, prompts: Sequence[Prompt], also: Sequence[str]) -> None:
+    """Check words beside prompts.
 
     Raises:
         ModelError: they do not work on the model's family.
         PromptError: a word is in a prompt.
-        SettingsError: no maps are recorded, or attention is edited in layers in which the image changes their keys.
     """
-    if not settings.also:
-        return
-    model.require("also")
-    if not settings.record:
-        raise SettingsError(f"also={list(settings.also)} asks for maps; leave out record=False.")
-    if settings.edits and any(site.joint for site in model.sites):
-        raise SettingsError(f"also cannot be combined with edits on '{model.name}', which has joint attention.")
-    for word in settings.also:
+    if also:
+        model.require("also")
+    for word in also:
         for prompt in prompts:
             if prompt.has(word):
                 raise PromptError(f"'{word}' is in the prompt '{prompt.text}' and has a map; leave it out of also.")

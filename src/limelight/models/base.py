@@ -360,6 +360,18 @@ class Model(ABC):
         """Scale unit noise to the first timestep of the current schedule."""
 
     @abstractmethod
+    def noised(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Finished latents with as much unit noise as there is at a timestep of the current schedule.
+
+        `predict` takes them as they are, at that timestep alone: some schedulers remember the first one that they see,
+        so that every further timestep needs a scheduler of its own, see `for_one_run`.
+
+        Args:
+            latents, noise: [images, channels, height, width].
+            timestep: one of `timesteps`.
+        """
+
+    @abstractmethod
     def predict(
         self,
         latents: Tensor,

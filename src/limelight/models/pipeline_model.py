@@ -169,6 +169,12 @@ class PipelineModel(Model):
     def start(self, noise: Tensor) -> Tensor:
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
+    def noised(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        times = timestep.expand(len(latents))
+        if hasattr(self.scheduler, "scale_noise"):  # of flow matching
+            return self.scheduler.scale_noise(latents, times, noise)
+        return self.scheduler.add_noise(latents, noise, times)
+
     def step(
         self,
         prediction: Tensor,

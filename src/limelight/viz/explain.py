@@ -13,6 +13,7 @@ from typing import Any, Unpack
 
 from PIL import Image
 
+from ..editing.image_maps import read_image
 from ..errors import MissingDependency, SettingsError
 from ..generation.arguments import OnePromptOptions, check_model, guidance_of
 from ..generation.generate import generate
@@ -22,7 +23,8 @@ from ..guidance.base import Guidance
 from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..utils.files import png, slug, user_path, write_new
-from .sheets import animation, every_word, progress, strip
+from ..utils.images import ImageSource
+from .sheets import animation, every_word, places, progress, strip
 from .sheets import compare as compare_runs
 from .trace import trace
 
@@ -34,7 +36,7 @@ class Figure:
     """One figure of an explanation.
 
     Attributes:
-        name: what it shows, as a part of its file name: "words", "compare", "steps", "trace", "animation".
+        name: what it shows, as a part of its file name: "words", "places", "compare", "steps", "trace", "animation".
         title, alt: its heading, and what it shows for those who cannot see it.
         content: the bytes of its file.
         kind: "png" or "webp".
@@ -60,7 +62,7 @@ class Explanation:
     """The runs of a prompt and the figures that explain them.
 
     Attributes:
-        runs: by name, "plain" and "guided" or one of them.
+        runs: by name, "plain" and "guided" or one of them; "given" alone for an image that existed before.
         words: whose maps are shown.
         figures: for each seed, its figures.
     """
@@ -126,13 +128,15 @@ def explain(
     *,
     words: Sequence[str | int] | None = None,
     also: str | Sequence[str] = (),
+    image: ImageSource | None = None,
+    exact: bool = False,
     guidance: Guidance | str | None = None,
     compare: bool = False,
     over_steps: bool = False,
     run: Callable[..., Result] = generate,
     **options: Unpack[OnePromptOptions],
 ) -> Explanation:
-    """Generate images of a prompt and show where its words looked.
+    """Generate images of a prompt, or take one that exists, and show where the words of the prompt look.
 
         >>> import limelight
         >>> from limelight.viz.explain import explain
@@ -145,35 +149,62 @@ def explain(
         model: see `limelight.load`.
         words: whose maps to show; by default every word of the prompt.
         also: words that are not in the prompt, whose maps are shown behind the others; the image does not change.
+        image: an image that exists, and no further one is generated: see `limelight.read_image`, also for `exact`.
         guidance: as in `generate`; None explains the plain model.
         compare: generate also without guidance, and show both and what changed.
         over_steps: show also when which word looked where.
         run: what generates, with the arguments of `generate`, for example a function that shows a progress bar.
-        options: the other arguments of `generate`.
+        options: the other arguments of `generate`; with an `image`, those of `read_image`.
 
     Raises:
         PromptError: a word is not in the prompt.
-        SettingsError: `compare` without a guidance.
+        SettingsError: `compare` without a guidance, or an option that an image that exists has not.
+        FileError: the image cannot be read.
     """
     check_model(model)
     guidance, also = guidance_of(guidance, model), beside(also)
     shown = (*_shown_words(model.prompt(prompt), words), *also)
-
     given: dict[str, Any] = {"record": "steps" if over_steps else True, "also": also, **options}
+    if image is not None:
+        _check_given({"guidance": guidance, "compare": compare, **options})
+        runs = {"given": read_image(model, image, prompt, exact=exact, **given)}
+    elif exact:
+        raise SettingsError("exact is for an image that exists; give it as image, or leave out exact.")
+    else:
+        runs = _generated(model, prompt, guidance, compare, run, given)
+
+    name = list(runs)[-1]
+    moving: Sequence[Any] = ()
+    if over_steps:
+        moving = shown if words is not None else runs[name].subjects or shown
+    figures = [_Figures(runs, shown, moving, index).all() for index in range(len(runs[name].seeds))]
+    return Explanation(runs, shown, tuple(figures))
+
+
+def _check_given(options: dict[str, Any]) -> None:
+    """Refuse options of generated images beside one that exists."""
+    for name, value in options.items():
+        if name not in ("steps", "seed", "height", "width", "record", "on_step") and value:
+            raise SettingsError(f"{name} is for images that are generated; leave it out, or leave out image.")
+
+
+def _generated(
+    model: Model,
+    prompt: str,
+    guidance: Guidance | None,
+    compare: bool,
+    run: Callable[..., Result],
+    given: dict[str, Any],
+) -> dict[str, Result]:
+    """The runs of `explain`, by name."""
     runs = {}
     if compare:
         if guidance is None:
             raise SettingsError("There is nothing to compare without guidance; give one, or leave out the comparison.")
         # A guidance of scale 0 watches: the same image as without it, and the trace to compare the guided one with.
         runs["plain"] = run(model, prompt, guidance=replace(guidance, scale=0.0, thresholds={}), **given)
-    name = "guided" if guidance else "plain"
-    runs[name] = run(model, prompt, guidance=guidance, **given)
-
-    moving: Sequence[Any] = ()
-    if over_steps:
-        moving = shown if words is not None else runs[name].subjects or shown
-    figures = [_Figures(runs, shown, moving, index).all() for index in range(len(runs[name].seeds))]
-    return Explanation(runs, shown, tuple(figures))
+    runs["guided" if guidance else "plain"] = run(model, prompt, guidance=guidance, **given)
+    return runs
 
 
 def _shown_words(prompt: Prompt, words: Sequence[str | int] | None) -> tuple[str | int, ...]:
@@ -209,6 +240,8 @@ class _Figures:
 
     def all(self) -> tuple[Figure, ...]:
         figures = [self.of_words()]
+        if self.name == "given":
+            figures.append(self.places())
         if len(self.runs) > 1:
             figures.append(self.comparison())
         if self.result.trace:
@@ -225,6 +258,11 @@ class _Figures:
         )
         image = strip(result.images[self.index], result.maps, self.words, index=self.index)
         return self._still("words", "Where every word looked", about, image)
+
+    def places(self) -> Figure:
+        about = f"For each of {_listed(self.words)}: its mask in color and its box as a frame, over the image in grey."
+        image = places(self.result.images[self.index], self.result.maps, self.words, index=self.index)
+        return self._still("places", "Masks and boxes", about, image)
 
     def comparison(self) -> Figure:
         subjects = self.result.subjects or self.words

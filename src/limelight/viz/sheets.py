@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 
 from ..attention.maps import AttentionMaps
@@ -20,6 +20,7 @@ from ..generation.result import Result
 from ..prompts.prompt import Prompt, occurrence_name
 from .theme import (
     CHANGE,
+    COLORS,
     SIDE,
     Scale,
     Tile,
@@ -82,6 +83,43 @@ def strip(
     scale = attention_scale(_largest([heats]))
     tiles = [Tile(sized(image, side), "image"), *_word_tiles(image, heats, scale, side)]
     return sheet_of(wrapped(tiles, columns), [scale])
+
+
+def places(
+    image: Image.Image,
+    maps: AttentionMaps,
+    words: Sequence[str | int] | None = None,
+    *,
+    threshold: float = 0.2,
+    index: int = 0,
+    columns: int = 6,
+    side: int = SIDE,
+) -> Image.Image:
+    """Show for every word its mask in color and its box as a frame, see `AttentionMaps.mask` and `AttentionMaps.box`.
+
+    Args:
+        maps, words, index, columns: as in `strip`.
+        threshold: of masks and boxes.
+    """
+    heats = _heats(image, maps, words, index)
+    own, shown = maps.images(slice(index, index + 1)), sized(image, side)
+    tiles = [Tile(shown, "image")]
+    for name, word in zip(heats, every_word(maps.prompts[index]) if words is None else words, strict=True):
+        mask = own.mask(word, threshold, (shown.height, shown.width))[0].cpu().numpy()
+        tiles.append(Tile(_marked(shown, mask, own.box(word, threshold)[0].tolist()), name, f"{mask.mean():.0%}"))
+    return sheet_of(wrapped(tiles, columns), [])
+
+
+def _marked(image: Image.Image, mask: np.ndarray, box: Sequence[float]) -> Image.Image:
+    """An image in grey, but for a mask, with a frame around a box."""
+    pixels = np.asarray(image, dtype=np.float32)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
+    marked = Image.fromarray(np.where(mask[..., None], pixels, 0.4 * grey + 0.6 * 255).astype(np.uint8))
+    width, height = image.size
+    edges = [box[0] * width, box[1] * height, box[2] * width - 1, box[3] * height - 1]
+    if box[2] > box[0]:
+        ImageDraw.Draw(marked).rectangle(edges, outline=COLORS[1], width=2)
+    return marked
 
 
 def compare(
