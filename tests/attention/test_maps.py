@@ -53,6 +53,20 @@ def test_several_sizes_need_a_choice(tokenizer):
         maps.select(lambda x: False)["cat"]
 
 
+def test_what_the_masks_of_two_words_share(tokenizer):
+    prompt = parse("a cat and a dog", tokenizer, 77)
+    p = torch.zeros(1, 1, 16, 77)  # 4 x 4 pixels
+    p[0, 0, [0, 1, 2, 3, 4, 5], prompt.find("cat")[0]] = 1.0
+    p[0, 0, [4, 5, 6, 7], prompt.find("dog")[0]] = 1.0
+    maps = AttentionMaps({layer("one", 1): p}, (4, 4), (prompt,))
+    assert maps.iou("cat", "dog").tolist() == maps.iou("dog", "cat").tolist() == [2 / 8]
+    assert maps.ioa("cat", "dog").item() == pytest.approx(2 / 6)
+    assert maps.ioa("dog", "cat").item() == 2 / 4
+    assert maps.iou("cat", "cat").item() == 1
+    assert maps.iou("and", "and").isnan().all()  # no contrast, no mask
+    assert maps.iou("cat", "and").item() == 0
+
+
 @pytest.mark.parametrize("size", [(32, 48), (48, 32), (36, 28)])
 def test_maps_of_a_run_have_the_pictures_orientation(tiny, size):
     result = limelight.generate(tiny, "a cat and a dog", height=size[0], width=size[1], steps=2, seeds=[0, 1])

@@ -192,6 +192,19 @@ def test_explain(limelight, tmp_path):
     assert "the attention maps of \u201ccat\u201d, \u201cdog\u201d, \u201ctree\u201d, \u201cball\u201d" in page
 
 
+def test_explain_for_other_programs(limelight, tmp_path):
+    explain = ("explain", "a cat and a dog", "--steps", "1", "--out", str(tmp_path / "o"), "--words", "cat,dog")
+    code, out, _ = limelight(*explain, "--json", "--export", "tif,npz")
+    assert code == 0
+    found = json.loads(out)
+    assert found["images"][0]["pairs"][0]["words"] == ["cat", "dog"]
+    assert sorted(found["files"]) == sorted(map(str, (tmp_path / "o").iterdir()))
+    assert {Path(name).suffix for name in found["files"]} == {".png", ".tif", ".npz"}
+    code, _, err = limelight(*explain, "--export", "pdf")
+    assert code == 2
+    assert "Unknown --export 'pdf'. Choose of: npz, tif, json." in err
+
+
 def test_explain_an_image_that_exists(limelight, tmp_path):
     photo = tmp_path / "photo.png"
     Image.effect_noise((150, 100), 60).save(photo)

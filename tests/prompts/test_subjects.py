@@ -10,7 +10,7 @@ from limelight.evaluate.suites import attend_excite
 from limelight.prompts import tagging
 from limelight.prompts.lexicon import code
 from limelight.prompts.prompt import parse
-from limelight.prompts.subjects import Subject, described_nouns, nouns, resolve
+from limelight.prompts.subjects import Subject, compound_nouns, described_nouns, nouns, resolve
 
 OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
 ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
@@ -201,3 +201,18 @@ def test_boxes_go_to_their_subjects(tokenizer):
 def test_boxes_that_cannot_be(tokenizer, place, error, message):
     with pytest.raises(error, match=message):
         resolve(parse("a red car and a dog", tokenizer, 77), ["red car"], place=place)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a fire truck and a red car", ("fire truck",)),
+        ("a photo of a coffee mug on a kitchen table", ("coffee mug", "kitchen table")),
+        ("a polar bear", ()),
+        ("a cat and a dog", ()),
+        ("", ()),
+        ("a shiny fire truck beside a fire truck", ("fire truck", "fire truck#2")),
+    ],
+)
+def test_compound_nouns(tokenizer, text, expected):
+    assert compound_nouns(parse(text, tokenizer, 77)) == expected

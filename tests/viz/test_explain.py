@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import doctest
 import io
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 import limelight
 from limelight import MissingDependency, PromptError, SettingsError
+from limelight.attention.export import run_lengths
 from limelight.viz.explain import explain
 from tests.conftest import BROWSER, unhashed
 
@@ -107,6 +109,35 @@ def test_options_of_generated_images_beside_an_image(pocket, options):
         explain(pocket, "a cat", image=Image.new("RGB", (64, 64)), **options)
     with pytest.raises(SettingsError, match="exact is for an image that exists"):
         explain(pocket, "a cat", exact=True)
+
+
+def test_numbers_for_other_programs(explanation, tmp_path):
+    facts = json.loads(json.dumps(explanation.facts(), allow_nan=False))
+    maps = explanation.last.maps
+    assert [image["seed"] for image in facts["images"]] == [0, 7]
+    for index, image in enumerate(facts["images"]):
+        assert list(image["words"]) == ["a", "cat", "and", "a#2", "dog"]
+        assert image["words"]["dog"]["box"] == maps.box("dog")[index].tolist()
+        assert image["words"]["dog"]["highest"] == pytest.approx(maps["dog"][index].max().item())
+        mask = maps.mask("dog", size=(128, 128))[index]
+        assert image["words"]["dog"]["mask"] == run_lengths(mask)
+        assert len(image["pairs"]) == 10
+        pair = image["pairs"][6]
+        assert pair["words"] == ["cat", "dog"]
+        assert pair["iou"] == pytest.approx(maps.iou("cat", "dog")[index].item())
+        assert pair["ioa"][1] == pytest.approx(maps.ioa("dog", "cat")[index].item())
+    written = explanation.save(tmp_path, export=["npz", "json"])
+    names = [unhashed(path) for path in written[-2:]]
+    assert names == ["a-cat-and-a-dog-maps.npz", "a-cat-and-a-dog-maps.json"]
+    assert np.load(written[-2])["words"].tolist() == ["a", "cat", "and", "a#2", "dog"]
+    assert json.loads(written[-1].read_text())["images"][0]["height"] == 128
+
+
+def test_compound_nouns_have_maps_of_their_own(pocket):
+    found = explain(pocket, "a cat and a car horse", steps=1)
+    assert found.words == ("a", "cat", "and", "a#2", "car", "horse", "car horse")
+    both = found.last.maps["car"] + found.last.maps["horse"]
+    assert torch.allclose(found.last.maps["car horse"], both)
 
 
 def test_files(explanation, tmp_path):

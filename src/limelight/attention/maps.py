@@ -176,6 +176,25 @@ class AttentionMaps(Mapping[str, Tensor]):
         left, right = _extent(part.any(dim=1))
         return torch.stack([left, top, right, bottom], dim=1)
 
+    def iou(self, one: str | int, other: str | int, threshold: float = 0.2) -> Tensor:
+        """How much the masks of two words have in common: intersection over union, [images], 0..1; NaN of no mask.
+
+        High values of two nouns say that they share a place, as in Raphael Tang et al., "What the DAAM: Interpreting
+        Stable Diffusion Using Cross Attention", 2022, https://arxiv.org/abs/2210.04885
+        """
+        shared, both = self._shared(one, other, threshold)
+        return shared / (both.sum(dim=0).sum(dim=(1, 2)) - shared)
+
+    def ioa(self, one: str | int, other: str | int, threshold: float = 0.2) -> Tensor:
+        """Which share of the first word's mask lies in the other's: intersection over area, [images], 0..1."""
+        shared, both = self._shared(one, other, threshold)
+        return shared / both[0].sum(dim=(1, 2))
+
+    def _shared(self, one: str | int, other: str | int, threshold: float) -> tuple[Tensor, Tensor]:
+        """The cells that two masks share, [images], and both masks [2, images, height, width], as numbers."""
+        both = torch.stack([self.mask(one, threshold), self.mask(other, threshold)]).float()
+        return both.prod(dim=0).sum(dim=(1, 2)), both
+
     def __getitem__(self, subject: str | int) -> Tensor:
         return self.map(subject)
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..guidance.names import RECOMMENDED
-from ..utils.files import user_path
+from ..utils.files import json_text, user_path
 from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
@@ -66,6 +66,14 @@ def explain_command(
     ] = False,
     over_time: Annotated[bool, typer.Option("--over-time", help="Show also the maps of single steps.")] = False,
     html: Annotated[bool, typer.Option("--html", help="Write one HTML page that holds everything.")] = False,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the maps for other programs: npz (NumPy), tif (a stack), json (COCO masks); e.g. npz,tif.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print boxes, masks and overlaps of the words as JSON.")] = False,
     subjects: Annotated[
         str, typer.Option(help="Words or token indices to guide, e.g. cat,dog; 'auto' takes the nouns.")
     ] = "auto",
@@ -89,6 +97,7 @@ def explain_command(
     numbers = parse_seeds(seeds)
     check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale)
     check_folder(out)
+    kinds = _kinds(export)
 
     from ..viz.explain import explain
 
@@ -123,8 +132,25 @@ def explain_command(
             **chosen,
         )
 
-    for path in explanation.save(out, html=html):
-        console.print(escape(str(path)), soft_wrap=True)
+    written = list(map(str, explanation.save(out, html=html, export=kinds)))
+    if json:
+        typer.echo(json_text({**explanation.facts(), "files": written}))
+        return
+    for path in written:
+        console.print(escape(path), soft_wrap=True)
+
+
+def _kinds(export: str | None) -> list[Any]:
+    """The formats of --export.
+
+    Raises:
+        SettingsError: one is unknown.
+    """
+    kinds = parse_names(export or "")
+    unknown = set(kinds) - {"npz", "tif", "json"}
+    if unknown:
+        raise SettingsError(f"Unknown --export '{min(unknown)}'. Choose of: npz, tif, json.")
+    return kinds
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

@@ -173,6 +173,23 @@ def described_nouns(prompt: Prompt) -> tuple[str, ...]:
     return _names(prompt, [plain.words[first : noun + 1] for first, noun in _phrases(plain)])
 
 
+def compound_nouns(prompt: Prompt) -> tuple[str, ...]:
+    """The things of a prompt whose names are several nouns: "a fire truck and a red car" gives "fire truck".
+
+    Words are read as by `nouns`.
+    """
+    plain = _without_markup(prompt)
+    found = parts(plain, lambda i: _parted(plain, i)) if plain.words else []
+    runs = list[Sequence[Word]]()
+    for first, noun in _phrases(plain):
+        start = noun
+        while start > first and found[start - 1] in (Part.NOUN, Part.OTHER):
+            start -= 1
+        if start < noun:
+            runs.append(plain.words[start : noun + 1])
+    return _names(prompt, runs)
+
+
 def nouns(prompt: Prompt) -> tuple[str, ...]:
     """The subjects of a prompt, guessed: what it names that can be seen.
 

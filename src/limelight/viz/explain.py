@@ -8,11 +8,14 @@ import importlib.resources
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Unpack
 
 from PIL import Image
 
+from ..attention.export import Kind, exported, run_lengths
+from ..attention.maps import AttentionMaps
 from ..editing.image_maps import read_image
 from ..errors import MissingDependency, SettingsError
 from ..generation.arguments import OnePromptOptions, check_model, guidance_of
@@ -22,6 +25,7 @@ from ..generation.result import Result
 from ..guidance.base import Guidance
 from ..models.base import Model
 from ..prompts.prompt import Prompt
+from ..prompts.subjects import compound_nouns
 from ..utils.files import png, slug, user_path, write_new
 from ..utils.images import ImageSource
 from .sheets import animation, every_word, places, progress, strip
@@ -76,6 +80,11 @@ class Explanation:
         """The guided run, or the only one."""
         return list(self.runs.values())[-1]
 
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.last.images[0].height, self.last.images[0].width
+
     def html(self) -> str:
         """Render one page with everything inside: figures, prompt, seeds, settings and trace.
 
@@ -101,10 +110,28 @@ class Explanation:
             version=importlib.metadata.version("limelight"),
         )
 
-    def save(self, folder: str | Path, *, html: bool = False) -> list[Path]:
+    def facts(self) -> dict[str, Any]:
+        """The maps of the last run in numbers, as plain values for JSON.
+
+        For each image its seed, for each word the mean and highest attention, the box (fractions of the image) and the
+        mask at the image's size (see `limelight.attention.export.run_lengths`), and for each pair of words
+        what their masks share: `AttentionMaps.iou`, and `AttentionMaps.ioa` of either in the other.
+        """
+        maps, images = self.last.maps, []
+        for index, (seed, image) in enumerate(zip(self.last.seeds, self.last.images, strict=True)):
+            own = maps.images(slice(index, index + 1))
+            words = {str(word): _numbers(own, word, (image.height, image.width)) for word in self.words}
+            pairs = [_pair(own, one, other) for one, other in combinations(self.words, 2)]
+            images.append({"seed": seed, "words": words, "pairs": pairs})
+        return {"prompt": self.last.settings["prompt"], "images": images, "settings": self.last.settings}
+
+    def save(self, folder: str | Path, *, html: bool = False, export: Sequence[Kind] = ()) -> list[Path]:
         """Write the figures, named after the prompt and the seed, and the page if it is wanted.
 
         Names end with a short hash of what is in the file: another explanation never takes its place.
+
+        Args:
+            export: write also the maps of all images for other programs, see `limelight.attention.export.exported`.
 
         Returns:
             What was written, the page last.
@@ -117,6 +144,9 @@ class Explanation:
         for seed, figures in zip(self.last.seeds, self.figures, strict=True):
             for figure in figures:
                 written.append(write_new(folder, f"{stem}-{figure.name}-{seed}", figure.kind, figure.content))
+        for kind in export:
+            content = exported(self.last.maps, kind, self.words, size=None if kind != "json" else self._size)
+            written.append(write_new(folder, f"{stem}-maps", kind, content))
         if html:
             written.append(write_new(folder, f"{stem}-explain", "html", self.html().encode()))
         return written
@@ -147,7 +177,7 @@ def explain(
 
     Args:
         model: see `limelight.load`.
-        words: whose maps to show; by default every word of the prompt.
+        words: whose maps to show; by default every word of the prompt, and its compound nouns ("fire truck").
         also: words that are not in the prompt, whose maps are shown behind the others; the image does not change.
         image: an image that exists, and no further one is generated: see `limelight.read_image`, also for `exact`.
         guidance: as in `generate`; None explains the plain model.
@@ -207,10 +237,28 @@ def _generated(
     return runs
 
 
+def _numbers(maps: AttentionMaps, word: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """The map of a word in one image, in numbers."""
+    heat = maps.map(word)
+    return {
+        "mean": float(heat.mean()),
+        "highest": float(heat.max()),
+        "box": maps.box(word)[0].tolist(),
+        "mask": run_lengths(maps.mask(word, size=size)[0].cpu()),
+    }
+
+
+def _pair(maps: AttentionMaps, one: Any, other: Any) -> dict[str, Any]:
+    """What the masks of two words share in one image; None where there is no mask."""
+    shares = [maps.iou(one, other), maps.ioa(one, other), maps.ioa(other, one)]
+    iou, first, second = (None if share.isnan() else float(share) for share in shares)
+    return {"words": [str(one), str(other)], "iou": iou, "ioa": [first, second]}
+
+
 def _shown_words(prompt: Prompt, words: Sequence[str | int] | None) -> tuple[str | int, ...]:
     """The words to show, checked before the images are generated, which takes long."""
     if words is None:
-        shown: tuple[str | int, ...] = every_word(prompt)
+        shown: tuple[str | int, ...] = (*every_word(prompt), *compound_nouns(prompt))
         empty = "There is no word to explain; the prompt is empty."
     else:
         shown, empty = tuple(words), "words is empty."
