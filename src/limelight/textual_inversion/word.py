@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import FileError, SettingsError
 from ..models.learned import readers_of
+from ..utils.images import ImageSource
 from .binding import bound, check_fit, check_token
 from .formats import placeholder, read_word_files, write_word_file
+from .hub import ConceptKind, fetched, push
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,45 @@ class LearnedWord:
             FileError: it cannot be written, or without `overwrite` a file is there that holds something else.
         """
         write_word_file(path, self.token, self.vectors, self.about, overwrite)
+
+    @classmethod
+    def from_hub(cls, repo: str, token: str | None = None, *, revision: str | None = None) -> LearnedWord:
+        """Read a learned word from the Hugging Face Hub, for example ``sd-concepts-library/cat-toy``.
+
+        Args:
+            repo: owner and name.
+            token: as of `load`.
+            revision: a branch, tag or commit; by default the newest.
+
+        Raises:
+            FileError: it cannot be read, or holds no word.
+        """
+        return cls.load(fetched(repo, revision), token)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        kind: ConceptKind = "object",
+        private: bool | None = None,
+    ) -> str:
+        """Upload it to the Hugging Face Hub in one commit, in the layout of the sd-concepts-library.
+
+        Args:
+            repo: owner and name, made if absent. Earlier files stay in its history.
+            images: to show and upload with it; nothing else of yours is uploaded.
+            kind: what it stands for.
+            private: only you may read a new repository.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            SettingsError: an unknown kind.
+            FileError: the repository cannot be written, or an image cannot be read.
+        """
+        return push(self, repo, images, kind, private)
 
     @contextmanager
     def bind(self, model: Any) -> Iterator[LearnedWord]:
