@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -42,6 +45,34 @@ def test_python_in_the_documents_runs(document, monkeypatch, tmp_path, pocket):
     if document == "README.md":
         assert len(names["result"].images) == 4
         assert len(list((tmp_path / "out").glob("*.png"))) == 4
+
+
+def test_loggers_in_the_guide(monkeypatch, pocket):
+    """Against stand-ins that take what wandb and TensorBoard take."""
+    seen: dict[str, object] = {}
+
+    class Writer:
+        def __init__(self, folder):
+            seen["folder"] = folder
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def add_image(self, tag, values, dataformats):
+            seen["tensorboard"] = (tag, values.shape, values.dtype.name, dataformats)
+
+    run = SimpleNamespace(log=lambda values: seen.update(wandb=values))
+    init = {"init": lambda project, config: seen.update(config=config) or run, "Image": lambda image: image.size}
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(**init))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    result = limelight.generate(pocket, "a cat", seeds=[3, 5], steps=1)
+    exec(blocks("docs/guides/explain.md", "py"), {"result": result, "np": np})
+    assert seen["wandb"] == {"seed 3": (128, 128), "seed 5": (128, 128)}
+    assert seen["config"] == result.settings
+    assert seen["tensorboard"] == ("images", (136, 268, 3), "uint8", "HWC")
 
 
 def test_the_readme_fits_a_screen_or_two():

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..errors import ProbeError, PromptError, SettingsError
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
+from ..utils.files import png
+from ..utils.images import grid
+
+_ENLARGED = 8  # pixels along an axis that notebooks show for one of a map
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +206,19 @@ class AttentionMaps(Mapping[str, Tensor]):
     def get(self, subject: str | int, default: Any = None) -> Any:
         # Mapping's own waits for a KeyError; an unknown word is a PromptError here.
         return self[subject] if subject in self else default  # noqa: SIM401
+
+    def _repr_png_(self) -> bytes | None:
+        """A row for each word and a column for each image, as notebooks show maps: white is the highest attention."""
+        if not self.layers:
+            return None
+        size = max(layer.size(self.latent_size) for layer in self.layers)
+        heats = torch.stack([self.map(word, size) for word in self])
+        grey = (heats / heats.amax().clamp(min=1e-12) * 255).round().byte().cpu().numpy()
+        shown = (size[1] * _ENLARGED, size[0] * _ENLARGED)
+        rows = []
+        for row in grey:
+            rows.append([Image.fromarray(tile).resize(shown, Image.Resampling.NEAREST).convert("RGB") for tile in row])
+        return png({}, grid(rows, list(self)))
 
     def __contains__(self, subject: object) -> bool:
         try:

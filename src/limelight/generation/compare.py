@@ -42,6 +42,10 @@ class Comparison:
         """One row per run, with its name above it, and one column per seed."""
         return grid([result.images for result in self.runs.values()], list(self.runs))
 
+    def _repr_png_(self) -> bytes:
+        """The `grid`, as notebooks show a comparison."""
+        return png({}, self.grid())
+
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the files of every run, as `Result.save` does, and the grid.
 

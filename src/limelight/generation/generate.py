@@ -42,6 +42,7 @@ from .plan import (
 )
 from .provenance import provenance
 from .result import Result
+from .trace import Trace
 
 _OPTIONS = ("subjects", "seeds", *GenerateOptions.__annotations__)
 
@@ -283,7 +284,7 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
         results.append(
             Result(
                 *done.part(own),
-                tuple(trace),
+                Trace(trace),
                 {"prompt": text, "subjects": list(names), **plan.facts(which), **made_by},
                 plan.seeds_of(which),
                 names,

@@ -64,6 +64,10 @@ class Result:
             raise SettingsError(f"columns={columns} must be at least 1.")
         return grid([self.images[i : i + columns] for i in range(0, len(self.images), columns)])
 
+    def _repr_png_(self) -> bytes:
+        """The `grid`, as notebooks show a result."""
+        return png(self.settings, self.grid())
+
     def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
         """Write for each seed a PNG, its latents and maps (safetensors), and its settings and trace (JSON).
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 
 def quiet() -> None:
@@ -37,6 +37,25 @@ def quiet_loading() -> Iterator[None]:
             log.set_verbosity(verbosity)
             if bars:
                 log.enable_progress_bar()
+
+
+@contextmanager
+def notebook_bar(label: str = "steps") -> Iterator[Callable[[Any], None]]:
+    """Show a bar of denoising steps, in notebooks as a widget; yields the callback for `on_step`.
+
+    Examples:
+        >>> with notebook_bar() as on_step:
+        ...     result = limelight.generate(limelight.load("pocket"), "a cat", steps=2, on_step=on_step)
+    """
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=label, leave=False) as bar:
+
+        def show(step: Any) -> None:
+            bar.total, bar.n = step.count, step.index + 1
+            bar.refresh()
+
+        yield show
 
 
 class Show(Protocol):

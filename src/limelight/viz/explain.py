@@ -8,6 +8,7 @@ import importlib.resources
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Unpack
@@ -109,6 +110,10 @@ class Explanation:
             settings={name: _rows(run.settings) for name, run in self.runs.items()},
             version=importlib.metadata.version("limelight"),
         )
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, as notebooks show an explanation."""
+        return f'<iframe srcdoc="{escape(self.html())}" title="limelight" width="100%" height="720"></iframe>'
 
     def facts(self) -> dict[str, Any]:
         """The maps of the last run in numbers, as plain values for JSON.
