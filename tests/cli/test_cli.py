@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ from PIL import Image
 
 from limelight.cli import app as cli
 from limelight.cli import generate, terminal
+from limelight.heads.relevance import Relevance
 from tests.conftest import saved, unhashed
+
+SHIPPED_VECTORS = Path(sys.modules[Relevance.__module__].__file__).with_name("vectors")
 
 
 @pytest.fixture
@@ -76,6 +80,63 @@ def test_a_second_call_with_other_settings_keeps_the_first(limelight, tmp_path, 
         )
         assert code == 0
     assert len(list((tmp_path / "kept").glob("*.png"))) == 2 + 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "a cat and a dog", "--compare"),
+        ("edit", "a red car", "a blue car"),
+        ("explain", "a cat", "--guidance", "none", "--html"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_other_settings_replace_no_file(limelight, tmp_path, command):
+    assert limelight(*command, "--steps", "1", "--out", str(tmp_path))[0] == 0
+    first = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert limelight(*command, "--steps", "1", "--guidance-scale", "3", "--out", str(tmp_path))[0] == 0
+    assert {path: path.read_bytes() for path in first} == first
+    assert len(list(tmp_path.iterdir())) == 2 * len(first)
+
+
+def test_merged_head_vectors_replace_no_others(limelight, tmp_path):
+    out = tmp_path / "vectors.safetensors"
+    Relevance.load("sd-1.4").save(out)
+    before = out.read_bytes()
+    part = SHIPPED_VECTORS / "pocket.safetensors"
+    code, _, error = limelight("heads", "merge", str(part), "--out", str(out))
+    assert (code, f"'{out}' exists already and holds something else" in error) == (2, True)
+    assert out.read_bytes() == before
+    other = str(tmp_path / "other.safetensors")
+    assert limelight("heads", "merge", str(part), "--out", other)[0] == 0
+    assert limelight("heads", "merge", str(part), "--out", other)[0] == 0
+
+
+def interrupt(*_, **__):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("limelight.generation.generate.decoded", "Stopped: nothing is saved, as images are saved when all are"),
+        ("limelight.generation.result.Result.save_grid", "are whole; the same command adds those that are missing."),
+    ],
+)
+def test_ctrl_c_while_generating(limelight, tmp_path, monkeypatch, name, message):
+    """A real signal, before the images are saved and between them."""
+    monkeypatch.setattr(name, interrupt)
+    command = ("generate", "a cat", "--guidance", "none", "--steps", "1", "--out", str(tmp_path))
+    code, out, error = limelight(*command)
+    assert (code, out, error.count("\n"), message in error) == (130, "", 1, True)
+    assert bool(list(tmp_path.iterdir())) == ("whole" in message)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["limelight", *command])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert saved(tmp_path, "a-cat-grid.png")
 
 
 def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):

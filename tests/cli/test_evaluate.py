@@ -1,9 +1,16 @@
 """The commands of `limelight evaluate`."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 
 import pytest
 from PIL import Image
+
+from limelight.evaluate.store import Run
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys, pocket):
@@ -31,3 +38,34 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, pocket):
         assert json.loads(image.text["limelight"])["prompt"] in ("a cat and a dog", "a red car and a frog")
     for bad in (["--seeds", "x"], ["--every", "9", "--first", "5"], ["--engine", "spark"], ["--suite", "none"]):
         assert limelight(*arguments, "--out", str(tmp_path / "no"), *bad)[0] == 2
+
+
+def test_ctrl_c_says_what_is_saved_and_the_same_command_goes_on(tmp_path):
+    """In a process of its own, as a terminal would stop it."""
+    (tmp_path / "mine.txt").write_text("a cat\n")
+    manifest = tmp_path / "run" / "manifest.jsonl"
+    command = [sys.executable, "-m", "limelight.cli.app", "evaluate", "run", "--suite", str(tmp_path / "mine.txt")]
+    command += ["--methods", "plain", "--seeds", "0-200", "--batch", "1", "--steps", "3", "--workers", "1"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        ),  # where the tests run in the background, it is ignored
+    )
+    while process.poll() is None and not (manifest.exists() and manifest.read_bytes()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=100)
+
+    done = len(manifest.read_text().splitlines())
+    assert (process.returncode, out) == (130, "")
+    assert (
+        error
+        == f"Stopped: {done} of 201 images are saved in '{tmp_path / 'run'}'; the same command goes on from there.\n"
+    )
+    assert 0 < done < 201
+    with Run(tmp_path / "run") as there:  # the lock is free, and every row has its image
+        assert len(there.done) == done

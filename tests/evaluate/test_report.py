@@ -59,6 +59,22 @@ def test_a_report(tmp_path):
         report([folder], tmp_path)
 
 
+def test_a_report_of_other_folders_is_not_replaced(tmp_path):
+    one = scored(tmp_path / "one", {"plain": {"a cat": [0.1]}})
+    two = scored(tmp_path / "two", {"plain": {"a cat": [0.1]}, "guided": {"a cat": [0.2]}})
+    report([one], tmp_path)
+    scored(one, {"plain": {"a cat": [0.3]}})
+    assert "0.300" in report([one], tmp_path).with_suffix(".md").read_text()
+    for folders, reference in (([two], None), ([one, two], None)):
+        with pytest.raises(FileError, match=r"report.md' is of other folders, or compares with another method"):
+            report(folders, tmp_path, reference=reference)
+    assert "0.300" in (tmp_path / "report.md").read_text()
+
+    report([two], tmp_path / "two")
+    with pytest.raises(FileError, match="compares with another method"):
+        report([two], tmp_path / "two", reference="guided")
+
+
 def test_names_mean_nothing_in_markdown():
     line = Line("*[x](http://y)*<script>|`", "a\nb", 1, dict.fromkeys(("full_text", "calls", "seconds"), 0.1), {})
     row = _markdown([line], ["full_text"], "plain").splitlines()[2]

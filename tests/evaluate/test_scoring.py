@@ -62,8 +62,13 @@ def test_scores(whole, tmp_path, quick):
     (folder / table[0]["file"]).unlink()
     score(folder, **options)
     assert f"1 images of the run are left out, '{folder / table[0]['file']}' is missing" in said[1]
-    # The paper's way of handling texts is another measurement.
-    assert score(folder, {"paper": True}, **options)["methods"]["plain"] != first["methods"]["plain"]
+    # The paper's way of handling texts is another measurement, which does not replace this one.
+    before = (folder / "scores.json").read_bytes()
+    with pytest.raises(FileError, match=r"scores by other models \(paper: False there, True now\)"):
+        score(folder, {"paper": True}, **options)
+    assert (folder / "scores.json").read_bytes() == before
+    others = score(folder, {"paper": True}, out=tmp_path / "paper", **options)
+    assert others["methods"]["plain"] != first["methods"]["plain"]
 
 
 def test_one_score_at_a_time(whole, tmp_path):

@@ -24,7 +24,7 @@ from .options import (
     parse_factors,
     parse_strengthen,
 )
-from .terminal import console, open_model, step_bar
+from .terminal import console, open_model, saving_at_end, step_bar
 
 
 def edit_command(
@@ -99,29 +99,32 @@ def edit_command(
     from ..editing.prompt_to_prompt import edit
     from ..utils.images import open_image
 
-    given = None if image is None else open_image(image)
-    opened = open_model(model, device, "ddim" if image else None, word, context)
-    with step_bar("editing") as on_step:
-        result = edit(
-            opened,
-            source,
-            targets,
-            seeds=numbers,
-            image=given,
-            null_text=null_text,
-            mode=mode,
-            cross_steps=shares or 0.8,
-            self_steps=self_steps,
-            strengthen=strengthened,
-            head_vectors=head_vectors,
-            local=local.split(",") if local else None,
-            reweight=factors,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            negative=negative,
-            on_step=on_step,
-        )
+    with saving_at_end(out) as saving:
+        given = None if image is None else open_image(image)
+        opened = open_model(model, device, "ddim" if image else None, word, context)
+        with step_bar("editing") as on_step:
+            result = edit(
+                opened,
+                source,
+                targets,
+                seeds=numbers,
+                image=given,
+                null_text=null_text,
+                mode=mode,
+                cross_steps=shares or 0.8,
+                self_steps=self_steps,
+                strengthen=strengthened,
+                head_vectors=head_vectors,
+                local=local.split(",") if local else None,
+                reweight=factors,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                negative=negative,
+                on_step=on_step,
+            )
 
-    paths = result.save(out)
-    sheet = result.save_grid(out)
+        saving()
+        paths = result.save(out)
+        sheet = result.save_grid(out)
+
     console.print(f"{len(paths)} images and {escape(sheet.name)} in {escape(str(out))}")

@@ -32,7 +32,7 @@ from .options import (
     parse_names,
     read_words,
 )
-from .terminal import bar, console, say
+from .terminal import console, resumable_bar, say
 
 app = typer.Typer(help="Compare methods on many prompts: run, score, report.", no_args_is_help=True)
 
@@ -79,7 +79,7 @@ def run_command(
 
     from ..evaluate.runs import run
 
-    with bar("generating") as show:
+    with resumable_bar("generating", "images", out) as show:
         count = run(
             out,
             cases,
@@ -138,7 +138,7 @@ def score_command(
     from ..evaluate.scoring import score
 
     backbones = without_none({"clip": clip, "captioner": captioner, "detector": detector})
-    with bar("scoring") as show:
+    with resumable_bar("scoring", "measured images", out or folder) as show:
         scores = score(
             folder,
             {**backbones, "paper": paper},

@@ -31,7 +31,7 @@ from .options import (
     parse_names,
     parse_subjects,
 )
-from .terminal import console, open_model, step_bar
+from .terminal import console, open_model, saving_at_end, step_bar
 
 if TYPE_CHECKING:
     from ..generation.result import Result
@@ -108,31 +108,33 @@ def explain_command(
         "height": height,
         "width": width,
     }
-    if image is not None:
-        _check_image_options(context)
-        if _was_given(context, "steps"):
-            chosen["steps"] = steps
-        opened = open_model(model, device, scheduler or ("ddim" if exact else None), word, context)
-        with step_bar("reading") as on_step:
-            explanation = explain(opened, prompt, image=image, exact=exact, on_step=on_step, **chosen)
-    else:
-        opened = open_model(model, device, scheduler, word, context)
-        explanation = explain(
-            opened,
-            prompt,
-            exact=exact,
-            guidance=parse_guidance(opened, guidance),
-            compare=compare,
-            run=_generate,
-            subjects=parse_subjects(subjects),
-            seeds=numbers,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            negative=negative,
-            **chosen,
-        )
+    with saving_at_end(out) as saving:
+        if image is not None:
+            _check_image_options(context)
+            if _was_given(context, "steps"):
+                chosen["steps"] = steps
+            opened = open_model(model, device, scheduler or ("ddim" if exact else None), word, context)
+            with step_bar("reading") as on_step:
+                explanation = explain(opened, prompt, image=image, exact=exact, on_step=on_step, **chosen)
+        else:
+            opened = open_model(model, device, scheduler, word, context)
+            explanation = explain(
+                opened,
+                prompt,
+                exact=exact,
+                guidance=parse_guidance(opened, guidance),
+                compare=compare,
+                run=_generate,
+                subjects=parse_subjects(subjects),
+                seeds=numbers,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                negative=negative,
+                **chosen,
+            )
+        saving()
+        written = list(map(str, explanation.save(out, html=html, export=kinds)))
 
-    written = list(map(str, explanation.save(out, html=html, export=kinds)))
     if json:
         typer.echo(json_text({**explanation.facts(), "files": written}))
         return

@@ -35,11 +35,13 @@ from .options import (
     parse_place,
     parse_subjects,
 )
-from .terminal import console, log, open_model, step_bar, step_table
+from .terminal import console, log, open_model, saving_at_end, step_bar, step_table
 from .tokens import show_tokens
 
 if TYPE_CHECKING:
+    from ..generation.compare import Comparison
     from ..generation.loop import Step
+    from ..generation.result import Result
     from ..prompts.prompt import Prompt
 
 SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
@@ -131,33 +133,35 @@ def generate_command(
     check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale, batch=batch)
     check_folder(out)
 
-    opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
-    parsed = opened.prompt(prompt)
-    gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
-    names = _subjects(parsed, subjects, guided or audition is not None, boxes)
-    chosen = parse_guidance(opened, guidance, scale=scale, until=until, resolution=resolution)
+    with saving_at_end(out) as saving:
+        opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
+        parsed = opened.prompt(prompt)
+        gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
+        names = _subjects(parsed, subjects, guided or audition is not None, boxes)
+        chosen = parse_guidance(opened, guidance, scale=scale, until=until, resolution=resolution)
 
-    with _progress(verbose, names if guided else ()) as on_step:
-        paths = _generate(
-            compare,
-            out,
-            opened,
-            prompt,
-            guidance=chosen,
-            edits=gains,
-            place=boxes,
-            subjects=names,
-            seeds=numbers,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            negative=negative,
-            height=height,
-            width=width,
-            batch=batch,
-            audition=audition,
-            on_step=on_step,
-        )
-    console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")
+        with _progress(verbose, names if guided else ()) as on_step:
+            result = _generate(
+                compare,
+                opened,
+                prompt,
+                guidance=chosen,
+                edits=gains,
+                place=boxes,
+                subjects=names,
+                seeds=numbers,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                negative=negative,
+                height=height,
+                width=width,
+                batch=batch,
+                audition=audition,
+                on_step=on_step,
+            )
+        saving()
+        paths = _save(result, out)
+    _report(result, paths, out)
 
 
 def _subjects(parsed: Prompt, text: str, guidance: bool, place: Mapping[str, Any]) -> Any:
@@ -188,11 +192,21 @@ def _progress(verbose: bool, subjects: Any) -> AbstractContextManager[Callable[[
     return step_bar("generating")
 
 
-def _generate(compared: bool, out: Path, *args: Any, **options: Any) -> list[Path]:
-    """Generate and save one run, or the plain one beside it; the last path is the grid."""
+def _generate(compared: bool, *args: Any, **options: Any) -> Comparison | Result:
+    """Generate one run, or the plain one beside it."""
     from ..generation.compare import compare
     from ..generation.generate import generate
 
-    if compared:
-        return compare(*args, **options).save(out)
-    return generate(*args, **options).save_all(out)
+    return compare(*args, **options) if compared else generate(*args, **options)
+
+
+def _save(result: Comparison | Result, out: Path) -> list[Path]:
+    """Save everything; the last path is the grid."""
+    from ..generation.result import Result
+
+    return result.save_all(out) if isinstance(result, Result) else result.save(out)
+
+
+def _report(result: Comparison | Result, paths: list[Path], out: Path) -> None:
+    """Say where the images are."""
+    console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")

@@ -27,7 +27,7 @@ from .options import (
     parse_part,
     read_lines,
 )
-from .terminal import bar, console, open_model
+from .terminal import console, open_model, resumable_bar
 
 if TYPE_CHECKING:
     from ..evaluate.weakening import Curves
@@ -84,7 +84,7 @@ def compute(
     from ..heads import counting
 
     settings = counting.Counting(chosen, tuple(lines[:limit]), seed, steps, guidance_scale, batch)
-    with bar("counting") as show:
+    with resumable_bar("counting", "prompts", out) as show:
         relevance = counting.compute(
             model,
             settings,
@@ -111,7 +111,7 @@ def merge(
     from ..heads.relevance import Relevance
 
     relevance = counting.merge(list(map(Relevance.load, parts)))
-    relevance.save(out)
+    relevance.save(out, overwrite=False)
     _print_counted(relevance, out)
 
 
@@ -130,7 +130,7 @@ def import_command(
     from ..heads.relevance import Relevance
 
     relevance = Relevance.read_npy(vectors, heads, Concepts.read(concepts).words, model=model, choices=choices)
-    relevance.save(out)
+    relevance.save(out, overwrite=False)
     recovered = "with" if relevance.counts is not None else "without"
     console.print(
         f"{len(relevance.concepts)} concepts, {len(relevance.heads)} heads, {recovered} counts: {escape(str(out))}"
@@ -216,7 +216,7 @@ def weaken(
     opened = open_model(model, device)
     relevance = relevance_for(opened, head_vectors)
     relevance.index(chosen.concept)  # an unknown concept is refused before CLIP is loaded
-    with bar(experiment) as show:
+    with resumable_bar(experiment, "numbers of heads", out) as show:
         found = weakened(
             opened,
             relevance,

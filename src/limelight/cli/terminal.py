@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -131,6 +132,59 @@ def open_model(
             log.print(f"learned word: {escape(word.token)}")
 
     return model
+
+
+@contextmanager
+def stoppable(saved: Callable[[], str]) -> Iterator[None]:
+    """End a command with one sentence and exit code 130 where it is stopped with Ctrl-C.
+
+    Args:
+        saved: says what is saved and how to go on.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.print(f"Stopped: {saved()}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def saving_at_end(folder: Path) -> Iterator[Callable[[], None]]:
+    """Let a command be stopped that saves all its images together; yields what to call before it saves."""
+    begun: list[bool] = []
+
+    def saved() -> str:
+        if begun:
+            return f"the files in '{folder}' are whole; the same command adds those that are missing."
+        return "nothing is saved, as images are saved when all are finished; the same command begins again."
+
+    with stoppable(saved):
+        yield lambda: begun.append(True)
+
+
+@contextmanager
+def resumable_bar(label: str, kept: str, folder: object) -> Iterator[Show]:
+    """Show a progress bar of a command that can be stopped, and goes on when it is called again.
+
+    Args:
+        label: of the bar.
+        kept: what is counted, for example "images".
+        folder: where it is saved.
+    """
+    counts = [0, 0]
+
+    def saved() -> str:
+        done, total = counts
+        what = f"{done} of {total} {kept} are" if total else "what was there is"
+        return f"{what} saved in '{folder}'; the same command goes on from there."
+
+    with stoppable(saved), bar(label) as show:
+
+        def note(done: int, total: int, label: str | None = None) -> None:
+            counts[:] = done, total
+            show(done, total, label)
+
+        yield note
 
 
 class _Rate(ProgressColumn):

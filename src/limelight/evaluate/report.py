@@ -22,9 +22,11 @@ from ..utils.statistics import Difference, best_of, compare
 from .metrics import METRICS
 from .rows import Row, by_subset, column, grouped, mean
 from .scoring import SCORES
+from .store import digest
 
 CHOSEN_BY = "full_text"  # how the best of several images is chosen: what a person without a detector has
 SHOWN, SEEDS = 4, 4  # cases at either end, and images of each
+REPORTS = ("report.md", "report.html")
 COLUMNS = {"calls": "denoiser calls", "seconds": "seconds"}
 TITLES = {name: metric.title for name, metric in METRICS.items()}
 
@@ -62,7 +64,7 @@ class Example:
 def report(
     folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, reference: str | None = None
 ) -> Path:
-    """Write report.html and report.md.
+    """Write report.html and report.md. Written again, they take the place of a report of the same folders alone.
 
     Args:
         folders: that were scored. A method that two of them have is named after its folder too.
@@ -74,7 +76,7 @@ def report(
 
     Raises:
         SettingsError: a folder has no images of the reference.
-        FileError: a folder was not scored, or nothing can be written.
+        FileError: a folder was not scored, nothing can be written, or a report of other folders is there.
         MissingDependency: pyarrow or jinja2 is not installed.
 
     Examples:
@@ -88,8 +90,13 @@ def report(
         >>> report([folder], folder).name
         'report.html'
     """
+    out = Path(out)
     rows, backbones = _rows(list(map(Path, folders)))
     base = _reference(rows, reference)
+    about = digest([[os.path.relpath(folder, out) for folder in folders], base])
+    for file in REPORTS:
+        _check_free(out / file, about)
+
     names = [name for name in METRICS if column(rows, name)]
     lines = table(rows, base, names)
     target = _target(names)
@@ -101,12 +108,26 @@ def report(
         target=TITLES[target],
         backbones=backbones,
         folders=list(map(str, folders)),
+        about=about,
     )
+    text = f"{_markdown(lines, names, base)}\n<!-- {about} -->\n"
 
-    out = Path(out)
-    write(out / "report.md", _markdown(lines, names, base).encode())
+    write(out / "report.md", text.encode())
     write(out / "report.html", page.encode())
     return out / "report.html"
+
+
+def _check_free(path: Path, about: str) -> None:
+    """Refuse to replace a report of other folders, or another file of this name."""
+    if not path.exists():
+        return
+    with reading(path, "a report", "remove it"):
+        there = about in path.read_text(encoding="utf-8")
+    if not there:
+        raise FileError(
+            f"'{path}' is of other folders, or compares with another method. Choose another folder with out, on the "
+            "command line --out, or remove it."
+        )
 
 
 _method = itemgetter("method")

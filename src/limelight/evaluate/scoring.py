@@ -20,7 +20,7 @@ from ..utils.files import json_text, lock_file, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say, read_rows
 from ..utils.parallel import Executor, device_of, open_executor
-from ..utils.reading import first_line, reading, record
+from ..utils.reading import Record, first_line, from_json, reading, record
 from .clip import Captioner, Clip
 from .detectors import Detector, OpenVocabulary, PocketDetector
 from .metrics import METRICS, Before, Instruments, Sample
@@ -49,6 +49,15 @@ _LOGGED = record(
     },
 )
 """A row of scores.jsonl."""
+
+
+class _Summary(Record):
+    """The content of scores.json."""
+
+    backbones: dict[str, Any]
+    methods: dict[str, Any]
+
+
 SCORES = record(
     "SCORES",
     {
@@ -151,8 +160,8 @@ def score(
 ) -> dict[str, Any]:
     """Measure every image of a folder, and write scores.parquet and scores.json.
 
-    Run again, it measures what is new or was measured by other backbones. An image that cannot be read is named and
-    left out.
+    Run again, it measures what is new. Scores by other backbones are not replaced: they need another `out`. An image
+    that cannot be read is named and left out.
 
     Args:
         folder: a run's, or one in the layout of the authors' scripts: FOLDER/<prompt>/<seed>.png (or .jpg).
@@ -168,7 +177,8 @@ def score(
 
     Raises:
         SettingsError: a setting is out of range.
-        FileError: the folder has no images, or the scores cannot be written, or another program writes them.
+        FileError: the folder has no images, or the scores cannot be written, or another program writes them, or other
+            backbones' scores are there.
         ModelError: a backbone cannot be read.
 
     Examples:
@@ -186,6 +196,7 @@ def score(
         out = folder
     out = Path(out)
     work = _work(folder, backbones or {}, say)
+    _check_free(out / "scores.json", asdict(work.names))
     path = out / "scores.jsonl"
     start = partial(Scorer, work.names, device)
     with (
@@ -289,6 +300,23 @@ def _measured(work: _Work, log: Log, executor: Executor, on_progress: Callable[[
         known |= {key(row): row for row in added}
         on_progress(len(known), len(work.entries))
     return known
+
+
+def _check_free(path: Path, backbones: Mapping[str, Any]) -> None:
+    """Refuse to replace the scores of other backbones."""
+    if not path.exists():
+        return
+    with reading(path, "scores", "choose another folder with out, on the command line --out"):
+        there = from_json(_Summary, path.read_bytes())["backbones"]
+    others = []
+    for name, value in backbones.items():
+        if there.get(name) != value:
+            others.append(f"{name}: {there.get(name)} there, {value} now")
+    if others:
+        raise FileError(
+            f"'{path}' has scores by other models ({', '.join(others)}). Choose another folder with out, on the "
+            "command line --out, or those models."
+        )
 
 
 def _foreign_entries(folder: Path) -> dict[Key, Entry]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import FileError, SettingsError, meant
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
-from ..utils.files import json_text, user_path, write
+from ..utils.files import check_free, json_text, user_path, write
 from ..utils.reading import Record, from_json, reading
 from ..utils.tensors import read_tensors, tensor_file
 
@@ -313,11 +313,14 @@ class Relevance:
             )
         return tensor
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, overwrite: bool = True) -> Path:
         """Write the file: vectors and counts as safetensors, everything else in its metadata.
 
+        Args:
+            overwrite: also a file that holds something else.
+
         Raises:
-            FileError: it cannot be written.
+            FileError: it cannot be written, or without `overwrite` a file is there that holds something else.
         """
         tensors = {"vectors": self.vectors.float()}
         for name in ("counts", "blocks"):
@@ -329,7 +332,10 @@ class Relevance:
             tensors["counted"] = self.counted.to(torch.uint8)
 
         about = {"version": VERSION, "concepts": self.concepts, "layers": self.layers, **self.facts}
-        write(Path(path), tensor_file(tensors, {"limelight.heads": json_text(about)}))
+        content = tensor_file(tensors, {"limelight.heads": json_text(about)})
+        if not overwrite:
+            check_free(Path(path), content)
+        write(Path(path), content)
         return Path(path)
 
     @classmethod

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import FileError, SettingsError, quoted
 from ..models.single_file import LORA
-from ..utils.files import json_text
+from ..utils.files import check_free, json_text
 from ..utils.files import write as write_file
 from ..utils.mappings import without_none
 from ..utils.reading import Record, from_json, reading
@@ -116,18 +116,9 @@ def write_word_file(
     files = _contents(Path(path).expanduser(), token, vectors, about)
     if not overwrite:
         for file, content in files.items():
-            _check_free(file, content)
+            check_free(file, content)
     for file, content in files.items():
         write_file(file, content)
-
-
-def _check_free(file: Path, content: bytes) -> None:
-    try:
-        other = file.exists() and file.read_bytes() != content
-    except OSError as error:
-        raise FileError(f"'{file}' exists already and cannot be read: {error.strerror}.") from error
-    if other:
-        raise FileError(f"'{file}' exists already and holds something else. Name another file, or remove it.")
 
 
 def _contents(path: Path, token: str, vectors: Sequence[Tensor], about: Mapping[str, Any]) -> dict[Path, bytes]:

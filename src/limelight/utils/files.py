@@ -97,6 +97,20 @@ def digest(*contents: bytes) -> str:
     return found.hexdigest()[:8]
 
 
+def check_free(path: Path, content: bytes) -> None:
+    """Refuse to replace a file that holds something else.
+
+    Raises:
+        FileError: it does, or cannot be read.
+    """
+    try:
+        other = path.exists() and path.read_bytes() != content
+    except OSError as error:
+        raise FileError(f"'{path}' exists already and cannot be read: {error.strerror}.") from error
+    if other:
+        raise FileError(f"'{path}' exists already and holds something else. Name another file, or remove it.")
+
+
 def write_new(folder: Path, stem: str, kind: str, content: bytes) -> Path:
     """Write a file whose name tells its content from any other: nothing else is overwritten.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import warnings
@@ -223,6 +224,7 @@ _here: list[_Worker] = []  # of a worker process
 
 
 def _begin(start: Start, slots: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
     quiet()  # bars and warnings of several processes would write over each other
     warnings.simplefilter("ignore")
     _here.append(_Worker(start, slots.get()))
