@@ -1,20 +1,36 @@
-"""Two subjects, plain and guided, from the embedded model: `python examples/demo.py out/demo.png`"""
+"""Three subjects, plain and guided, from the embedded model: `python examples/demo.py out/demo.png`
+
+This is also the image of README and docs/index.md: `python examples/demo.py docs/images/demo.png`
+"""
 
 import sys
 from pathlib import Path
 
 import limelight
-from limelight.utils.images import grid
+from limelight.evaluate.detectors import PocketDetector, check_scene
+from limelight.evaluate.suites import wanted
+from limelight.utils.files import png, write
 
-PROMPT, SEEDS = "a cat and a dog", range(6)
+PROMPT, SEEDS = "a cat and a monkey and a chair", range(6)
 
-model = limelight.load("pocket")
-rows = {}
-for name, guidance in {"plain": None, "Attend-and-Excite": limelight.AttendAndExcite.suited(model)}.items():
-    rows[name] = limelight.generate(model, PROMPT, seeds=SEEDS, guidance=guidance).images
-    print(f"{name}: {len(rows[name])} pictures of '{PROMPT}'")
 
-target = Path(sys.argv[1])
-target.parent.mkdir(parents=True, exist_ok=True)
-grid(list(rows.values()), list(rows)).save(target)
-print(target)
+def main(target: Path) -> None:
+    """Generate, say what guidance did and what the embedded detector sees, and write the grid."""
+    model = limelight.load("pocket")
+    comparison = limelight.compare(model, PROMPT, guidance="recommended", seeds=SEEDS)
+    print(*comparison.sentences(), sep="\n")
+
+    detector, things = PocketDetector.load(), wanted(PROMPT)
+    for name, result in comparison.runs.items():
+        complete = 0
+        for found in detector.find(result.images, things):
+            complete += not check_scene(found, things).missing
+        print(f"{name}: {complete} of {len(SEEDS)} images have every subject")
+
+    settings = {**comparison.runs["guided"].settings, "seeds": list(SEEDS), "rows": list(comparison.runs)}
+    write(target, png(settings, comparison.grid()))
+    print(target)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

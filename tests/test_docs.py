@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from functools import partial
@@ -15,6 +16,8 @@ import yaml
 from PIL import Image
 
 import limelight
+from limelight.evaluate.detectors import PocketDetector, check_scene
+from limelight.evaluate.suites import wanted
 from limelight.models.base import FEATURES
 from limelight.models.families import features
 
@@ -73,6 +76,27 @@ def test_loggers_in_the_guide(monkeypatch, pocket):
     assert seen["wandb"] == {"seed 3": (128, 128), "seed 5": (128, 128)}
     assert seen["config"] == result.settings
     assert seen["tensorboard"] == ("images", (136, 268, 3), "uint8", "HWC")
+
+
+def test_the_first_image_shows_what_guidance_is_for():
+    """The embedded detector finds every subject in the guided row, and misses some in the plain one."""
+    with Image.open(ROOT / "docs/images/demo.png") as file:
+        settings, sheet = json.loads(file.text["limelight"]), file.convert("RGB")
+    things, detector, side = wanted(settings["prompt"]), PocketDetector.load(), settings["width"]
+    assert f"![{settings['prompt']}, plain and guided](docs/images/demo.png)" in (ROOT / "README.md").read_text()
+    assert f"![{settings['prompt']}, plain and guided](images/demo.png)" in (ROOT / "docs/index.md").read_text()
+
+    missing = {}
+    pitch = (sheet.height - 4) // len(settings["rows"])
+    for row, name in enumerate(settings["rows"]):
+        bottom = (row + 1) * pitch
+        tiles = []
+        for column in range(len(settings["seeds"])):
+            left = 4 + column * (side + 4)
+            tiles.append(sheet.crop((left, bottom - side, left + side, bottom)))
+        missing[name] = sum(check_scene(found, things).missing for found in detector.find(tiles, things))
+    assert missing["guided"] == 0
+    assert missing["plain"] >= len(settings["seeds"]) // 2
 
 
 def test_the_readme_fits_a_screen_or_two():

@@ -42,6 +42,7 @@ def test_compare(limelight, tmp_path):
     assert code == 0
     assert "6 images and a-cat-and-a-dog-grid-" in out
     assert "subjects: cat, dog" in err
+    assert [line.split(":")[0] for line in out.splitlines()[:3]] == ["seed 0", "seed 1", "seed 5"]
     names = sorted(map(unhashed, (tmp_path / "o").glob("*.png")))
     rows = [f"a-cat-and-a-dog-{kind}-{seed}.png" for kind in ("guided", "plain") for seed in (0, 1, 5)]
     assert names == sorted([*rows, "a-cat-and-a-dog-grid.png"])

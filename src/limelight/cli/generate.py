@@ -208,5 +208,7 @@ def _save(result: Comparison | Result, out: Path) -> list[Path]:
 
 
 def _report(result: Comparison | Result, paths: list[Path], out: Path) -> None:
-    """Say where the images are."""
+    """Say what guidance did to each seed, and where the images are."""
+    for sentence in result.sentences():
+        console.print(escape(sentence))
     console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")

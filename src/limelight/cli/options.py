@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from ..models.base import Model
     from ..textual_inversion.word import LearnedWord
 
-PromptText = Annotated[str, typer.Argument(help="What to generate, e.g. 'a cat and a dog'.", show_default=False)]
+PromptText = Annotated[
+    str, typer.Argument(help="What to generate, e.g. 'a cat and a monkey and a chair'.", show_default=False)
+]
 ModelName = Annotated[
     str,
     typer.Option(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..attention.maps import AttentionMaps, join
 from ..errors import LimelightError, ModelError, SettingsError
-from ..guidance.base import Guidance, Move
+from ..guidance.base import Guidance, Move, Score
 from ..models.base import Model
 from ..utils.numbers import MOST_IMAGES, check_whole
 from ..utils.torch import exclusive, undone
@@ -91,14 +91,22 @@ def _own(rows: Tensor) -> Tensor:
 
 
 def _joined(moves: list[Move]) -> Move:
-    """One step's moves of several passes; images with fewer subjects than others are filled up with NaN."""
-    most = max(move.presence.shape[1] for move in moves)
-    wide = [F.pad(m.presence, (0, most - m.presence.shape[1]), value=float("nan")) for m in moves]
+    """One step's moves of several passes."""
+    latents, refinements = zip(*map(attrgetter("latents", "refinements"), moves), strict=True)
+    score = _joined_scores([Score(move.loss, move.presence, move.parts) for move in moves])
+    looked = [move.plain for move in moves if move.plain is not None]
+    plain = _joined_scores(looked) if looked else None
+    return Move(torch.cat(latents), *score, torch.cat(refinements), plain=plain)
+
+
+def _joined_scores(scores: Sequence[Score]) -> Score:
+    """The scores of several passes; images with fewer subjects than others are filled up with NaN."""
+    most = max(score.presence.shape[1] for score in scores)
+    wide = [F.pad(score.presence, (0, most - score.presence.shape[1]), value=float("nan")) for score in scores]
     parts = {}
-    for name in moves[0].parts:
-        parts[name] = torch.cat([move.parts[name] for move in moves])
-    latents, losses, refinements = zip(*map(attrgetter("latents", "loss", "refinements"), moves), strict=True)
-    return Move(torch.cat(latents), torch.cat(losses), torch.cat(wide), parts, torch.cat(refinements))
+    for name in scores[0].parts:
+        parts[name] = torch.cat([score.parts[name] for score in scores])
+    return Score(torch.cat([score.loss for score in scores]), torch.cat(wide), parts)
 
 
 def decoded(

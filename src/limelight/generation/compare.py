@@ -38,6 +38,10 @@ class Comparison:
         prompt: str = next(iter(self.runs.values())).settings["prompt"]
         return prompt
 
+    def sentences(self) -> tuple[str, ...]:
+        """What guidance did, one sentence per seed, see `Result.sentences`."""
+        return list(self.runs.values())[-1].sentences()
+
     def grid(self) -> Image.Image:
         """One row per run, with its name above it, and one column per seed."""
         return grid([result.images for result in self.runs.values()], list(self.runs))

@@ -279,6 +279,8 @@ def package(plan: GenerationPlan, done: PassResult) -> list[Result]:
         own = slice(which * len(plan.seeds), (which + 1) * len(plan.seeds))
         # Read only after the last pass: a look at a number stops the device.
         trace = [{"step": i, "timestep": t, **move.facts(own, len(names))} for i, t, move in done.moves]
+        if trace:
+            trace[0] |= done.moves[0][2].plain_facts(own, len(names))
         if trace and done.searches is not None:
             trace[0]["searches"] = done.searches[own].tolist()
         results.append(

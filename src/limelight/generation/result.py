@@ -19,6 +19,7 @@ from ..utils.files import digest, json_text, png, slug, user_path, write, write_
 from ..utils.images import grid
 from ..utils.reading import reading
 from ..utils.tensors import tensor_file
+from .sentences import sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,8 @@ class Result:
         maps: mean attention over the run, by word; without any layers with record=False.
         trace: one row per step in which guidance acted, with "step", "timestep" and, per image, "loss", "presence" (of
             each subject, 0..1), the parts of the score by name and "refinements". The first row has "searches" where
-            the noise was searched for, too: the gradient passes of that.
+            the noise was searched for, too: the gradient passes of that. With `Guidance.look` it has "plain_presence"
+            and "plain_" with each part: those of the plain run at the step that was looked at.
         settings: everything that the images depend on, but for the seed.
         seeds: one per image.
         subjects: as they were given or guessed.
@@ -53,6 +55,16 @@ class Result:
         if self.settings.get("guidance"):
             return "guided"
         return "edited" if self.settings.get("edits") else "plain"
+
+    def sentences(self) -> tuple[str, ...]:
+        """What guidance did, one sentence per seed; none without guidance.
+
+        "seed 0: nothing to fix (cat 0.55, dog 0.62)": the plain run lacks nothing, and the image is that one.
+        "seed 1: monkey 0.00 -> 0.58 at step 5, fixed": the presence in the attention (0..1), or a part of the score, in
+        the plain run and in the guided one, at the same step; "fixed" where there no part is wrong any more. Without
+        `Guidance.look` nothing is known of the plain run, and the sentence has the presences at the last guided step.
+        """
+        return sentences(self.trace, self.settings, self.seeds, self.subjects)
 
     def grid(self, columns: int = 8) -> Image.Image:
         """All images in rows of at most `columns`, in the order of the seeds.

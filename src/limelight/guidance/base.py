@@ -334,6 +334,7 @@ class Move:
         loss, presence, parts: of the last evaluation, before the last move, see `Score`.
         refinements: refinement moves per image [images], int64.
         after: what is added to the latents after the step, or None.
+        plain: the score of the plain run, where guidance looked at it, see `Guidance.look`.
     """
 
     latents: Tensor
@@ -342,6 +343,7 @@ class Move:
     parts: Mapping[str, Tensor]
     refinements: Tensor
     after: Tensor | None = None
+    plain: Score | None = None
 
     def forget(self) -> Move:
         """The same without its latents, which a long run need not keep."""
@@ -355,6 +357,13 @@ class Move:
             **{name: part[images].tolist() for name, part in self.parts.items()},
             "refinements": self.refinements[images].tolist(),
         }
+
+    def plain_facts(self, images: slice = slice(None), subjects: int | None = None) -> dict[str, list[Any]]:
+        """Presence and parts of the plain run, as `facts` has them; nothing where guidance did not look at it."""
+        if self.plain is None:
+            return {}
+        parts = {f"plain_{name}": part[images].tolist() for name, part in self.plain.parts.items()}
+        return {"plain_presence": self.plain.presence[images, :subjects].tolist(), **parts}
 
 
 @dataclass(eq=False)
@@ -444,7 +453,7 @@ class Steering:
             after = self._descent(at)
         elif guided:
             at.latents = at.latents + self._descent(at)
-        return Move(at.latents, *at.score, at.refinements, after)
+        return Move(at.latents, *at.score, at.refinements, after, self._plain)
 
     def _begin(self, latents: Tensor, timestep: Tensor, size: float) -> _Stand:
         """The images before the first move of a step."""

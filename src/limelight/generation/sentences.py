@@ -1,0 +1,93 @@
+"""What guidance did to each image, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..guidance.base import step_of
+
+
+def sentences(
+    trace: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], seeds: Sequence[int], names: Sequence[Any]
+) -> tuple[str, ...]:
+    """One sentence per seed, see `limelight.generation.result.Result.sentences`.
+
+    Args:
+        trace, settings, seeds: of a result.
+        names: its subjects.
+    """
+    if not trace:
+        return ()
+    if "plain_presence" not in trace[0]:
+        return tuple(f"seed {seed}: {_presences(trace[-1], i, names)}" for i, seed in enumerate(seeds))
+
+    guidance = settings["guidance"]
+    limits = {"neglect": 1 - guidance["enough"], **guidance["targets"]}
+    at = step_of(guidance["look"], settings["steps"])
+    found = []
+    for i, seed in enumerate(seeds):
+        plain = _at(trace[0], i, "plain_")
+        guided = next((_at(row, i) for row in trace if row["step"] == at), None)
+        found.append(f"seed {seed}: {_change(plain, guided, limits, names, at + 1)}")
+    return tuple(found)
+
+
+def _presences(row: Mapping[str, Any], index: int, names: Sequence[Any]) -> str:
+    """The presence of each subject of an image at a step: "cat 0.55, dog 0.62 at step 25"."""
+    return f"{_listed(names, row['presence'][index])} at step {row['step'] + 1}"
+
+
+def _listed(names: Sequence[Any], values: Sequence[float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in zip(names, values, strict=True))
+
+
+def _at(row: Mapping[str, Any], index: int, start: str = "") -> dict[str, Any]:
+    """The presence and the parts of the score of one image, by their names without `start`."""
+    found = {}
+    for name in ("presence", "neglect", "mixing", "binding", "outside"):
+        if start + name in row:
+            found[name] = row[start + name][index]
+    return found
+
+
+def _change(
+    plain: Mapping[str, Any],
+    guided: Mapping[str, Any] | None,
+    limits: Mapping[str, float],
+    names: Sequence[Any],
+    at: int,
+) -> str:
+    """What was wrong with the plain image, and what became of it by the same step."""
+    if not _wrong(plain, limits):
+        return f"nothing to fix ({_listed(names, plain['presence'])})"
+
+    before = _values(plain, names)
+    shown = _shown(plain, limits, names)
+    if guided is None:
+        return f"{', '.join(f'{name} {before[name]:.2f}' for name in shown)} without guidance at step {at}"
+
+    after = _values(guided, names)
+    changes = ", ".join(f"{name} {before[name]:.2f} -> {after[name]:.2f}" for name in shown)
+    return f"{changes} at step {at}, {'not yet fixed' if _wrong(guided, limits) else 'fixed'}"
+
+
+def _values(found: Mapping[str, Any], names: Sequence[Any]) -> dict[str, float]:
+    """The presence of each subject and the parts of the score, by name."""
+    parts = {name: value for name, value in found.items() if name != "presence"}
+    return {**parts, **dict(zip(map(str, names), found["presence"], strict=True))}
+
+
+def _shown(plain: Mapping[str, Any], limits: Mapping[str, float], names: Sequence[Any]) -> list[str]:
+    """The subjects that are neglected, and the other parts of the score that are wrong."""
+    wrong, least = _wrong(plain, limits), 1 - limits.get("neglect", 0.0)
+    weak = [str(name) for name, value in zip(names, plain["presence"], strict=True) if value < least]
+    if "neglect" in wrong and weak:
+        wrong.remove("neglect")
+        return weak + wrong
+    return wrong
+
+
+def _wrong(values: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    """The parts of a score that are above their limits."""
+    return [name for name, value in values.items() if name != "presence" and value > limits.get(name, 0.0)]
