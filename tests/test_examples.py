@@ -9,7 +9,7 @@ import pytest
 import limelight
 from limelight.attention import maps, probe, recording
 from limelight.evaluate import clip, detectors, methods, preservation, report, rows, runs, scoring, suites
-from limelight.generation import calibrate, compare, generate, loop
+from limelight.generation import calibrate, compare, generate, loop, redraw, result
 from limelight.guidance import attend_and_excite, base, presets
 from limelight.integrations.web import page
 from limelight.models import base as models_base
@@ -38,7 +38,9 @@ from limelight.utils import statistics
         probe,
         processors,
         recording,
+        redraw,
         report,
+        result,
         rows,
         runs,
         scoring,

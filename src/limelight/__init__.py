@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .generation.generate import generate as generate
     from .generation.loop import Step as Step
     from .generation.loop import denoise as denoise
+    from .generation.redraw import redraw as redraw
     from .generation.result import Result as Result
     from .guidance.attend_and_excite import AttendAndExcite as AttendAndExcite
     from .guidance.base import Guidance as Guidance
@@ -91,6 +92,7 @@ _PUBLIC = {
     "load": "models.loading",
     "preset": "guidance.presets",
     "read_image": "editing.image_maps",
+    "redraw": "generation.redraw",
     "reset_attention": "models.processors",
 }
 __all__ = sorted(_PUBLIC)

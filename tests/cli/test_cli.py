@@ -100,6 +100,20 @@ def test_other_settings_replace_no_file(limelight, tmp_path, command):
     assert len(list(tmp_path.iterdir())) == 2 * len(first)
 
 
+def test_redraw(limelight, tmp_path):
+    out = tmp_path / "first"
+    command = ("generate", "a cat", "--guidance", "none", "--steps", "1", "--scheduler", "euler", "--device", "cpu")
+    assert limelight(*command, "--out", str(out))[0] == 0
+    first = saved(out, "a-cat-plain-0.png")
+    code, said, _ = limelight("redraw", str(first), "--device", "cpu", "--out", str(tmp_path / "again"))
+    assert (code, said.splitlines()[0]) == (0, f"The same image as '{first}', pixel by pixel.")
+    assert saved(tmp_path / "again", "a-cat-0.png")
+
+    code, _, error = limelight("redraw", str(saved(out, "a-cat-grid.png")), "--out", str(tmp_path / "no"))
+    assert (code, "it is a sheet of several images; name one of them" in error) == (2, True)
+    assert not (tmp_path / "no").exists()
+
+
 def test_merged_head_vectors_replace_no_others(limelight, tmp_path):
     out = tmp_path / "vectors.safetensors"
     Relevance.load("sd-1.4").save(out)

@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import limelight
 from limelight import FileError, SettingsError, UnknownWords
@@ -230,3 +231,49 @@ def test_edits_guidance_and_warnings_pickle(tiny):
     for error in (SettingsError("x"), limelight.PromptError("x"), limelight.ProbeError("x"), FileError("x")):
         back = pickle.loads(pickle.dumps(error))
         assert (type(back), str(back)) == (type(error), "x")
+
+
+@pytest.mark.parametrize("record", [True, "steps", "all", False])
+def test_a_result_opens_again(tiny, tmp_path, record):
+    guidance = limelight.AttendAndExcite(resolution=8, thresholds={})
+    options = {"steps": 2, "guidance": guidance, "subjects": ["cat", "dog"], "record": record}
+    result = limelight.generate(tiny, "a cat and a dog", seeds=[8, 3], **options)
+    result.save_all(tmp_path)
+    again = limelight.Result.load(tmp_path)
+    assert (again.seeds, again.subjects) == ((3, 8), ("cat", "dog"))
+    assert again.settings == json.loads(json.dumps(result.settings))
+    assert (again.kind, again.sentences()) == ("guided", result.sentences()[::-1])
+    assert torch.equal(again.latents, result.latents[[1, 0]])
+    assert [image.tobytes() for image in again.images] == [result.images[i].tobytes() for i in (1, 0)]
+    assert again.trace[0]["loss"] == result.trace[0]["loss"][::-1]
+    assert list(again.maps.layers) == list(result.maps.layers)
+    assert again.maps.prompts == result.maps.prompts
+    if record:
+        assert torch.equal(again.maps["dog"], result.maps["dog"][[1, 0]])
+        assert torch.equal(torch.from_numpy(again.maps.to_numpy()["dog"]), again.maps["dog"])
+    assert len(again.steps) == len(result.steps)
+    for i in range(len(result.steps)):
+        assert torch.equal(again.steps[i].map("dog", (8, 8)), result.steps[i].map("dog", (8, 8))[[1, 0]])
+
+
+def test_what_cannot_be_opened_is_explained(tiny, tmp_path):
+    with pytest.raises(FileError, match="holds no result"):
+        limelight.Result.load(tmp_path)
+    for steps in (1, 2):
+        (path,) = limelight.generate(tiny, "a cat", subjects=[], steps=steps).save(tmp_path)
+    with pytest.raises(FileError, match="holds 2 results; name one of their images"):
+        limelight.Result.load(tmp_path)
+    assert limelight.Result.load(path).settings["steps"] == 2
+
+    file = path.with_suffix(".safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert json.loads(metadata["limelight"])["words"] == ["a", "cat"]
+    tensors = load_file(file)
+    save_file(tensors, file)
+    with pytest.raises(FileError, match="was written by an older limelight, without the words of its maps"):
+        limelight.Result.load(path)
+    (name,) = (name for name in list(tensors)[:2] if name != "latents")
+    save_file({**tensors, name: tensors[name][:, :5].clone()}, file, metadata)
+    with pytest.raises(FileError, match="do not fit its prompt"):
+        limelight.Result.load(path)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -150,6 +151,14 @@ class AttentionMaps(Mapping[str, Tensor]):
         if isinstance(subject, str) and subject in self.also:
             return list(self.also[subject])
         return list(prompt.find(subject))
+
+    def to_numpy(self, size: tuple[int, int] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """The map of every word as a NumPy array [images, height, width].
+
+        Args:
+            size: height and width, see `mean`.
+        """
+        return {word: self.map(word, size).detach().cpu().numpy() for word in self}
 
     def mask(self, subject: str | int, threshold: float = 0.2, size: tuple[int, int] | None = None) -> Tensor:
         """Where a subject is, cut out of its map: bool [images, height, width].

@@ -16,6 +16,7 @@ from .generate import generate_command
 from .heads import app as heads_app
 from .info import info
 from .learn import learn_command
+from .redraw import redraw_command
 from .terminal import read_arguments, reported
 from .tokens import tokens
 from .web import web_command
@@ -47,6 +48,7 @@ def _options(
 
 
 app.command("generate")(generate_command)
+app.command("redraw")(redraw_command)
 app.command("edit")(edit_command)
 app.command("explain")(explain_command)
 app.command("calibrate")(calibrate_command)

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
-from ..attention.maps import AttentionMaps
+from ..attention.maps import AttentionMaps, join
 from ..attention.recording import StepMaps
 from ..errors import FileError, SettingsError
 from ..utils.files import digest, json_text, png, slug, user_path, write, write_new
 from ..utils.images import grid
 from ..utils.reading import reading
 from ..utils.tensors import tensor_file
+from .saved import facts_of, joined_steps, joined_trace, read_saved, tensors_of
 from .sentences import sentences
 
 
@@ -80,8 +82,42 @@ class Result:
         """The `grid`, as notebooks show a result."""
         return png(self.settings, self.grid())
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Result:
+        """Open what `save` or `limelight generate` has written, with its maps by word, in the order of the seeds.
+
+        Args:
+            path: a folder that holds one result, or an image of a folder that holds several; this opens that one image.
+
+        Raises:
+            FileError: nothing is there, several results are, or a file is damaged or of an older limelight.
+
+        Examples:
+            >>> import tempfile
+            >>> model, folder = limelight.load("pocket", device="cpu"), tempfile.mkdtemp()
+            >>> _ = limelight.generate(model, "a cat and a dog", seeds=[0, 1], steps=1).save(folder)
+            >>> again = limelight.Result.load(folder)
+            >>> again.seeds, tuple(again.maps["cat"].shape)
+            ((0, 1), (2, 8, 8))
+        """
+        images = read_saved(path)
+        settings = images[0].settings
+        return cls(
+            [saved.image for saved in images],
+            torch.cat([saved.latents for saved in images]),
+            join([saved.maps for saved in images]),
+            joined_trace(images),
+            settings,
+            tuple(saved.seed for saved in images),
+            tuple(settings["subjects"]),
+            joined_steps(images),
+        )
+
     def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
         """Write for each seed a PNG, its latents and maps (safetensors), and its settings and trace (JSON).
+
+        The maps are the mean over the run and, where they were recorded, those of the single steps; the words that they
+        are of stand in the file's metadata. `load` opens them again.
 
         The names of the three end with the seed and a short hash of the settings, so that the same inputs have the same
         names. Files that are there are never replaced: another result of the same settings (of other given latents,
@@ -100,7 +136,8 @@ class Result:
         folder, stem = user_path(folder), slug(name or self.settings["prompt"])
         paths = []
         for index, seed in enumerate(self.seeds):
-            settings, tensors = {**self.settings, "seed": seed}, self._tensors(index)
+            settings = {**self.settings, "seed": seed}
+            tensors = tensors_of(self.latents, self.maps, self.steps, index)
             files = self._files(index, settings, tensors)
             path = folder / f"{stem}-{seed}-{digest(json_text([settings, sorted(tensors)]).encode())}.png"
             if not _may_write(path, tensors["latents"]):
@@ -112,13 +149,6 @@ class Result:
             paths.append(path)
         return paths
 
-    def _tensors(self, index: int) -> dict[str, Tensor]:
-        """The latents and maps of one image."""
-        return {
-            "latents": self.latents[index].cpu(),
-            **{f"maps.{layer.name}": p[index] for layer, p in self.maps.layers.items()},
-        }
-
     def _files(self, index: int, settings: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, bytes]:
         """The files of one image by their suffix, the image last: where it is, the others are, too."""
         trace = []
@@ -129,7 +159,7 @@ class Result:
                     own[name] = _known(value[index])
             trace.append(own)
         return {
-            ".safetensors": tensor_file(tensors),
+            ".safetensors": tensor_file(tensors, facts_of(self.maps, self.steps, index)),
             ".json": json_text({"settings": settings, "trace": trace}, indent=1).encode(),
             ".png": png(settings, self.images[index]),
         }

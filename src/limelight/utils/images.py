@@ -205,6 +205,12 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> I
     return ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
 
 
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """The peak signal-to-noise ratio of two images of one size, in dB; infinite where they are equal."""
+    error = np.square(np.asarray(one.convert("RGB"), float) - np.asarray(other.convert("RGB"), float)).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
 def grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] | None = None, gap: int = 4) -> Image.Image:
     """Put images of one size in rows and columns on white, with a label above each row."""
     width, height = rows[0][0].size
