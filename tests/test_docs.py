@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_the_first_image_shows_what_guidance_is_for():
         missing[name] = sum(check_scene(found, things).missing for found in detector.find(tiles, things))
     assert missing["guided"] == 0
     assert missing["plain"] >= len(settings["seeds"]) // 2
+
+
+def test_the_objective_of_the_guide_raises_its_words(monkeypatch, pocket):
+    """Without guidance the monkey has almost none of the attention; with the example it has several times as much."""
+    monkeypatch.setattr(limelight, "generate", partial(limelight.generate, steps=8))
+    names = {"model": pocket}
+    exec(compile(blocks("CONTRIBUTING.md", "python"), "CONTRIBUTING.md", "exec"), names)
+    (guided,) = names["result"].trace[-1]["presence"]
+    watching = replace(names["guidance"], scale=0.0)
+    (plain,) = limelight.generate(pocket, "a cat and a monkey and a chair", guidance=watching).trace[-1]["presence"]
+    weakest = plain.index(min(plain))
+    assert guided[weakest] > 2 * plain[weakest]
+    assert min(guided) > min(plain)
 
 
 def test_the_readme_fits_a_screen_or_two():

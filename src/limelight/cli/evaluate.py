@@ -50,7 +50,7 @@ def run_command(
         str,
         typer.Option(
             help="Methods, with settings after colons, e.g. attend-and-excite:scale=10:until=0.3; "
-            "an unknown name lists all."
+            "MODULE:OBJECT for a guidance or an objective of your own; an unknown name lists all."
         ),
     ] = "plain,attend-and-excite",
     seeds: Seeds = "0-3",

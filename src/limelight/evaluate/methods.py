@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from ..editing.attention_edits import changed
@@ -16,7 +22,8 @@ from ..guidance.names import NAMES
 from ..guidance.presets import preset
 from ..heads.relevance import relevance_for
 from ..models.base import Model
-from ..utils.reading import from_json
+from ..utils.numbers import shown
+from ..utils.reading import first_line, from_json
 from .suites import Case
 
 
@@ -34,7 +41,7 @@ class Method:
     """
 
     guidance: Guidance | None = None
-    prompt: Callable[[Case], str] = lambda case: case.prompt
+    prompt: Callable[[Case], str] = attrgetter("prompt")
     edit: Callable[[Case], dict[str, Any]] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     audition: Audition | None = None
@@ -107,6 +114,27 @@ def _prompt_to_prompt_heads(
     return Method(edit=edit, facts={"edit": {**settings, "vectors": sha}})
 
 
+def _code(objective: Any) -> dict[str, str]:
+    """A hash of the source of an objective of one's own: changed, it generates other images."""
+    sources = "".join(_sources(objective))
+    if not sources:
+        return {}
+    return {"code": hashlib.sha256(sources.encode()).hexdigest()[:16]}
+
+
+def _sources(objective: Any) -> Iterator[str]:
+    """The source of an objective and of those that it is made of, where they are not limelight's."""
+    while isinstance(objective, partial):
+        objective = objective.func
+    for part in getattr(objective, "objectives", ()):
+        yield from _sources(part)
+
+    kind = objective if inspect.isfunction(objective) else type(objective)
+    if not kind.__module__.startswith("limelight."):
+        with suppress(OSError, TypeError):  # written at a prompt
+            yield inspect.getsource(kind)
+
+
 def _source_of(case: Case) -> str:
     if case.source is None:
         raise SettingsError(f"'{case.prompt}' has no source to be edited; take a suite of edits, or 'source_prompt'.")
@@ -122,6 +150,57 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "prompt-to-prompt": _prompt_to_prompt,
     "prompt-to-prompt-heads": _prompt_to_prompt_heads,
 }
+
+
+Own = Method | Guidance | str
+"""A method of one's own: itself, a guidance, or a label of `METHODS`."""
+
+
+def named(methods: Sequence[str] | Mapping[str, Own]) -> dict[str, Own]:
+    """Methods by the labels that images, scores and reports have.
+
+    Raises:
+        SettingsError: a label is unknown, cannot be read or imported, or stands for something else than a method.
+    """
+    if isinstance(methods, str):
+        methods = [methods]
+    found: dict[str, Own] = {}
+    for label in methods:
+        own = methods[label] if isinstance(methods, Mapping) else label
+        if isinstance(own, str):
+            own = _imported(own) or own
+        if isinstance(own, str):
+            parse(own)
+        elif not isinstance(own, Method | Guidance):
+            raise SettingsError(
+                f"The method '{label}' is {shown(own)}; it must be a limelight.Guidance, a Method of "
+                "limelight.evaluate.methods, or the name of a method."
+            )
+        found[label] = own
+    return found
+
+
+def _imported(label: str) -> Method | Guidance | None:
+    """The object of a label "module:object"; None where the label is the name of a method.
+
+    An objective stands for a guidance that follows it.
+    """
+    module, mark, rest = label.partition(":")
+    if module in METHODS or not mark or "=" in rest:
+        return None
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where a command is called, as `python -m` does
+    try:
+        own = attrgetter(rest)(importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"The method '{label}' cannot be imported: {first_line(error)}. Choose one of: {', '.join(METHODS)}, or "
+            "write MODULE:OBJECT of a module that Python finds from here."
+        ) from error
+    if callable(own) and not isinstance(own, Method | Guidance | type):
+        return Guidance(objective=own)
+    return own  # `named` says what is wrong with it
 
 
 def parse(label: str) -> tuple[str, dict[str, Any]]:
@@ -149,12 +228,18 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def build(label: str, model: Model) -> Method:
-    """Build the method of a label for a model.
+def build(own: Own, model: Model) -> Method:
+    """Build a method, or that of a label, for a model.
 
     Raises:
         SettingsError: the method does not take a setting, or not with this value.
     """
+    if isinstance(own, Method):
+        return own
+    if isinstance(own, Guidance):
+        return Method(own, facts=_code(own.objective))
+
+    label = own
     name, settings = parse(label)
     try:
         return METHODS[name](model, **settings)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product, starmap
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,10 +30,13 @@ from ..utils.files import png
 from ..utils.jsonl import Say
 from ..utils.numbers import check_sampling
 from ..utils.parallel import Executor, device_of, one_thread, open_executor
-from .methods import build, parse
+from .methods import Own, build, named
 from .preservation import grown, mask_png
 from .store import Key, Run, digest
 from .suites import Case
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 Progress = Callable[[int, int], None]
 """Called with how many images are there and how many there will be."""
@@ -79,8 +83,8 @@ class Worker:
     """A model and the methods that generate with it: what a worker process keeps.
 
     Args:
-        labels: the methods, see `methods.parse`.
-        source, device, scheduler: see `limelight.load`.
+        methods: by their labels, see `methods.named`.
+        source, device, scheduler: see `limelight.load`; an open model is taken as it is.
         options: of `limelight.generate`, the same for all methods.
         words: learned words that the prompts may use.
         slot: which of this machine's GPUs to take.
@@ -88,21 +92,27 @@ class Worker:
 
     def __init__(
         self,
-        labels: Sequence[str],
-        source: str,
+        methods: Mapping[str, Own],
+        source: str | Path | Model | DiffusionPipeline,
         device: str | None,
         scheduler: str | None,
         options: dict[str, Any],
         words: Sequence[LearnedWord] = (),
         slot: int = 0,
     ) -> None:
-        self.model = load(source, device=device_of(slot, device), scheduler=scheduler)
+        if isinstance(source, Model):
+            self.model = source
+        else:
+            own = (
+                device_of(slot, device) if isinstance(source, str | Path) else device
+            )  # a live pipeline stays where it is
+            self.model = load(source, device=own, scheduler=scheduler)
         self._bound = ExitStack()  # for as long as the worker lives
         for word in words:
             self._bound.enter_context(word.bind(self.model))
         if options.get("guidance_scale", 0) is None:
             options = {**options, "guidance_scale": self.model.guidance_scale}
-        self.methods = {label: build(label, self.model) for label in labels}
+        self.methods = {label: build(own, self.model) for label, own in methods.items()}
         common = {**options, **exact_provenance(self.model)}
         self._settings = {label: {**method.settings(), **common} for label, method in self.methods.items()}
         self._options = options
@@ -201,10 +211,10 @@ class Worker:
 def run(
     folder: str | os.PathLike[str],
     cases: Sequence[Case],
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, Own],
     seeds: Sequence[int],
     *,
-    model: str = "pocket",
+    model: str | Path | Model | DiffusionPipeline = "pocket",
     device: str | None = None,
     scheduler: str | None = None,
     words: Sequence[LearnedWord] = (),
@@ -228,9 +238,12 @@ def run(
     Args:
         folder: see `limelight.evaluate.store`.
         cases: see `limelight.evaluate.suites`.
-        methods: names of `methods.METHODS`, with settings of your own after colons ("attend-and-excite:scale=10").
+        methods: names of `methods.METHODS`, with settings of your own after colons ("attend-and-excite:scale=10"), or
+            "module:object" for a guidance or an objective that can be imported. Or methods of your own by their names:
+            ``{"plain": "plain", "mine": limelight.Guidance(...)}``.
         seeds: the same for all methods.
-        model, device, scheduler: see `limelight.load`.
+        model: see `limelight.load`. What is open (a model, or a live pipeline with its LoRA) works in this process.
+        device, scheduler: see `limelight.load`; not of an open model.
         words: learned words that the prompts may use.
         batch: most images in one pass, all of one case.
         engine, workers, address, gpus_per_worker: see `limelight.utils.parallel.open_executor`.
@@ -257,9 +270,12 @@ def run(
     """
     # Before workers are started.
     check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale, batch=batch)
-    jobs = _jobs(methods, cases, sorted(set(checked(seeds))), batch)
+    own = named(methods)
+    if not isinstance(model, str | Path):
+        workers = _in_this_process(model, engine, workers, device, scheduler)
+    jobs = _jobs(list(own), cases, sorted(set(checked(seeds))), batch)
     options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
-    start = partial(Worker, tuple(methods), model, device, scheduler, options, tuple(words))
+    start = partial(Worker, own, model, device, scheduler, options, tuple(words))
     with (
         Run(folder, say) as store,
         open_executor(
@@ -275,10 +291,17 @@ def run(
         return _add_missing(store, executor, jobs, settings, on_progress)
 
 
+def _in_this_process(model: Any, engine: str, workers: int | None, device: str | None, scheduler: str | None) -> int:
+    """The one worker of an open model."""
+    if engine != "local" or (workers or 1) > 1:
+        raise SettingsError(f"The open {type(model).__name__} cannot go to other workers; give its name, or workers=1.")
+    if isinstance(model, Model) and (device or scheduler):
+        raise SettingsError("device and scheduler are for a model that is opened; set them where you open it.")
+    return 1
+
+
 def _jobs(methods: Sequence[str], cases: Sequence[Case], seeds: Sequence[int], batch: int) -> list[Job]:
     """Plan the passes of a run, the same whatever is there already."""
-    for label in methods:
-        parse(label)
     if not (cases and methods and seeds):
         raise SettingsError("A run needs at least one prompt, one method and one seed.")
 

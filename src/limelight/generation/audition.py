@@ -8,7 +8,16 @@ from itertools import chain, product
 from typing import Any, NamedTuple
 
 from ..errors import SettingsError
-from ..guidance.base import Guidance, Objective, Score, check_schedule, check_targets, describe_objective, step_of
+from ..guidance.base import (
+    Guidance,
+    Objective,
+    Score,
+    check_schedule,
+    check_targets,
+    describe_objective,
+    score_of,
+    step_of,
+)
 from ..guidance.divergence import divergence
 from ..utils.numbers import MOST_IMAGES, check_whole
 from .batches import in_passes
@@ -168,4 +177,4 @@ def _look(plan: GenerationPlan, objective: Objective, rows: range, step: int) ->
         generators=generators,
         eta=settings.eta,
     )
-    return objective(maps, plan.subjects_of(rows))
+    return score_of(objective, maps, plan.subjects_of(rows))

@@ -17,7 +17,7 @@ from ..attention.maps import AttentionMaps
 from ..attention.passengers import Passengers
 from ..attention.probe import Beside, Probe
 from ..errors import SettingsError
-from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read, step_of
+from ..guidance.base import Guidance, Move, Steering, Subjects, layers_to_read, score_of, step_of
 from ..models.base import Conditioning, Model
 from ..models.sites import AttentionSite
 from ..utils.numbers import MOST_STEPS, check_finite, check_whole
@@ -149,7 +149,7 @@ def _look(steering: Steering, conditioning: Sequence[Conditioning], noise: Tenso
     if look is not None:
         at = step_of(look, run["steps"])
         maps = maps_before(steering.model, conditioning, noise, at, steering.layers, **run)
-        steering.guide_only_what_lacks(steering.objective(maps, steering.subjects))
+        steering.guide_only_what_lacks(score_of(steering.objective, maps, steering.subjects))
 
 
 @torch.no_grad()

@@ -78,6 +78,45 @@ class Objective(Protocol):
 Kind = Literal["cross", "self"]
 
 
+def score_of(objective: Objective, maps: AttentionMaps, subjects: Subjects) -> Score:
+    """What an objective says, once it is clear that it is a score of these images.
+
+    Raises:
+        SettingsError: it is something else, or has another shape.
+    """
+    score, name = objective(maps, subjects), _name_of(objective)
+    if not isinstance(score, Score):
+        raise SettingsError(
+            f"The objective '{name}' returned a {type(score).__name__}. Return limelight.guidance.base.Score(loss, "
+            "presence, parts)."
+        )
+    if not score.parts:
+        raise SettingsError(
+            f"The objective '{name}' says of nothing what is wrong. Name at least one part, for example "
+            "Score(loss, presence, {'neglect': loss.detach()})."
+        )
+
+    images = len(subjects)
+    for part, value in {"loss": score.loss, **{f"parts['{key}']": part for key, part in score.parts.items()}}.items():
+        if tuple(value.shape) != (images,):
+            raise SettingsError(
+                f"{part} of the objective '{name}' has the shape {list(value.shape)}; it must be [{images}], one "
+                "number for each image."
+            )
+    most = max(map(len, subjects), default=0)
+    if tuple(score.presence.shape) != (images, most):
+        raise SettingsError(
+            f"presence of the objective '{name}' has the shape {list(score.presence.shape)}; it must be "
+            f"{[images, most]}, one number for each image and subject."
+        )
+    return score
+
+
+def _name_of(objective: Any) -> str:
+    found = _whole(objective)
+    return getattr(found, "__name__", type(found).__name__)
+
+
 def reading(*kinds: Kind, remembers: bool = False) -> Callable[[Function], Function]:
     """Declare what an objective reads besides the cross-attention of this step."""
 
@@ -513,9 +552,16 @@ class Steering:
             variable = latents.detach().clone().requires_grad_()
             self.model.predict(variable, timestep, conditioning, until=self.layers[-1])
             maps = self._with_memory(probe.take(variable, conditioning.prompts), rows)
-            score = self.objective(maps, subjects)
-            # One image's latents do not touch another's loss, so the sum's gradient is each one's own.
-            (gradient,) = torch.autograd.grad(score.loss.sum(), variable)
+            score = score_of(self.objective, maps, subjects)
+            gradient = None
+            if score.loss.requires_grad:
+                # One image's latents do not touch another's loss, so the sum's gradient is each one's own.
+                (gradient,) = torch.autograd.grad(score.loss.sum(), variable, allow_unused=True)
+        if gradient is None:
+            raise SettingsError(
+                f"The loss of the objective '{_name_of(self.objective)}' does not depend on the maps: it has no "
+                "gradient. Compute it from the maps in torch, and leave out detach(), item() and numpy()."
+            )
 
         score = score.detach()
         most = max(map(len, self.subjects))  # images that are not looked at may have more

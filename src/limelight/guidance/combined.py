@@ -14,7 +14,7 @@ from torch import Tensor
 from ..attention.maps import AttentionMaps
 from ..errors import SettingsError
 from ..utils.numbers import check_finite
-from .base import Kind, Objective, Score, Subjects, describe_objective, reads, remembers
+from .base import Kind, Objective, Score, Subjects, describe_objective, reads, remembers, score_of
 
 
 class _Combined:
@@ -61,7 +61,7 @@ class Weighted(_Combined):
     def __call__(self, maps: AttentionMaps, subjects: Subjects) -> Score:
         scores, loss = [], torch.zeros(())
         for weight, term in self.terms:
-            score = term(maps, subjects)
+            score = score_of(term, maps, subjects)
             own = score.loss
             if self.unit:
                 own = _unit(own, maps)
@@ -113,7 +113,7 @@ class InTurn(_Combined):
     limit: float
 
     def __call__(self, maps: AttentionMaps, subjects: Subjects) -> Score:
-        scores = [objective(maps, subjects) for objective in self.objectives]
+        scores = [score_of(objective, maps, subjects) for objective in self.objectives]
         loss, measured = scores[-1].loss, set(scores[-1].parts)
         for score in reversed(scores[:-1]):
             # A part that a later objective measures, too, is left to that one.
