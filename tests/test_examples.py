@@ -11,6 +11,7 @@ from limelight.attention import maps, probe, recording
 from limelight.evaluate import clip, detectors, methods, preservation, report, rows, runs, scoring, suites
 from limelight.generation import calibrate, compare, generate, loop, redraw, result
 from limelight.guidance import attend_and_excite, base, presets
+from limelight.integrations import watch
 from limelight.integrations.web import page
 from limelight.models import base as models_base
 from limelight.models import loading, processors
@@ -46,6 +47,7 @@ from limelight.utils import statistics
         scoring,
         statistics,
         suites,
+        watch,
     ],
     ids=lambda m: m.__name__,
 )

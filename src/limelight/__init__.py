@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .guidance.presets import preset as preset
     from .heads.guidance import HeadWeightedAttendAndExcite as HeadWeightedAttendAndExcite
     from .integrations.attach import attach as attach
+    from .integrations.watch import watch as watch
     from .models.base import Model as Model
     from .models.loading import load as load
     from .models.processors import reset_attention as reset_attention
@@ -94,6 +95,7 @@ _PUBLIC = {
     "read_image": "editing.image_maps",
     "redraw": "generation.redraw",
     "reset_attention": "models.processors",
+    "watch": "integrations.watch",
 }
 __all__ = sorted(_PUBLIC)
 # limelight.guidance and the like are there without an import of their own.
