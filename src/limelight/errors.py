@@ -104,6 +104,43 @@ class UnsupportedMarkup(PromptWarning):
         )
 
 
+class KeptByLocal(PromptWarning):
+    """Words that a local edit leaves in the image although the target lacks them."""
+
+    @classmethod
+    def of(cls, words: Sequence[str], target: str, local: Sequence[str]) -> KeptByLocal:
+        """Name them.
+
+        Args:
+            words: of the source.
+            target: a target that lacks them.
+            local: the words whose places alone change.
+        """
+        return cls(
+            f"{_listed(words)} stays in the image although '{_short(target)}' lacks it: the edit changes the places of "
+            f"{_listed(local)} alone. Add it to local, on the command line --local {','.join((*local, *words))}."
+        )
+
+
+class PoorReconstruction(PromptWarning):
+    """A given image that the model does not give back."""
+
+    @classmethod
+    def of(cls, decibels: float, prompt: str, null_text: bool) -> PoorReconstruction:
+        """Say how far it is, and why.
+
+        Args:
+            decibels: peak signal-to-noise ratio of the reconstruction.
+            prompt: what the image is said to show.
+            null_text: whether null-text inversion was used already.
+        """
+        cure = "" if null_text else ", or use null_text (--null-text)"
+        return cls(
+            f"The image is reconstructed with {decibels:.1f} dB (PSNR) alone, so that edits are of another image. "
+            f"'{_short(prompt)}' may not describe it: write what it shows in words that the model knows{cure}."
+        )
+
+
 class NoSubjects(PromptWarning):
     """A prompt in which no subject is found, so that it is generated without guidance."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import doctest
 import json
+import warnings
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import limelight
 from limelight.editing import prompt_to_prompt
+from limelight.errors import KeptByLocal, PoorReconstruction, PromptWarning
 from limelight.utils.images import grid
 from tests.conftest import saved, unhashed
 
@@ -112,3 +115,61 @@ def test_examples():
     found = doctest.testmod(prompt_to_prompt, extraglobs={"limelight": limelight})
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def quiet_edit(model, *prompts, **options):
+    """An edit, and its warnings."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        result = limelight.edit(model, *prompts, **options)
+    return result, [warning.message for warning in found if isinstance(warning.message, PromptWarning)]
+
+
+def test_a_real_image_stands_in_the_grid_and_its_reconstruction_is_measured(tiny, tmp_path):
+    photo = Image.effect_noise((64, 48), 60).convert("RGB")
+    result, (warning,) = quiet_edit(tiny, "a red car", ["a blue car", "a car"], image=photo, steps=2)
+    fitted = ImageOps.fit(photo, (32, 32), Image.Resampling.LANCZOS)
+    assert result.image.tobytes() == fitted.tobytes()
+    error = np.square(np.asarray(fitted, float) - np.asarray(result.source.images[0], float)).mean()
+    assert result.reconstruction == pytest.approx(10 * np.log10(255**2 / error))
+    assert isinstance(warning, PoorReconstruction)
+    assert f"reconstructed with {result.reconstruction:.1f} dB (PSNR) alone" in str(warning)
+    assert "'a red car' may not describe it" in str(warning)
+    assert "or use null_text" in str(warning)
+
+    names = ["given image", "a red car (reconstructed)", "a blue car", "a car"]
+    rows = [[fitted], result.source.images, *(target.images for target in result.targets)]
+    assert result.grid().tobytes() == grid(rows, names).tobytes()
+    with Image.open(result.save_grid(tmp_path)) as sheet:
+        assert json.loads(sheet.text["limelight"])["rows"] == names
+
+    inversion = limelight.invert_image(tiny, photo, "a red car", steps=2)
+    again, _ = quiet_edit(tiny, "a red car", "a blue car", image=inversion, steps=2)
+    assert again.reconstruction == result.reconstruction
+
+
+def test_a_generated_source_has_no_reconstruction(tiny):
+    result, found = quiet_edit(tiny, "a red car", "a blue car", steps=1)
+    assert (result.image, result.reconstruction, found) == (None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "local", "kept"),
+    [
+        ("a red car and a dog", "a red car", "car", "'dog'"),
+        ("a cat and a dog", "a cat", ["cat"], "'dog'"),
+        ("a red car and a dog", "a red car", ["car", "dog"], ""),
+        ("a red car and a dog", "a car and a dog", "car", ""),
+        ("a red car and a dog", "a blue car and a dog", "car", ""),
+        ("a red car and a dog", "a red car and a cat", ["dog"], ""),
+    ],
+)
+def test_what_a_local_edit_keeps_is_said(tiny, source, target, local, kept):
+    _, found = quiet_edit(tiny, source, target, local=local, steps=1)
+    if not kept:
+        assert not found
+        return
+    (warning,) = found
+    assert isinstance(warning, KeptByLocal)
+    assert str(warning).startswith(f"{kept} stays in the image although '{target}' lacks it")
+    assert str(warning).endswith(f"--local {'car' if local == 'car' else 'cat'},dog.")

@@ -127,4 +127,6 @@ def edit_command(
         paths = result.save(out)
         sheet = result.save_grid(out)
 
+    if result.reconstruction is not None:
+        console.print(f"the given image is reconstructed with {result.reconstruction:.1f} dB (PSNR)")
     console.print(f"{len(paths)} images and {escape(sheet.name)} in {escape(str(out))}")

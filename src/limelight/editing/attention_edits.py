@@ -27,6 +27,7 @@ from ..heads.relevance import Relevance, relevance_for
 from ..models.base import Model
 from ..models.sites import AttentionSite, head_slices
 from ..prompts.prompt import Prompt, Word
+from ..prompts.subjects import resolve
 
 Window = float | tuple[float, float]
 """Until which share of the steps, 0..1; or from which share to which."""
@@ -517,6 +518,25 @@ def places_of(prompts: Sequence[Prompt], local: str | Sequence[str] | None) -> t
         for i, prompt in enumerate(prompts):
             places[i] += _find(word, prompt)
     return tuple(places)
+
+
+def kept_by_local(source: Prompt, target: Prompt, places: Sequence[int]) -> tuple[str, ...]:
+    """The subjects of the source that a local edit keeps although the target drops them.
+
+    Args:
+        places: token positions of the local words in the source.
+    """
+    dropped: set[int] = set()
+    for kind, a, b, _, _ in SequenceMatcher(None, source.keys, target.keys, autojunk=False).get_opcodes():
+        if kind == "delete":
+            dropped.update(position for word in source.words[a:b] for position in word.positions)
+
+    names, subjects = resolve(source, "auto", needed=False)
+    found = []
+    for name, subject in zip(names, subjects, strict=True):
+        if dropped.issuperset(subject.positions) and not set(places) & set(subject.positions):
+            found.append(str(name))
+    return tuple(found)
 
 
 def _numbered(words: Sequence[str]) -> list[str]:

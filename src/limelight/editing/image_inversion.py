@@ -32,6 +32,7 @@ class Inversion:
         steps: number of denoising steps.
         size: height and width in pixels.
         unconditional: for null-text inversion, the unconditional branch of each step; else None.
+        image: what was inverted, cut to the size.
         error: root mean square difference between the image's latents and those that the model gives back, in units of
             the latents' own (about 1).
     """
@@ -42,6 +43,7 @@ class Inversion:
     size: tuple[int, int]
     unconditional: tuple[Mapping[str, Tensor], ...] | None
     error: float
+    image: Image.Image | None = None
 
     def check(self, prompt: str, steps: int, size: tuple[int, int]) -> None:
         """Compare the inversion with what an edit asks for.
@@ -179,7 +181,8 @@ def invert(
         )
     # Not `fit_image`, whose bicubic filter gives other pixels.
     height, width = settings.size
-    latents = model.latents([ImageOps.fit(open_image(image), (width, height), Image.Resampling.LANCZOS)])
+    fitted = ImageOps.fit(open_image(image), (width, height), Image.Resampling.LANCZOS)
+    latents = model.latents([fitted])
 
     path = backwards(model, latents, encoded.only_conditional(), steps, on_step)
     learned = None
@@ -187,7 +190,7 @@ def invert(
         learned = _null_text(model, path, encoded, settings, on_step)
 
     # Give the image back, to measure the error.
-    inversion = Inversion(path[-1], prompt.text, steps, settings.size, learned, 0.0)
+    inversion = Inversion(path[-1], prompt.text, steps, settings.size, learned, 0.0, fitted)
     conditioning = inversion.conditioning(encoded, steps)
     for step in denoise(model, conditioning, inversion.noise, steps=steps, guidance_scale=guidance_scale):
         final = step.latents

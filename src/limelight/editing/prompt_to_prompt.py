@@ -11,6 +11,7 @@ concept, see `limelight.heads`.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..attention.edits import Edit
 from ..attention.maps import AttentionMaps, none
 from ..attention.recording import RunningMean
-from ..errors import SettingsError
+from ..errors import KeptByLocal, PoorReconstruction, SettingsError
 from ..generation.arguments import check_model
 from ..generation.batches import PassResult, decoded, in_passes
 from ..generation.loop import Step, denoise
@@ -32,11 +33,14 @@ from ..guidance.base import layers_to_read
 from ..heads.relevance import Relevance
 from ..models.base import Conditioning, Model
 from ..utils.files import png, slug, user_path, write_new
-from ..utils.images import ImageSource, grid
+from ..utils.images import ImageSource, grid, psnr
 from ..utils.torch import seeded
-from .attention_edits import CROSS_STEPS, EditedMaps, LocalBlend, Mode, Window
+from .attention_edits import CROSS_STEPS, EditedMaps, LocalBlend, Mode, Window, kept_by_local
 from .image_inversion import Inversion
 from .plan import EditPlan, EditSettings
+
+GOOD = 15.0
+"""The least reconstruction of a real image, in dB (PSNR), without a warning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +50,32 @@ class EditResult:
     Attributes:
         source: the images of the source prompt, one per seed; for a real image, its reconstruction.
         targets: for each target prompt the same.
+        image: the real image, cut to the size; None where the source was generated.
     """
 
     source: Result
     targets: tuple[Result, ...]
+    image: Image.Image | None = None
 
     @property
     def target(self) -> Result:
         """The first target."""
         return self.targets[0]
 
+    @property
+    def reconstruction(self) -> float | None:
+        """How well the source gives the real image back: the peak signal-to-noise ratio in dB; None without one."""
+        if self.image is None:
+            return None
+        return psnr(self.image, self.source.images[0])
+
     def grid(self) -> Image.Image:
-        """The source in the first row, each target in a row below, with its prompt above; one column per seed."""
-        return grid([result.images for result in self._results], self._prompts)
+        """The source in the first row, each target in a row below, with its prompt above; one column per seed.
+
+        A real image stands in a row above them, and its reconstruction below it.
+        """
+        rows = [result.images for result in self._results]
+        return grid(rows if self.image is None else [[self.image], *rows], self._rows)
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the files of every image, as `Result.save` does.
@@ -90,12 +107,20 @@ class EditResult:
             FileError: the folder cannot be written.
         """
         source, target, *_ = self._prompts
-        settings = {**self.target.settings, "seeds": list(self.source.seeds), "rows": self._prompts}
+        settings = {**self.target.settings, "seeds": list(self.source.seeds), "rows": self._rows}
         return write_new(user_path(folder), slug(f"{source} to {target}", 70), "png", png(settings, self.grid()))
 
     @property
     def _results(self) -> tuple[Result, ...]:
         return self.source, *self.targets
+
+    @property
+    def _rows(self) -> list[str]:
+        """The titles of the rows of the grid."""
+        if self.image is None:
+            return self._prompts
+        source, *targets = self._prompts
+        return ["given image", f"{source} (reconstructed)", *targets]
 
     @property
     def _prompts(self) -> list[str]:
@@ -206,6 +231,7 @@ def edit(
 
     plan = EditPlan.of(model, [source, *target], checked(seeds), settings)
     warn_of_prompts(model, plan.prompts, [settings.encoded_negative])
+    _warn_of_local(plan)
     if image is not None:
         plan = plan.starting_from(image)
 
@@ -213,7 +239,23 @@ def edit(
         return _run_pass(plan, rows, on_step)
 
     parts = in_passes(model, one_pass, len(plan.seeds), batch, settings.size, lean=True, rows=len(plan.texts))
-    return _package(plan, PassResult.join(parts))
+    result = _package(plan, PassResult.join(parts))
+    if result.reconstruction is not None and result.reconstruction < GOOD:
+        assert plan.inversion is not None
+        learned = plan.inversion.unconditional is not None
+        warnings.warn(PoorReconstruction.of(result.reconstruction, source, learned), stacklevel=2)
+    return result
+
+
+def _warn_of_local(plan: EditPlan) -> None:
+    """Warn the caller's caller of what a local edit keeps although a target lacks it."""
+    if not plan.places:
+        return
+    local = [plan.settings.local] if isinstance(plan.settings.local, str) else list(plan.settings.local or ())
+    for prompt in plan.prompts[1:]:
+        kept = kept_by_local(plan.prompts[0], prompt, plan.places[0])
+        if kept:
+            warnings.warn(KeptByLocal.of(kept, prompt.text, local), stacklevel=3)
 
 
 def _run_pass(plan: EditPlan, rows: range, on_step: Callable[[Step], None] | None) -> PassResult:
@@ -289,4 +331,5 @@ def _package(plan: EditPlan, done: PassResult) -> EditResult:
         own, settings = slice(i, None, len(plan.texts)), {"prompt": text, "subjects": [], **facts}
         results.append(Result(*done.part(own), (), settings, plan.seeds, ()))
 
-    return EditResult(results[0], tuple(results[1:]))
+    image = None if plan.inversion is None else plan.inversion.image
+    return EditResult(results[0], tuple(results[1:]), image)
