@@ -8,14 +8,10 @@ disturbs least. `--list` names the ways; memory is the peak above what was there
 from __future__ import annotations
 
 import argparse
-import ctypes
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +25,7 @@ import limelight
 from bench.attend_excite import SHAPES, build
 from limelight.guidance.base import Steering, layers_to_read
 from limelight.models.base import Model
+from limelight.utils.measure import Cost, measured
 
 PROMPT, TOKENS = "a cat and a dog", [2, 5]
 
@@ -116,32 +113,13 @@ def compiled(model: Model) -> None:
             module.compile()
 
 
-def measured(way: Way, device: str) -> tuple[float, float]:
-    """Seconds of one turn and the most gibibytes that it took."""
+def turn(way: Way, device: torch.device) -> Cost:
+    """One turn of a way."""
     way.before()
     try:
-        if device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before, start = torch.cuda.memory_allocated(), time.perf_counter()
-            way.run()
-            torch.cuda.synchronize()
-            return time.perf_counter() - start, (torch.cuda.max_memory_allocated() - before) / 2**30
-        if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what an earlier turn left in the heap is not there for this one
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, start = _resident("VmRSS"), time.process_time()
-        way.run()
-        return time.process_time() - start, (_resident("VmHWM") - before) / 2**20
+        return measured(way.run, device)
     finally:
         way.after()
-
-
-def _resident(field: str) -> float:
-    """KiB of this process, from the kernel's own account; the peak of its whole life elsewhere than on Linux."""
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
 
 
 def main() -> None:
@@ -163,20 +141,21 @@ def main() -> None:
         print("\n".join(found))
         return
     first = next(iter(found))
+    device = torch.device(args.device)
     chosen = {n: w for n, w in found.items() if n == first or not args.only or any(part in n for part in args.only)}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
-    for turn in range(args.repeat + 1):
+    taken: dict[str, list[Cost]] = {name: [] for name in chosen}
+    for number in range(args.repeat + 1):
         for name, way in chosen.items():
-            found_here = measured(way, args.device)
-            if turn:  # the first only warms up
+            found_here = turn(way, device)
+            if number:  # the first only warms up
                 taken[name].append(found_here)
     if args.compile:
         compiled(model)
         for name in ("pass, ours", "gradient step, ours"):
             start = time.perf_counter()
-            measured(found[name], args.device)
+            turn(found[name], device)
             print(f"{name}: the first turn, with compiling, took {time.perf_counter() - start:.0f} s.")
-            taken[f"{name}, blocks compiled"] = [measured(found[name], args.device) for _ in range(args.repeat)]
+            taken[f"{name}, blocks compiled"] = [turn(found[name], device) for _ in range(args.repeat)]
         print()
     least = {name: min(seconds for seconds, _ in turns) for name, turns in taken.items()}
     print(f"{args.size}, {args.device}, {args.dtype}, batch {args.batch}, {torch.get_num_threads()} threads\n")

@@ -15,7 +15,7 @@ import limelight
 ROOT = Path(limelight.__file__).parent
 ORDER = (
     "errors utils prompts models attention guidance generation heads textual_inversion editing evaluate viz "
-    "integrations cli"
+    "integrations validate cli"
 ).split()
 
 

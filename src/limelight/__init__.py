@@ -100,7 +100,8 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 # limelight.guidance and the like are there without an import of their own.
 _FOLDERS = frozenset(
-    "attention editing evaluate generation guidance heads integrations models prompts textual_inversion viz".split()
+    "attention editing evaluate generation guidance heads integrations models prompts textual_inversion validate "
+    "viz".split()
 )
 
 

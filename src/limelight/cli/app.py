@@ -19,6 +19,7 @@ from .learn import learn_command
 from .redraw import redraw_command
 from .terminal import read_arguments, reported
 from .tokens import tokens
+from .validate import validate_command
 from .web import web_command
 from .word import app as word_app
 
@@ -52,6 +53,7 @@ app.command("redraw")(redraw_command)
 app.command("edit")(edit_command)
 app.command("explain")(explain_command)
 app.command("calibrate")(calibrate_command)
+app.command("validate")(validate_command)
 app.command("tokens")(tokens)
 app.command("info")(info)
 app.command("learn")(learn_command)

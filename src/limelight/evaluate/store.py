@@ -141,7 +141,7 @@ class Run:
             if there is not None and there["hash"] != wanted["hash"]:
                 raise SettingsError(
                     f"'{self.folder}' has images by '{label}' with other settings "
-                    f"({_difference(there['settings'], wanted['settings'])}); choose another folder, or those settings."
+                    f"({difference(there['settings'], wanted['settings'])}); choose another folder, or those settings."
                 )
         as_text = {case.name: _case_facts(case) for case in cases}
         for name, facts in as_text.items():
@@ -234,13 +234,13 @@ def _case_facts(case: Case) -> dict[str, Any]:
     return facts
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
     """What differs, by name: "steps: 50 there, 20 now"."""
     found = []
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
         if a != b and isinstance(a, dict) and isinstance(b, dict):
-            found.append(_difference(a, b, f"{prefix}{name}."))
+            found.append(difference(a, b, f"{prefix}{name}."))
         elif a != b:
             found.append(f"{prefix}{name}: {a} there, {b} now")
     return ", ".join(found)

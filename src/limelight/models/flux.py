@@ -8,6 +8,8 @@ without words. The guidance scale is an input of "dev", which was distilled with
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,10 @@ class Flux(Transformer):
             self.pipeline, prompt.text, device=self.device, max_sequence_length=stream.length
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+    def own_options(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        (stream,) = self.streams
+        return {"guidance_scale": guidance_scale, "max_sequence_length": stream.length}
 
     def prepare(self, conditioning: Conditioning, guidance_scale: float) -> Conditioning:
         if not self._distilled and guidance_scale > 1:

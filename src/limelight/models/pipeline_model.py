@@ -64,6 +64,13 @@ class PipelineModel(Model):
     def dtype(self) -> torch.dtype:
         return self.denoiser.dtype
 
+    def own_options(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        """What the pipeline's own call takes for the same run, besides prompt, steps, size and generators."""
+        options: dict[str, Any] = {"guidance_scale": guidance_scale}
+        if self.branches(guidance_scale) == 2:
+            options["negative_prompt"] = negative
+        return options
+
     @abstractmethod
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         """Encode one prompt: keyword tensors of the denoiser, first axis 1."""

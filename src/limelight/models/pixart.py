@@ -10,7 +10,7 @@ for: diffusers' own pipeline rounds it to one that was trained unless `use_resol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -36,6 +36,10 @@ class PixArtSigma(Transformer):
                 f"The denoiser of '{self.name}' reads the size of the image besides the prompt (PixArt-alpha at 1024 "
                 "pixels), which is not supported."
             )
+
+    def own_options(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        options = super().own_options(guidance_scale, negative)
+        return {**options, "use_resolution_binning": False, "clean_caption": False}
 
     @property
     def default_size(self) -> tuple[int, int]:

@@ -29,6 +29,11 @@ class QwenImage(Transformer):
     def channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4
 
+    def own_options(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        options = super().own_options(guidance_scale, negative)
+        options["true_cfg_scale"] = options.pop("guidance_scale")
+        return options
+
     @property
     def streams(self) -> tuple[Stream, ...]:
         pipeline = self.pipeline

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class Sana(Transformer):
     together = True
     even_sigmas = False
     patch = 1
+
+    def own_options(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        options = super().own_options(guidance_scale, negative)
+        return {**options, "use_resolution_binning": False}
 
     @property
     def default_size(self) -> tuple[int, int]:

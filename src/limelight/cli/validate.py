@@ -1,0 +1,126 @@
+"""`limelight validate`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import SettingsError
+from ..utils.files import user_path
+from .options import Device, Height, Scheduler, Steps, Width, parse_names
+from .terminal import bar, console, say
+
+if TYPE_CHECKING:
+    from ..validate.outcome import Outcome
+
+
+def parse_budget(text: str) -> float:
+    """Parse "30m", "90s" or "2h" to seconds."""
+    match = re.fullmatch(r"\s*(\d{1,7}(?:\.\d{1,6})?)\s*([smh]?)\s*", text)
+    if match is None:
+        raise SettingsError(f"Cannot read --budget '{text}'. Write for example 90s, 30m or 2h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def validate_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="'pocket', a folder, a checkpoint (.safetensors, .ckpt), or a hub id (owner/name); or 'compare'."
+        ),
+    ] = "pocket",
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            parser=user_path, metavar="[A.json B.json]", help="For 'compare': two validation.json.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(parser=user_path, metavar="PATH", help="Folder; a second call does only what is missing."),
+    ] = Path("validation"),
+    budget: Annotated[str, typer.Option(help="Time for all stages, e.g. 90s, 30m, 2h.")] = "30m",
+    stages: Annotated[
+        str | None,
+        typer.Option(help="Only these, e.g. load,parity; an unknown name lists all.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16; by default float16 on CUDA.", show_default=False),
+    ] = None,
+    scheduler: Scheduler = None,
+    steps: Steps = 50,
+    height: Height = None,
+    width: Width = None,
+    device: Device = None,
+) -> None:
+    """Check on a model what limelight claims: one page, one JSON. Exits with 1 where a claim does not hold.
+
+    limelight validate compare A.json B.json shows two validations side by side.
+    """
+    if model == "compare":
+        _compare(files or [])
+        return
+    if files:
+        raise SettingsError(f"'{files[0]}' is one argument too many. Give one model, or: compare A.json B.json.")
+    seconds = parse_budget(budget)
+
+    from ..validate.runner import validate
+
+    verdicts = []
+
+    def tell(name: str, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            verdicts.append(outcome.verdict)
+            console.print(f"{name}: {outcome.verdict}. {escape(outcome.summary)}")
+
+    with bar("validating") as show:
+        page = validate(
+            model,
+            out,
+            stages=None if stages is None else parse_names(stages),
+            budget=seconds,
+            device=device,
+            dtype=dtype,
+            scheduler=scheduler,
+            steps=steps,
+            height=height,
+            width=width,
+            say=say,
+            on_stage=tell,
+            on_progress=show,
+        )
+
+    console.print(f"{escape(str(page))}, validation.json and validation.md")
+    if {"failed", "broken"} & set(verdicts):
+        raise typer.Exit(1)
+
+
+def _compare(files: Sequence[Path]) -> None:
+    """Print two validations side by side."""
+    if len(files) != 2:
+        raise SettingsError(f"'compare' needs two files, not {len(files)}: limelight validate compare A.json B.json.")
+
+    from ..validate.comparison import compare
+
+    found = compare(*files)
+    for name, values in found.differ.items():
+        console.print(f"{name}: {' | '.join(values)}", markup=False)
+    table = Table("stage", "number", "A", "B", "B - A")
+    for stage, verdicts in found.verdicts.items():
+        table.add_row(stage, "verdict", *verdicts, "")
+        for (of, name), (ours, theirs) in found.numbers.items():
+            if of == stage:
+                change = "" if ours is None or theirs is None else f"{theirs - ours:+.4g}"
+                table.add_row("", escape(name), *(_shown(value) for value in (ours, theirs)), change)
+    console.print(table)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

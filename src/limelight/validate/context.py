@@ -1,0 +1,90 @@
+"""What the stages of a validation share: the model, the settings, the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..models.base import Model
+from ..models.loading import load
+from ..utils.files import png, write
+from ..utils.jsonl import Say
+from .outcome import Figure, Outcome
+
+
+class Skip(Exception):  # noqa: N818 - not an error
+    """A stage cannot run here; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a validation depends on.
+
+    Attributes:
+        source: of the model, see `limelight.load`.
+        device, scheduler: see `limelight.load`.
+        dtype: "float32", ...; None is the device's own.
+        steps: of every image.
+        height, width: in pixels; None is the model's own.
+        budget: seconds for all stages; None is without limit.
+    """
+
+    source: str
+    device: str | None = None
+    dtype: str | None = None
+    scheduler: str | None = None
+    steps: int = 50
+    height: int | None = None
+    width: int | None = None
+    budget: float | None = None
+
+
+@dataclass(kw_only=True)
+class Context:
+    """A validation that runs.
+
+    Attributes:
+        out: its folder.
+        say: called with notes.
+        show: called with how much of a stage is done, and of how much.
+        done: the outcomes until now, by stage.
+        until: when the stage that runs should end, by `time.monotonic`; None is without limit.
+    """
+
+    settings: Settings
+    out: Path
+    say: Say = lambda text: None
+    show: Callable[[int, int], None] = lambda done, total: None
+    done: dict[str, Outcome] = field(default_factory=dict)
+    until: float | None = None
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, loaded at its first use."""
+        settings = self.settings
+        dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
+        return load(settings.source, device=settings.device, dtype=dtype, scheduler=settings.scheduler)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.model.size_or_own(self.settings.height, self.settings.width)
+
+    @property
+    def left(self) -> float:
+        """Seconds that the stage still has."""
+        if self.until is None:
+            return float("inf")
+        return self.until - time.monotonic()
+
+    def figure(self, stage: str, name: str, title: str, image: Image.Image) -> Figure:
+        """Keep an image of a stage for the page."""
+        file = Path("figures", f"{stage}-{name}.png")
+        write(self.out / file, png({"model": self.settings.source}, image))
+        return Figure(title, file.as_posix())

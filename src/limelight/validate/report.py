@@ -1,0 +1,116 @@
+"""The page, the JSON and the Markdown of a validation."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingDependency
+from ..utils.files import json_text, write
+from ..utils.reading import reading
+from .context import Settings
+from .machine import versions
+from .outcome import Outcome, Table
+from .stages import STAGES
+
+PAGE = importlib.resources.files("limelight.validate") / "templates" / "validation.html.jinja"
+FORMAT = 1
+
+
+def write_report(folder: Path, settings: Settings, done: Mapping[str, Outcome]) -> Path:
+    """Write the three files, and return the path of the page.
+
+    Raises:
+        FileError: the folder cannot be written.
+        MissingDependency: jinja2 is not installed.
+    """
+    ordered = {name: done[name] for name in STAGES if name in done}
+    facts = document(settings, ordered)
+    text = json_text(facts, indent=1).encode() + b"\n"
+    write(folder / "validation.json", text)
+    block = markdown(facts, ordered)
+    write(folder / "validation.md", block.encode())
+    page = _page(folder, facts, ordered, block, hashlib.sha256(text).hexdigest()[:16])
+    write(folder / "validation.html", page.encode())
+    return folder / "validation.html"
+
+
+def document(settings: Settings, done: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Everything that is known, as plain values."""
+    load = done.get("load")
+    facts = {} if load is None else load.facts
+    return {
+        "format": FORMAT,
+        "model": settings.source,
+        "weights": facts.get("weights"),
+        "hardware": facts.get("hardware", {}),
+        "versions": versions(),
+        "settings": asdict(settings),
+        "stages": [outcome.record() for outcome in done.values()],
+    }
+
+
+def markdown(facts: Mapping[str, Any], done: Mapping[str, Outcome]) -> str:
+    """A short block to paste into an issue."""
+    hardware = facts["hardware"]
+    where = hardware.get("GPU") or hardware.get("processor", "unknown")
+    libraries = ", ".join(f"{name} {facts['versions'][name]}" for name in ("limelight", "torch", "diffusers"))
+    lines = [
+        f"**limelight validate {_plain(facts['model'])}** (weights `{facts['weights']}`)",
+        "",
+        f"{_plain(where)}; {libraries}; budget {facts['settings']['budget'] or 0:.0f} s",
+        "",
+        "| stage | verdict | finding | seconds |",
+        "|---|---|---|---|",
+    ]
+    for name, outcome in done.items():
+        lines.append(f"| {name} | {outcome.verdict} | {_plain(outcome.summary)} | {outcome.seconds:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: object) -> str:
+    """Text of others in a cell of Markdown: on one line, and no character means anything there or in HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(str(text).split()))
+
+
+def _page(folder: Path, facts: Mapping[str, Any], done: Mapping[str, Outcome], block: str, digest: str) -> str:
+    try:
+        from jinja2 import Environment
+    except ImportError as error:
+        raise MissingDependency("The page needs jinja2. Install it: pip install 'limelight[eval]'.") from error
+
+    images = {}
+    for outcome in done.values():
+        for figure in outcome.figures:
+            images[figure.file] = _inline(folder / figure.file)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
+        facts=facts,
+        done=done,
+        stages=STAGES,
+        images=images,
+        block=block,
+        digest=digest,
+        numeric=_numeric,
+    )
+
+
+def _inline(path: Path) -> str:
+    """An image as a data URL."""
+    with reading(path, "an image", "remove the file of its stage in stages/, and validate again"):
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _numeric(table: Table) -> list[bool]:
+    """Which columns of a table hold numbers."""
+    found = []
+    for i in range(len(table.columns)):
+        cells = [row[i] for row in table.rows if row[i]]
+        found.append(i > 0 and bool(cells) and all(re.match(r"[-+]?[\d.]", cell) for cell in cells))
+    return found
