@@ -223,7 +223,7 @@ def test_guidance_lowers_the_loss(tiny):
 def test_a_satisfied_objective_moves_nothing(tiny):
     def satisfied(maps, subjects):
         zero = maps.mean().sum(dim=(1, 2, 3)) * 0
-        return Score(zero, zero[:, None].detach(), {"neglect": zero.detach()})
+        return Score(zero, zero[:, None].detach().expand(-1, 2), {"neglect": zero.detach()})
 
     moved = run(tiny, Guidance(objective=satisfied, thresholds={0: 1.0}))
     assert torch.equal(moved.latents, run(tiny, None).latents)
