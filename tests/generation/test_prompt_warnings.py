@@ -53,7 +53,8 @@ def test_an_inverted_image(tiny, options):
 def test_an_edit_of_an_image_warns_once(tiny):
     with pytest.warns(limelight.LostWords) as found:
         limelight.edit(tiny, LONG, "a dog", image=Image.new("RGB", (32, 32)), steps=1)
-    assert len(found) == 1
+    # An untrained model reconstructs no image, of which another warning speaks.
+    assert [warning.category for warning in found].count(limelight.LostWords) == 1
 
 
 @pytest.mark.parametrize("options", [{"prompt": LONG}, {"prompt": "a cat", "negative_prompt": LONG}])
