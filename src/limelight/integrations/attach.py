@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from threading import RLock, get_ident
 from typing import Any
@@ -77,12 +78,12 @@ def attach(
         kind = AttachedTransformer
     attached = kind(pipeline, subjects, guidance or AttendAndExcite())
     denoiser = getattr(pipeline, attached.model.denoised_by)
-    with _before_each_pass(denoiser, attached._before_denoiser), _put_around(attached.wrapped()):
+    with _before_each_pass(denoiser, attached._before_denoiser), put_around(attached.wrapped()):
         yield attached
 
 
 @contextmanager
-def _put_around(wrapped: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+def put_around(wrapped: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
     """Replace methods (owner, name, what stands around it) for the time of a `with`."""
     before = [vars(owner).get(name) for owner, name, _ in wrapped]
 
@@ -125,6 +126,42 @@ def _around(original: Any, around: Any) -> Any:
     # Pipelines ask a scheduler's step for its parameters.
     wrapper.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     return wrapper
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a call of a pipeline's ``encode_prompt`` asks for.
+
+    Attributes:
+        arguments: of the call, by name.
+        prompts: the parsed prompts; with `prompt_embeds` alone, stand-ins whose tokens are numbers.
+        listed: whether they were given as a list.
+        named: whether there are words.
+        copies: images of each prompt.
+    """
+
+    arguments: Mapping[str, Any]
+    prompts: list[Prompt]
+    listed: bool
+    named: bool
+    copies: int
+
+
+def asked_of(original: Any, args: Any, kwargs: Any, read: Callable[[str], Prompt]) -> Asked:
+    """Read a call of ``encode_prompt``.
+
+    Args:
+        original: the method, with the arguments of its call.
+        read: parses a prompt.
+    """
+    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    prompt, embedded = given.get("prompt"), given.get("prompt_embeds")
+    listed, prompts = not isinstance(prompt, str), list[Prompt]()
+    if prompt is not None:
+        prompts = list(map(read, prompt if listed else [prompt]))
+    elif embedded is not None:
+        prompts = [unread(embedded.shape[1])] * len(embedded)
+    return Asked(given, prompts, listed, prompt is not None, int(given.get("num_images_per_prompt") or 1))
 
 
 class Attached:
@@ -188,21 +225,17 @@ class Attached:
     def _encode_prompt(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Read the prompts at the begin of a call of the pipeline."""
         self._begin_call()
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        prompt, embedded = given.get("prompt"), given.get("prompt_embeds")
-        self._listed, self._named = not isinstance(prompt, str), prompt is not None
-
-        self._prompts = []
-        if prompt is not None:
-            texts = prompt if self._listed else [prompt]
-            self._prompts = list(map(self.model.read, texts))
-        elif embedded is not None:
-            self._prompts = [unread(embedded.shape[1])] * len(embedded)
-        self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
+        asked = asked_of(original, args, kwargs, self.model.read)
+        self._take(asked)
 
         encoded = original(*args, **kwargs)
-        self._warn(encoded, given.get("negative_prompt"))
+        self._warn(encoded, asked.arguments.get("negative_prompt"))
         return encoded
+
+    def _take(self, asked: Asked) -> None:
+        """Begin to steer the prompts of a call."""
+        self._listed, self._named, self._prompts = asked.listed, asked.named, asked.prompts
+        self._images = len(asked.prompts) * asked.copies
 
     def _warn(self, encoded: Any, negative: str | Sequence[str] | None) -> None:
         """Warn of words that are lost, unless the pipeline reads long prompts in its own way."""
@@ -239,26 +272,38 @@ class Attached:
         # Without kwargs: the hook was taken off while another thread was about to call it.
         if kwargs is None or not self._is_mine() or self._busy:
             return None
-        # Of a compiled UNet's own signature nothing can be read.
-        signature = inspect.signature(type(self.model.denoiser).forward)
-        inputs = signature.bind(unet, *args, **kwargs).arguments
-        inputs.pop("self")
-        inputs.update(inputs.pop("kwargs", {}))
+        inputs = self._inputs_of(unet, args, kwargs)
         sample = inputs["sample"]
         latents, branches = self._read_latents(unet, sample)
 
         self.model.take(inputs, branches, latents.shape[1])
+        with self._at_work():
+            move = self._update(latents, inputs["timestep"], inputs["encoder_hidden_states"].shape[1])
+            if move is None:
+                return None
+            self._moved, self._after = move.latents, move.after
+            scaled = self.model.scheduler.scale_model_input(torch.cat([move.latents] * branches), inputs["timestep"])
+
+        inputs["sample"] = torch.cat([scaled.to(sample.dtype), sample[:, latents.shape[1] :]], dim=1)
+        return (), inputs
+
+    def _inputs_of(self, denoiser: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The inputs of a pass by name."""
+        # Of a compiled denoiser's own signature nothing can be read.
+        inputs = inspect.signature(type(self.model.denoiser).forward).bind(denoiser, *args, **kwargs).arguments
+        inputs.pop("self")
+        others = inputs.pop("kwargs", {})
+        return {**inputs, **others}
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Let guidance run the denoiser, and no other thread; its own passes are not steered."""
         self._busy = True
         try:
             with exclusive(self.model.denoiser):
-                scaled = self._move(latents, inputs["timestep"], inputs["encoder_hidden_states"].shape[1], branches)
+                yield
         finally:
             self._busy = False
-        if scaled is None:
-            return None
-
-        inputs["sample"] = torch.cat([scaled.to(sample.dtype), sample[:, latents.shape[1] :]], dim=1)
-        return (), dict(inputs)
 
     def _read_latents(self, unet: Any, sample: Tensor) -> tuple[Tensor, int]:
         """The unscaled latents of this pass, one row per image, and the number of branches.
@@ -285,18 +330,15 @@ class Attached:
             )
         return latents[-images:].clone(), branches
 
-    def _move(self, latents: Tensor, timestep: Tensor, tokens: int, branches: int) -> Tensor | None:
-        """Move the latents and scale them for the denoiser, once per branch; None where nothing is to be done."""
+    def _update(self, latents: Tensor, timestep: Tensor, tokens: int = 0) -> Move | None:
+        """Move the latents of a step, and keep what was done; None where nothing is to be done."""
         if self._steering is None:
             self._steering = self._begin(latents, timestep, tokens)
         move = self._steering.update(self._index, timestep, latents)
         self._pending = True
-        if move is None:
-            return None
-
-        self._moved, self._after = move.latents, move.after
-        self._moves.append((self._index, float(timestep), move.forget()))
-        return self.model.scheduler.scale_model_input(torch.cat([move.latents] * branches), timestep)
+        if move is not None:
+            self._moves.append((self._index, float(timestep), move.forget()))
+        return move
 
     def _begin(self, latents: Tensor, timestep: Tensor, tokens: int) -> Steering:
         """Prepare the steering at the first pass of a call."""
@@ -343,8 +385,34 @@ class Attached:
         return left, scheduler.timesteps[-left:]
 
 
-class _Foreign(UNet):
-    """A pipeline's denoiser, called again with the inputs that the pipeline gave it."""
+class Replayed:
+    """A pipeline's denoiser, called again with the inputs that the pipeline gave it: a base of models."""
+
+    denoiser: Any
+
+    def _adopt(self, pipeline: Any) -> None:
+        """Take over the live parts of a pipeline.
+
+        Raises:
+            ModelError: no gradient passes through its weights.
+            SettingsError: its scheduler is of second order.
+        """
+        check_gradient(self.denoiser, type(pipeline).__name__)
+        self.scheduler = pipeline.scheduler  # its steps are the pipeline's
+        check_order(self.scheduler)
+
+    def _remember(self, inputs: dict[str, Any], rows: int, images: int) -> None:
+        """Keep the inputs of the pipeline's own pass of so many rows; the conditional ones are its last."""
+        self._inputs, self._batch, self._first = inputs, rows, rows - images
+
+    def _again(self, conditioning: Conditioning, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+        """The rows of some images in that pass, and its inputs for them alone."""
+        rows = (conditioning.conditional["rows"] + self._first).to(device)
+        return rows, {name: pick(value, self._batch, rows) for name, value in self._inputs.items()}
+
+
+class _Foreign(Replayed, UNet):
+    """The UNet of a pipeline."""
 
     def __init__(self, pipeline: Any) -> None:
         name = type(pipeline).__name__
@@ -354,9 +422,7 @@ class _Foreign(UNet):
         self._tokenizer, self._encoder = _first_text(pipeline)
         super().__init__(pipeline, name)
         self.denoiser = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # what torch.compile has wrapped
-        check_gradient(self.denoiser, name)
-        self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
-        check_order(self.scheduler)
+        self._adopt(pipeline)
 
     def _check_tokenizer(self) -> None:
         """Nothing: the pipeline encodes its prompts itself, or is given embeddings."""
@@ -387,8 +453,8 @@ class _Foreign(UNet):
 
     def take(self, inputs: dict[str, Any], branches: int, channels: int) -> None:
         """Remember the inputs of the pipeline's own pass; the conditional rows are its last."""
-        self._inputs, self._batch = dict(inputs), len(inputs["sample"])
-        self._first = self._batch - self._batch // branches
+        rows = len(inputs["sample"])
+        self._remember(dict(inputs), rows, rows // branches)
         self._tail = inputs["sample"][:, channels:]  # an inpainting mask and image
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
@@ -403,8 +469,7 @@ class _Foreign(UNet):
         guidance_scale: float = 1.0,
         until: AttentionSite | None = None,
     ) -> Tensor | None:
-        rows = (conditioning.conditional["rows"] + self._first).to(latents.device)
-        inputs = {name: pick(value, self._batch, rows) for name, value in self._inputs.items()}
+        rows, inputs = self._again(conditioning, latents.device)
         scaled = self.scheduler.scale_model_input(latents, timestep).to(self._inputs["sample"].dtype)
         inputs["sample"] = torch.cat([scaled, self._tail[rows]], dim=1)
         with stop_after(self.denoiser, until), kept_weights(self.denoiser):

@@ -6,22 +6,19 @@ get the moved latents. They are tokens of 2 x 2 latent pixels where the denoiser
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError, PromptError
-from ..guidance.base import check_order
 from ..models.base import Conditioning
 from ..models.families import FAMILIES
 from ..models.pipeline_model import stop_after
 from ..models.sites import AttentionSite
 from ..models.transformer import layout_of, packed, unpacked
 from ..prompts.prompt import aligned
-from ..utils.torch import exclusive
-from .attach import Attached, check_gradient, kept_weights, pick
+from .attach import Attached, Replayed, asked_of, kept_weights
 
 
 class AttachedTransformer(Attached):
@@ -47,15 +44,12 @@ class AttachedTransformer(Attached):
     def _encode_prompt(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Read the prompts; a second encoding in a call is that of the negative prompt."""
         if self._is_mine() and not self._prompts:
-            given = inspect.signature(original).bind(*args, **kwargs).arguments
-            prompt = given.get("prompt")
-            if prompt is None:
+            asked = asked_of(original, args, kwargs, self.model.prompt)
+            if not asked.named:
                 raise PromptError(
                     f"'{self.model.name}' was given prompt_embeds alone, in which no words can be found; give a prompt."
                 )
-            self._listed, self._named = not isinstance(prompt, str), True
-            self._prompts = [self.model.prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-            self._images = len(self._prompts) * int(given.get("num_images_per_prompt") or 1)
+            self._take(asked)
         return original(*args, **kwargs)
 
     @torch.inference_mode(False)
@@ -64,8 +58,7 @@ class AttachedTransformer(Attached):
         # Without kwargs: the hook was taken off while another thread was about to call it.
         if kwargs is None or not self._is_mine() or self._busy:
             return None
-        inputs = inspect.signature(type(self.model.denoiser).forward).bind(denoiser, *args, **kwargs).arguments
-        inputs.pop("self")
+        inputs = self._inputs_of(denoiser, args, kwargs)
         if not self._pending:  # the first pass of a step
             self._steer(dict(inputs))
         if self._moved is None:
@@ -74,7 +67,7 @@ class AttachedTransformer(Attached):
         sample, moved = inputs["hidden_states"], self._moved
         branches = len(sample) // len(moved)
         inputs["hidden_states"] = self.model.with_tail(torch.cat([moved] * branches), sample)
-        return (), dict(inputs)
+        return (), inputs
 
     def _steer(self, inputs: dict[str, Any]) -> None:
         """Move the latents of a step whose first pass has these inputs."""
@@ -89,27 +82,17 @@ class AttachedTransformer(Attached):
         self.model.take(inputs, self._images)
         latents = self.model.latents_of(sample[-self._images :]).clone()
 
-        self._busy = True
-        try:
-            with exclusive(self.model.denoiser):
-                if self._steering is None:
-                    self._steering = self._begin(latents, inputs["timestep"], 0)
-                timestep = self._timesteps[self._index]
-                move = self._steering.update(self._index, timestep, latents)
-        finally:
-            self._busy = False
-        self._pending = True
+        with self._at_work():
+            _, timesteps = self._schedule(inputs["timestep"])  # those of the denoiser are fractions
+            move = self._update(latents, timesteps[self._index])
         if move is None:
             return
         self._moved = self.model.tokens_of(move.latents)
         self._after = None if move.after is None else self.model.tokens_of(move.after)
-        self._moves.append((self._index, float(timestep), move.forget()))
 
     def _schedule(self, timestep: Tensor) -> tuple[int, Tensor]:
-        scheduler = self.model.scheduler
         steps = int(self.model.pipeline.num_timesteps)
-        self._timesteps = scheduler.timesteps[-steps:]
-        return steps, self._timesteps
+        return steps, self.model.scheduler.timesteps[-steps:]
 
 
 def _foreign(pipeline: Any) -> Any:
@@ -126,24 +109,21 @@ def _foreign(pipeline: Any) -> Any:
         titles = ", ".join(family.title for family in can)
         raise ModelError(f"'{name}' cannot be steered by attach(); it steers pipelines of: {titles}.")
 
-    kind = type("_Foreign", (_Replayed, found[0].adapter), {})
+    kind = type("_Foreign", (_Transformer, found[0].adapter), {})
     return kind(pipeline, name)
 
 
-class _Replayed:
-    """A pipeline's denoiser, called again with the inputs that the pipeline gave it."""
+class _Transformer(Replayed):
+    """The transformer of a pipeline."""
 
     pipeline: Any
-    denoiser: Any
     patch: int
     _pass: Any
     _places: Any
 
     def __init__(self, pipeline: Any, name: str) -> None:
         super().__init__(pipeline, name)  # type: ignore[call-arg]
-        check_gradient(self.denoiser, name)
-        self.scheduler = pipeline.scheduler  # the live one: its steps are the pipeline's
-        check_order(self.scheduler)
+        self._adopt(pipeline)
 
     def take(self, inputs: dict[str, Any], images: int) -> None:
         """Remember the inputs of the pipeline's own pass; the conditional rows are its last.
@@ -152,7 +132,7 @@ class _Replayed:
             ModelError: its sequence holds more than one image.
         """
         sample = inputs["hidden_states"]
-        self._inputs, self._batch, self._first = inputs, len(sample), len(sample) - images
+        self._remember(inputs, len(sample), images)
         self._grid = _grid(inputs, self.patch)
         if sample.ndim == 3 and sample.shape[1] != self._grid[0] * self._grid[1] // self.patch**2:
             raise ModelError(
@@ -190,8 +170,7 @@ class _Replayed:
         guidance_scale: float = 1.0,
         until: AttentionSite | None = None,
     ) -> Tensor | None:
-        rows = (conditioning.conditional["rows"] + self._first).to(latents.device)
-        inputs = {name: pick(value, self._batch, rows) for name, value in self._inputs.items()}
+        rows, inputs = self._again(conditioning, latents.device)
         sample = inputs["hidden_states"]
         inputs["hidden_states"] = self.with_tail(self.tokens_of(latents), sample)
         if "img_shapes" in inputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +14,9 @@ from ..errors import ModelError, ProbeError
 from ..models.base import Model
 from ..models.loading import load
 from ..models.unet import UNet
-from ..prompts.prompt import Prompt, unread
+from ..prompts.prompt import Prompt
 from ..utils.torch import remove_hook, undone
-from .attach import _put_around
+from .attach import asked_of, put_around
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def watch(pipeline: Any) -> Iterator[Watched]:
         hook = watched._after_pass  # one object, by which it is found again
         with (
             undone(partial(remove_hook, model.denoiser, hook)),
-            _put_around([(pipeline, "encode_prompt", watched._encode_prompt)]),
+            put_around([(pipeline, "encode_prompt", watched._encode_prompt)]),
         ):
             model.denoiser.register_forward_hook(hook, with_kwargs=True)
             yield watched
@@ -92,18 +91,9 @@ class Watched:
 
     def _encode_prompt(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Read the prompts at the begin of a call of the pipeline."""
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        prompt, embedded = given.get("prompt"), given.get("prompt_embeds")
-        prompts: list[Prompt] = []
-        if prompt is not None:
-            prompts = list(map(self._model.prompt, [prompt] if isinstance(prompt, str) else prompt))
-        elif embedded is not None:
-            prompts = [unread(embedded.shape[1])] * len(embedded)
-
+        asked = asked_of(original, args, kwargs, self._model.prompt)
         self._forget()
-        self._prompts = []
-        for own in prompts:  # images of one prompt lie side by side
-            self._prompts += [own] * int(given.get("num_images_per_prompt") or 1)
+        self._prompts = [prompt for prompt in asked.prompts for _ in range(asked.copies)]  # one prompt's side by side
         self._probe.images = len(self._prompts)
         return original(*args, **kwargs)
 
