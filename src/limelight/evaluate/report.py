@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.resources
 import io
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import FileError, LimelightError, MissingDependency, SettingsError
 from ..utils.files import write
+from ..utils.html import data_url, rendered
 from ..utils.images import open_image
 from ..utils.reading import Record, from_json, from_python, reading
 from ..utils.statistics import Difference, best_of, compare
@@ -26,6 +26,7 @@ from .store import digest
 
 CHOSEN_BY = "full_text"  # how the best of several images is chosen: what a person without a detector has
 SHOWN, SEEDS = 4, 4  # cases at either end, and images of each
+PAGE = importlib.resources.files("limelight.evaluate") / "templates" / "report.html.jinja"
 REPORTS = ("report.md", "report.html")
 COLUMNS = {"calls": "denoiser calls", "seconds": "seconds"}
 TITLES = {name: metric.title for name, metric in METRICS.items()}
@@ -398,30 +399,23 @@ def changed(value: Difference | None) -> str:
 
 
 def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise MissingDependency("A report needs jinja2. Install it: pip install 'limelight[eval]'.") from error
-    source = (importlib.resources.files("limelight.evaluate") / "templates" / "report.html.jinja").read_text(
-        encoding="utf-8"
-    )
     overall = [line for line in lines if line.subset == "all" and line.changes]
     charts = {}
     for name in names:
         chart = _chart(overall, name)
         if chart:
             charts[name] = chart
-    template = Environment(autoescape=True).from_string(source)
-    return template.render(
-        lines=lines,
-        names=names,
-        labels=TITLES,
-        columns=COLUMNS,
-        charts=charts,
-        shown=shown,
-        changed=changed,
+    values = {
+        "lines": lines,
+        "names": names,
+        "labels": TITLES,
+        "columns": COLUMNS,
+        "charts": charts,
+        "shown": shown,
+        "changed": changed,
         **facts,
-    )
+    }
+    return rendered(PAGE, values, what="A report", extra="eval", trim=False)
 
 
 def _chart(lines: Sequence[Line], name: str) -> list[dict[str, Any]]:
@@ -450,4 +444,4 @@ def _thumbnail(path: Path, side: int = 128) -> str:
         return ""
     small.thumbnail((side, side))
     small.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(buffer.getvalue(), "jpeg")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import importlib.resources
 import re
@@ -11,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependency
 from ..utils.files import json_text, write
+from ..utils.html import data_url, rendered
 from ..utils.reading import reading
 from .context import Settings
 from .machine import versions
@@ -80,31 +79,26 @@ def _plain(text: object) -> str:
 
 
 def _page(folder: Path, facts: Mapping[str, Any], done: Mapping[str, Outcome], block: str, digest: str) -> str:
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise MissingDependency("The page needs jinja2. Install it: pip install 'limelight[eval]'.") from error
-
     images = {}
     for outcome in done.values():
         for figure in outcome.figures:
             images[figure.file] = _inline(folder / figure.file)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
-        facts=facts,
-        done=done,
-        stages=STAGES,
-        images=images,
-        block=block,
-        digest=digest,
-        numeric=_numeric,
-    )
+    values = {
+        "facts": facts,
+        "done": done,
+        "stages": STAGES,
+        "images": images,
+        "block": block,
+        "digest": digest,
+        "numeric": _numeric,
+    }
+    return rendered(PAGE, values, what="The page", extra="eval")
 
 
 def _inline(path: Path) -> str:
     """An image as a data URL."""
     with reading(path, "an image", "remove the file of its stage in stages/, and validate again"):
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return data_url(path.read_bytes())
 
 
 def _numeric(table: Table) -> list[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
 import importlib.resources
 import io
@@ -18,7 +17,7 @@ from PIL import Image
 from ..attention.export import Kind, exported, run_lengths
 from ..attention.maps import AttentionMaps
 from ..editing.image_maps import read_image
-from ..errors import MissingDependency, SettingsError
+from ..errors import SettingsError
 from ..generation.arguments import OnePromptOptions, check_model, guidance_of
 from ..generation.generate import generate
 from ..generation.plan import beside
@@ -28,6 +27,7 @@ from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import compound_nouns
 from ..utils.files import png, slug, user_path, write_new
+from ..utils.html import data_url, rendered
 from ..utils.images import ImageSource
 from .sheets import animation, every_word, places, progress, strip
 from .sheets import compare as compare_runs
@@ -59,7 +59,7 @@ class Figure:
     @property
     def inline(self) -> str:
         """Its content as a data URL."""
-        return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
+        return data_url(self.content, self.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,24 +92,17 @@ class Explanation:
         Raises:
             MissingDependency: jinja2 is not installed.
         """
-        try:
-            from jinja2 import Environment
-        except ImportError as error:
-            raise MissingDependency(
-                "The HTML page needs jinja2. Install it: pip install 'limelight[plots]'."
-            ) from error
-
-        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         result = self.last
-        return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
-            prompt=result.settings["prompt"],
-            words=self.words,
-            names=list(map(str, result.subjects)),
-            seeds=list(zip(result.seeds, self.figures, strict=True)),
-            runs=self.runs,
-            settings={name: _rows(run.settings) for name, run in self.runs.items()},
-            version=importlib.metadata.version("limelight"),
-        )
+        values = {
+            "prompt": result.settings["prompt"],
+            "words": self.words,
+            "names": list(map(str, result.subjects)),
+            "seeds": list(zip(result.seeds, self.figures, strict=True)),
+            "runs": self.runs,
+            "settings": {name: _rows(run.settings) for name, run in self.runs.items()},
+            "version": importlib.metadata.version("limelight"),
+        }
+        return rendered(PAGE, values, what="The HTML page", extra="plots")
 
     def _repr_html_(self) -> str:
         """The page in a frame, as notebooks show an explanation."""

@@ -78,7 +78,7 @@ def explained(run: Run, text: str, method: str, seed: int, steps: int) -> Iterat
 
     for found in run.follow(work):
         if isinstance(found, Progress):
-            shown = {"image": parts.data_url(found.images[0]), "words": []} if found.images else gr.skip()
+            shown = {"image": parts.png_url(found.images[0]), "words": []} if found.images else gr.skip()
             yield shown, found.text
         else:
             yield found, f"Seed {seed}, {steps} steps. Point at a word, or move to it with Tab."
@@ -102,14 +102,14 @@ def maps_for_page(result: Result) -> dict[str, Any]:
 
     shown = []
     for word, rows in heats.items():
-        shown.append({"word": word, "frames": [parts.data_url(_painted(heat, high)) for heat in rows]})
+        shown.append({"word": word, "frames": [parts.png_url(_painted(heat, high)) for heat in rows]})
     return {
-        "image": parts.data_url(result.images[0]),
+        "image": parts.png_url(result.images[0]),
         "prompt": result.settings["prompt"],
         "words": shown,
         "labels": labels,
         "high": round(high, 3),
-        "trace": parts.data_url(trace(result)) if result.trace else None,
+        "trace": parts.png_url(trace(result)) if result.trace else None,
     }
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import gradio as gr
 
 from ...errors import SettingsError
-from ...generation.compare import Comparison, compare
 from ...heads.gains import strengthen
 from ...heads.relevance import Relevance, relevance_for
 from ...models.base import Model
 from ...viz.heads import heatmaps
 from . import parts
-from .runs import Progress, Run, Stops, refused
+from .runs import Run, Stops, refused
 
 TITLE, NAME = "Heads", "heads"
 
@@ -66,7 +65,7 @@ def build(model: Model, stops: Stops) -> None:
 def heads_of(relevance: Relevance, concept: str) -> str:
     """The heat map of a concept and its most relevant heads."""
     rows = ", ".join(f"{head} ({value:.1f})" for head, value in relevance.top(concept, 3))
-    url, about = parts.data_url(heatmaps(relevance, [concept])), f"Relevance of every head to {concept}, by layer"
+    url, about = parts.png_url(heatmaps(relevance, [concept])), f"Relevance of every head to {concept}, by layer"
     image, caption = f'<img src="{url}" alt="{about}">', f"<figcaption>Most relevant: {rows}</figcaption>"
     return f'<figure class="ll-heads">{image}{caption}</figure>'
 
@@ -82,23 +81,13 @@ def strengthened(
     with refused():
         parts.checked(text)
         edits = [strengthen(word.strip(), concept, head_vectors=relevance)]
-    names = {"plain": "Plain", "edited": "Strengthened"}
-    shown: dict[str, Any] = dict.fromkeys(names.values(), ())
-
-    def work(run: Run) -> Comparison:
-        def begins(name: str) -> None:
-            run.title = names[name]
-            run.report("begins")
-
-        return compare(
-            run.model, text, edits=edits, subjects=(), seeds=[seed], steps=steps, on_run=begins, on_step=run.on_step
-        )
-
-    for found in run.follow(work):
-        if isinstance(found, Progress):
-            if found.images:
-                shown[found.title] = parts.previews(found.images, found.title)
-            yield *(list(images) for images in shown.values()), found.text
-        else:
-            rows = [parts.captioned(result, names[name]) for name, result in found.runs.items()]
-            yield *rows, f"\u201c{word}\u201d, strengthened by the heads of {concept}."
+    yield from parts.compared(
+        run,
+        text,
+        {"plain": "Plain", "edited": "Strengthened"},
+        lambda comparison: f"\u201c{word}\u201d, strengthened by the heads of {concept}.",
+        edits=edits,
+        subjects=(),
+        seeds=[seed],
+        steps=steps,
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.resources
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from ...errors import SettingsError
+from ...generation.compare import Comparison, compare
 from ...generation.plan import prompt_warnings
 from ...generation.result import Result
 from ...models.base import Model
@@ -20,8 +20,9 @@ from ...prompts.prompt import Prompt
 from ...prompts.subjects import Place, described_nouns
 from ...prompts.tagging import FUNCTION_WORDS
 from ...utils.files import png
+from ...utils.html import data_url
 from ...viz.sheets import every_word
-from .runs import Stops
+from .runs import Progress, Run, Stops
 
 ASSETS = importlib.resources.files("limelight.integrations.web") / "assets"
 LONGEST_PROMPT = 2000  # characters
@@ -155,11 +156,50 @@ def previews(images: Sequence[Image.Image], name: str) -> list[tuple[Image.Image
     return [(image, f"{name}, unfinished") for image in images]
 
 
-def data_url(image: Image.Image) -> str:
+def compared(
+    run: Run,
+    text: str,
+    names: Mapping[str, str],
+    summary: Callable[[Comparison], str],
+    *,
+    starts: Callable[[str], str] = lambda name: "begins",
+    **options: Any,
+) -> Iterator[tuple[Any, ...]]:
+    """Generate a prompt in two ways; yield what a gallery for each and the line beside them show.
+
+    Args:
+        names: the titles of the galleries by the names of the runs, see `limelight.Comparison.runs`.
+        summary: what the line says at the end.
+        starts: what it says when the run of a name starts.
+        options: of `limelight.compare`.
+
+    Raises:
+        gr.Error: a `LimelightError`, as one sentence.
+    """
+    shown: dict[str, Any] = {title: [] for title in names.values()}
+
+    def work(run: Run) -> Comparison:
+        def begins(name: str) -> None:
+            run.title = names[name]
+            run.report(starts(name))
+
+        return compare(run.model, text, on_run=begins, on_step=run.on_step, **options)
+
+    for found in run.follow(work):
+        if isinstance(found, Progress):
+            if found.images:
+                shown[found.title] = previews(found.images, found.title)
+            yield *shown.values(), found.text
+        else:
+            rows = [captioned(result, names[name]) for name, result in found.runs.items()]
+            yield *rows, summary(found)
+
+
+def png_url(image: Image.Image) -> str:
     """An image as a PNG inside a URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue())
 
 
 def gallery(label: str, name: str) -> gr.Gallery:

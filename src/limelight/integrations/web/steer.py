@@ -8,12 +8,12 @@ from typing import Any
 import gradio as gr
 
 from ...errors import LimelightError
-from ...generation.compare import Comparison, compare
+from ...generation.compare import Comparison
 from ...guidance.names import NAMES, RECOMMENDED
 from ...guidance.presets import preset
 from ...models.base import Model
 from . import parts
-from .runs import Progress, Run, Stops, refused
+from .runs import Run, Stops, refused
 
 TITLE, NAME = "Steer", "steer"
 EXAMPLE = "a red cat and a blue dog"
@@ -85,40 +85,27 @@ def steered(
     Raises:
         gr.Error: a `LimelightError`, as one sentence.
     """
-    model = run.model
     with refused():
         parts.checked(text)
         asked = parts.chosen_of(chosen)
-        guidance = preset(method, model)
-    shown: dict[str, Any] = {"plain": [], "guided": []}
+        guidance = preset(method, run.model)
 
-    def work(run: Run) -> Comparison:
-        def begins(name: str) -> None:
-            run.title = name.capitalize()
-            run.report("choosing seeds" if tries > 1 and name == "guided" else "begins")
+    def starts(name: str) -> str:
+        return "choosing seeds" if tries > 1 and name == "guided" else "begins"
 
-        return compare(
-            model,
-            text,
-            guidance=guidance,
-            place=asked.place or None,
-            subjects=asked.subjects,
-            seeds=seeds,
-            steps=steps,
-            audition=tries if tries > 1 else None,
-            on_run=begins,
-            on_step=run.on_step,
-        )
-
-    for found in run.follow(work):
-        if isinstance(found, Progress):
-            row = found.title.lower()
-            if found.images:
-                shown[row] = parts.previews(found.images, found.title)
-            yield shown["plain"], shown["guided"], found.text
-        else:
-            images = {name: parts.captioned(result, name.capitalize()) for name, result in found.runs.items()}
-            yield images["plain"], images["guided"], _summary(found)
+    yield from parts.compared(
+        run,
+        text,
+        {"plain": "Plain", "guided": "Guided"},
+        _summary,
+        starts=starts,
+        guidance=guidance,
+        place=asked.place or None,
+        subjects=asked.subjects,
+        seeds=seeds,
+        steps=steps,
+        audition=tries if tries > 1 else None,
+    )
 
 
 def _summary(comparison: Comparison) -> str:
