@@ -28,6 +28,7 @@ from limelight.guidance.contrast import contrast
 from limelight.guidance.divergence import divergence
 from limelight.guidance.overlap import overlap
 from limelight.prompts.subjects import resolve
+from limelight.utils.torch import seeded
 
 OBJECTIVES: tuple[Objective, ...] = (excite, overlap, contrast, bind, divergence)
 """Those that read cross-attention alone, so that one run serves them all."""
@@ -43,7 +44,7 @@ def watch(
     """
     prompts = [model.prompt(case.prompt) for case, _ in images]
     subjects = [resolve(prompt, list(case.subjects))[1] for prompt, (case, _) in zip(prompts, images, strict=True)]
-    generators = [torch.Generator().manual_seed(seed) for _, seed in images]
+    generators = seeded(seed for _, seed in images)
     noise = model.noise(generators, *model.default_size)
     encoded = model.encode(prompts, [""] * len(images))
 

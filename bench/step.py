@@ -26,6 +26,7 @@ from bench.attend_excite import SHAPES, build
 from limelight.guidance.base import Steering, layers_to_read
 from limelight.models.base import Model
 from limelight.utils.measure import Cost, measured
+from limelight.utils.torch import seeded
 
 PROMPT, TOKENS = "a cat and a dog", [2, 5]
 
@@ -44,7 +45,7 @@ def ways(model: Model, theirs: Any, batch: int) -> dict[str, Way]:
     conditioning = model.encode([model.prompt(PROMPT)] * batch)
     states = conditioning.conditional["encoder_hidden_states"]
     height, width = model.default_size
-    latents = model.noise([torch.Generator().manual_seed(seed) for seed in range(batch)], height, width)
+    latents = model.noise(seeded(range(batch)), height, width)
     timestep, size = model.timesteps(50)[1], (latents.shape[-2], latents.shape[-1])
     layers = layers_to_read(model, size)
     subjects = [[(token,) for token in TOKENS]] * batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -25,6 +25,9 @@ from .options import (
     parse_strengthen,
 )
 from .terminal import console, open_model, saving_at_end, step_bar
+
+if TYPE_CHECKING:
+    from ..editing.prompt_to_prompt import EditResult
 
 
 def edit_command(
@@ -127,6 +130,11 @@ def edit_command(
         paths = result.save(out)
         sheet = result.save_grid(out)
 
+    _report(result, paths, sheet, out)
+
+
+def _report(result: EditResult, paths: list[Path], sheet: Path, out: Path) -> None:
+    """Say how well a given image was reconstructed, and where the images are."""
     if result.reconstruction is not None:
         console.print(f"the given image is reconstructed with {result.reconstruction:.1f} dB (PSNR)")
     console.print(f"{len(paths)} images and {escape(sheet.name)} in {escape(str(out))}")

@@ -29,7 +29,7 @@ from ..models.base import Conditioning, Model
 from ..prompts.prompt import Prompt
 from ..utils.files import digest
 from ..utils.images import ImageSource, open_image
-from ..utils.numbers import MOST_SIDE, MOST_STEPS, check_whole
+from ..utils.numbers import check_sampling
 from ..utils.torch import exclusive, seeded
 from .image_inversion import backwards, check_ddim
 
@@ -96,8 +96,7 @@ def read_image(
     """
     check_model(model)
     size = model.size_or_own(height, width)
-    check_whole(MOST_STEPS, steps=steps)
-    check_whole(MOST_SIDE, height=size[0], width=size[1])
+    check_sampling(steps=steps, height=size[0], width=size[1])
     if record not in (True, "mean", "steps", "all"):
         raise SettingsError(f"record={record!r} must be True, 'steps' or 'all': maps are all that is read.")
     (seed,) = checked(seed)

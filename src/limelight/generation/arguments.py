@@ -20,7 +20,7 @@ from .loop import Record, Step
 
 
 class RunOptions(TypedDict, total=False):
-    """Options of `limelight.generate` that say how is sampled; they are described there."""
+    """Options of `limelight.generate` about sampling, described there."""
 
     steps: int
     guidance_scale: float | None

@@ -17,11 +17,12 @@ from ..guidance.base import Guidance
 from ..guidance.names import NAMES
 from ..guidance.presets import preset
 from ..models.base import Model
-from ..models.loading import load
+from ..models.loading import load, with_scheduler
 from ..models.schedulers import SCHEDULERS
 from ..utils.files import json_text, user_path
 from ..utils.images import open_image, psnr
 from ..utils.reading import from_json, reading
+from ..utils.torch import DTYPES
 from .generate import generate
 from .loop import Step
 from .plan import placing
@@ -29,7 +30,6 @@ from .result import Result
 
 _SAMPLING = ("steps", "guidance_scale", "negative", "height", "width", "eta")
 _NEEDED = ("prompt", "subjects", "seed", "model", "guidance", *_SAMPLING, "clip_skip", "scheduler", "dtype")
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def redraw(
@@ -120,13 +120,13 @@ def _lacking(settings: Mapping[str, Any]) -> str:
 
 def _opened(settings: Mapping[str, Any], device: str | None) -> Model:
     """The model of an image, with its scheduler and its kind of numbers."""
-    dtype = getattr(torch, settings["dtype"]) if settings["dtype"] in _DTYPES else None
+    dtype = getattr(torch, settings["dtype"]) if settings["dtype"] in DTYPES else None
     model = load(settings["model"], device=device, dtype=dtype)
     if type(model.scheduler).__name__ == settings["scheduler"]:
         return model
     for name, scheduler in SCHEDULERS.items():
         if scheduler == settings["scheduler"]:
-            return load(settings["model"], device=device, dtype=dtype, scheduler=name)
+            return with_scheduler(model, name)
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..guidance.base import step_of
+from ..guidance.base import limits_of, step_of
 
 
 def sentences(
@@ -23,7 +23,7 @@ def sentences(
         return tuple(f"seed {seed}: {_presences(trace[-1], i, names)}" for i, seed in enumerate(seeds))
 
     guidance = settings["guidance"]
-    limits = {"neglect": 1 - guidance["enough"], **guidance["targets"]}
+    limits = limits_of(guidance["enough"], guidance["targets"])
     at = step_of(guidance["look"], settings["steps"])
     found = []
     for i, seed in enumerate(seeds):

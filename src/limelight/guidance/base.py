@@ -252,7 +252,7 @@ class Guidance:
     @property
     def limits(self) -> dict[str, float]:
         """Part of the score -> the largest value with which an image lacks nothing of it."""
-        return {"neglect": 1 - self.enough, **self.targets}
+        return limits_of(self.enough, self.targets)
 
     def objective_for(self, model: Model) -> Objective:
         """The objective, with all that it needs to know of a model."""
@@ -271,6 +271,11 @@ class Guidance:
             "thresholds": {str(key): value for key, value in self.thresholds.items()},
             "targets": dict(self.targets),
         }
+
+
+def limits_of(enough: float, targets: Mapping[str, float]) -> dict[str, float]:
+    """The limits of parts of a score, see `Guidance.limits`."""
+    return {"neglect": 1 - enough, **targets}
 
 
 def check_targets(targets: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -170,7 +171,7 @@ def described_nouns(prompt: Prompt) -> tuple[str, ...]:
     "a big red car and a bench" gives "big red car" and "bench".
     """
     plain = _without_markup(prompt)
-    return _names(prompt, [plain.words[first : noun + 1] for first, noun in _phrases(plain)])
+    return _names(prompt, [plain.words[first : noun + 1] for first, noun in _phrases(plain, _read(plain))])
 
 
 def compound_nouns(prompt: Prompt) -> tuple[str, ...]:
@@ -179,9 +180,8 @@ def compound_nouns(prompt: Prompt) -> tuple[str, ...]:
     Words are read as by `nouns`.
     """
     plain = _without_markup(prompt)
-    found = parts(plain, lambda i: _parted(plain, i)) if plain.words else []
-    runs = list[Sequence[Word]]()
-    for first, noun in _phrases(plain):
+    found, runs = _read(plain), list[Sequence[Word]]()
+    for first, noun in _phrases(plain, found):
         start = noun
         while start > first and found[start - 1] in (Part.NOUN, Part.OTHER):
             start -= 1
@@ -202,7 +202,7 @@ def nouns(prompt: Prompt) -> tuple[str, ...]:
     lexicon of `limelight.prompts.lexicon`.
     """
     plain = _without_markup(prompt)
-    return _names(prompt, [plain.words[noun : noun + 1] for _, noun in _phrases(plain)])
+    return _names(prompt, [plain.words[noun : noun + 1] for _, noun in _phrases(plain, _read(plain))])
 
 
 def _without_markup(prompt: Prompt) -> Prompt:
@@ -213,12 +213,17 @@ def _without_markup(prompt: Prompt) -> Prompt:
     )
 
 
-def _phrases(prompt: Prompt) -> list[tuple[int, int]]:
-    """The places of nouns among the prompt's words, in order, each with that of the first word that describes it."""
-    if not prompt.words:
-        return []
+def _read(prompt: Prompt) -> list[Part]:
+    """The part of each word of a prompt without markup."""
+    return parts(prompt, partial(_parted, prompt)) if prompt.words else []
 
-    found = parts(prompt, lambda i: _parted(prompt, i))
+
+def _phrases(prompt: Prompt, found: list[Part]) -> list[tuple[int, int]]:
+    """The places of nouns among the prompt's words, in order, each with that of the first word that describes it.
+
+    Args:
+        found: the part of each word.
+    """
     named = _of_artists(prompt, found)
     phrases = list[tuple[int, int]]()
     for first, stop in _runs(prompt, found):

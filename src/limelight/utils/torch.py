@@ -43,6 +43,10 @@ def undone(undo: Callable[[], Any]) -> Iterator[None]:
         undo()
 
 
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+"""Names of the numbers that models compute with."""
+
+
 def seeded(seeds: Iterable[int]) -> list[torch.Generator]:
     """A generator of random numbers for each seed."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]

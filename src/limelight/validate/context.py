@@ -17,6 +17,9 @@ from ..utils.files import png, write
 from ..utils.jsonl import Say
 from .outcome import Figure, Outcome
 
+BUDGET = 1800.0
+"""Seconds for all stages, where the user names none."""
+
 
 class Skip(Exception):  # noqa: N818 - not an error
     """A stage cannot run here; the text says why."""
@@ -32,7 +35,7 @@ class Settings:
         dtype: "float32", ...; None is the device's own.
         steps: of every image.
         height, width: in pixels; None is the model's own.
-        budget: seconds for all stages; None is without limit.
+        budget: seconds for all stages.
     """
 
     source: str
@@ -42,7 +45,7 @@ class Settings:
     steps: int = 50
     height: int | None = None
     width: int | None = None
-    budget: float | None = None
+    budget: float = BUDGET
 
 
 @dataclass(kw_only=True)

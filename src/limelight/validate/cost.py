@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ..generation.generate import generate
 from ..guidance.attend_and_excite import AttendAndExcite
@@ -98,12 +97,8 @@ def _ways(context: Context) -> dict[str, Callable[[], Any]]:
         published = Published(2 * STEPS)
         whole = {**subject, "steps": 2 * STEPS}
         ways["Attend-and-Excite"] = lambda: generate(model, PROMPT, guidance=published.ours, **whole)
-        ways["Attend-and-Excite, diffusers"] = lambda: _theirs(published, model, scale, size)
+        ways["Attend-and-Excite, diffusers"] = lambda: published.theirs(model, 0, scale, size)
     return ways
-
-
-def _theirs(published: Published, model: Model, scale: float, size: tuple[int, int]) -> list[Image.Image]:
-    return published.theirs(model, 0, scale, size)
 
 
 def _everywhere(guidance: Guidance) -> Guidance:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ..utils.reading import Record, from_python
+from ..utils.reading import Record, from_json
 
 Verdict = Literal["passed", "failed", "measured", "skipped", "broken"]
 """Whether a claim holds; "measured" has numbers and no claim, "skipped" could not run, "broken" ended with an error."""
@@ -95,13 +95,13 @@ class Outcome:
         return asdict(self)
 
     @classmethod
-    def read(cls, value: Any) -> Outcome:
-        """An outcome from JSON.
+    def read(cls, text: bytes) -> Outcome:
+        """An outcome from the text of its JSON.
 
         Raises:
             ValueError: it is none.
         """
-        facts = dict(from_python(OutcomeRecord, value))
+        facts = dict(from_json(OutcomeRecord, text))
         tables = []
         for table in facts.pop("tables"):
             rows = tuple(map(tuple, table["rows"]))

@@ -63,7 +63,7 @@ def markdown(facts: Mapping[str, Any], done: Mapping[str, Outcome]) -> str:
     lines = [
         f"**limelight validate {_plain(facts['model'])}** (weights `{facts['weights']}`)",
         "",
-        f"{_plain(where)}; {libraries}; budget {facts['settings']['budget'] or 0:.0f} s",
+        f"{_plain(where)}; {libraries}; budget {facts['settings']['budget']:.0f} s",
         "",
         "| stage | verdict | finding | seconds |",
         "|---|---|---|---|",

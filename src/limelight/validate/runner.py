@@ -15,17 +15,14 @@ from ..evaluate.store import difference
 from ..generation.provenance import fingerprint
 from ..utils.files import json_text, lock_folder, user_path, write
 from ..utils.jsonl import Say
-from ..utils.numbers import MOST_SIDE, check_sampling, check_whole
+from ..utils.numbers import check_sampling
 from ..utils.reading import first_line, from_json, reading
-from .context import Context, Settings, Skip
+from ..utils.torch import DTYPES
+from .context import BUDGET, Context, Settings, Skip
 from .machine import versions
 from .outcome import FINAL, Outcome
 from .report import write_report
 from .stages import STAGES, chosen
-
-BUDGET = 1800.0
-"""Seconds for all stages, where the user names none."""
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def validate(
@@ -55,7 +52,7 @@ def validate(
         stages: names of `limelight.validate.stages.STAGES`; by default all. "load" is always among them.
         budget: seconds; how many images a stage takes follows from it.
         device, scheduler: see `limelight.load`.
-        dtype: one of `DTYPES`; by default float16 on CUDA and float32 elsewhere.
+        dtype: one of `limelight.utils.torch.DTYPES`; by default float16 on CUDA and float32 elsewhere.
         steps, height, width: of the images; see `limelight.generate`.
         say: called with notes.
         on_stage: called with each stage before it (and None) and after it.
@@ -100,7 +97,6 @@ def validate(
 
 def _check(budget: float, dtype: str | None, steps: int, height: int | None, width: int | None) -> None:
     check_sampling(steps=steps, height=height, width=width)
-    check_whole(MOST_SIDE, height=height, width=width)
     if not 1 <= budget <= 1e7:
         raise SettingsError(f"budget={budget} must be a number of seconds, at least 1.")
     if dtype is not None and dtype not in DTYPES:
@@ -135,7 +131,7 @@ def _read(folder: Path) -> dict[str, Outcome]:
         path = folder / "stages" / f"{name}.json"
         if path.exists():
             with reading(path, "a stage of a validation", "remove it"):
-                outcome = Outcome.read(from_json(Any, path.read_bytes()))
+                outcome = Outcome.read(path.read_bytes())
             if outcome.verdict in FINAL:
                 found[name] = outcome
     return found
@@ -155,7 +151,7 @@ def _seconds(context: Context, names: Sequence[str], name: str) -> float:
     """The time of a stage: its share of what the stages before it have left."""
     spent = sum(outcome.seconds for outcome in context.done.values())
     left = [STAGES[other].share for other in names if other not in context.done]
-    return max((context.settings.budget or BUDGET) - spent, 0.0) * STAGES[name].share / sum(left)
+    return max(context.settings.budget - spent, 0.0) * STAGES[name].share / sum(left)
 
 
 def _outcome(context: Context, name: str) -> Outcome:
