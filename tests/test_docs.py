@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from limelight.models.base import FEATURES
 from limelight.models.families import features
 
 ROOT = Path(__file__).parents[1]
+LOAD = cache(limelight.load)  # many documents open the same model
 
 
 def blocks(document: str, language: str) -> str:
@@ -44,6 +45,7 @@ def test_python_in_the_documents_runs(document, monkeypatch, tmp_path, pocket):
     for name in ("generate", "edit"):
         monkeypatch.setattr(limelight, name, partial(getattr(limelight, name), steps=2))
 
+    monkeypatch.setattr(limelight, "load", LOAD)
     names = {"model": pocket}
     exec(compile(blocks(document, "python"), document, "exec"), names)
     if document == "README.md":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from functools import cache
 
 import pytest
 
@@ -16,6 +17,8 @@ from limelight.integrations.web import page
 from limelight.models import base as models_base
 from limelight.models import loading, processors
 from limelight.utils import statistics
+
+LOAD = cache(limelight.load)  # many examples open the same model
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,8 @@ from limelight.utils import statistics
     ],
     ids=lambda m: m.__name__,
 )
-def test_examples(module):
+def test_examples(module, monkeypatch):
+    monkeypatch.setattr(limelight, "load", LOAD)
     found = doctest.testmod(module, extraglobs={"limelight": limelight})
     assert found.attempted > 0
     assert found.failed == 0

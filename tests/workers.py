@@ -25,22 +25,13 @@ def forked_workers(monkeypatch):
     monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda method: FORK)
 
 
-def kill_a_worker(name=None):
-    """Kill one of this process's workers; a callback for progress.
-
-    Args:
-        name: what its command line contains; None is any process that this one has forked.
-    """
+def kill_a_worker():
+    """Kill one of the processes that this one has forked; a callback for progress."""
     killed = []
-
-    def workers():
-        if name is None:
-            return [psutil.Process(child.pid) for child in multiprocessing.active_children()]
-        return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
 
     def kill(done, total):
         if done and not killed:
-            worker = workers()[0]
+            worker = multiprocessing.active_children()[0]
             worker.kill()
             killed.append(worker.pid)
 

@@ -62,13 +62,10 @@ def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
     assert not [warning for warning in recwarn if "never seen" in str(warning.message)]
 
 
-@pytest.mark.parametrize(
-    ("engine", "workers", "name"), [("local", 2, None), pytest.param("ray", 1, "ray::_Actor", marks=pytest.mark.slow)]
-)
-def test_a_killed_worker_changes_nothing(engine, workers, name, whole, tmp_path, forked_workers):  # noqa: F811
-    """Local workers that are not forks: tests/heads/test_counting.py. More of Ray: tests/utils/test_parallel.py."""
-    kill, killed = kill_a_worker(name)
-    options = {"batch": 2, "engine": engine, "workers": workers, "on_progress": kill, "device": "cpu", **SMALL}
+def test_a_killed_worker_changes_nothing(whole, tmp_path, forked_workers):  # noqa: F811
+    """Workers that are no forks: tests/heads/test_counting.py; of Ray: tests/utils/test_parallel.py."""
+    kill, killed = kill_a_worker()
+    options = {"batch": 2, "engine": "local", "workers": 2, "on_progress": kill, "device": "cpu", **SMALL}
     assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == IMAGES
     assert len(killed) == 1
     assert content(tmp_path / "run") == content(whole)
