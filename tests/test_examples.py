@@ -11,7 +11,7 @@ import limelight
 from limelight.attention import maps, probe, recording
 from limelight.evaluate import clip, detectors, methods, preservation, report, rows, runs, scoring, suites
 from limelight.generation import calibrate, compare, generate, loop, redraw, result
-from limelight.guidance import attend_and_excite, base, presets
+from limelight.guidance import attend_and_excite, base, magnet, presets, tebopt, temperature
 from limelight.integrations import watch
 from limelight.integrations.web import page
 from limelight.models import base as models_base
@@ -33,6 +33,7 @@ LOAD = cache(limelight.load)  # many examples open the same model
         generate,
         loading,
         loop,
+        magnet,
         maps,
         methods,
         models_base,
@@ -50,6 +51,8 @@ LOAD = cache(limelight.load)  # many examples open the same model
         scoring,
         statistics,
         suites,
+        tebopt,
+        temperature,
         watch,
     ],
     ids=lambda m: m.__name__,

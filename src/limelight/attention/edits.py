@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,7 +19,13 @@ layer in every step. Layers that nothing touches keep their fused kernels.
 
 An edit with ``injects = True`` changes what makes the probabilities instead: it is called with the queries of image
 positions [images, heads, pixels, width], then with their keys, in layers in which image positions attend to each other.
+
+An edit with ``before_softmax = True`` changes the scores of the prompt by its keys: it is called with those [images,
+heads, tokens, width], padding included, as image positions meet them. A factor on a key is one on each of its scores.
 """
+
+Target = Literal["probabilities", "pixels", "text"]
+"""What an edit changes: probabilities, the queries and keys of image positions, or the keys of the prompt."""
 
 
 @runtime_checkable
@@ -43,9 +49,11 @@ def touches(edit: Edit, layer: AttentionSite, step: int) -> bool:
     return layer.reads_text if says is None else bool(says(layer, step))
 
 
-def injects(edit: Edit) -> bool:
-    """Whether an edit changes queries and keys, and not probabilities."""
-    return bool(getattr(edit, "injects", False))
+def target(edit: Edit) -> Target:
+    """What an edit changes."""
+    if getattr(edit, "injects", False):
+        return "pixels"
+    return "text" if getattr(edit, "before_softmax", False) else "probabilities"
 
 
 def bind_edits(

@@ -36,7 +36,7 @@ from ..models.sites import AttentionSite, Layout
 from ..prompts.prompt import Prompt
 from ..utils.torch import remove_hook
 from .call import Call
-from .edits import Edit, injects, touches
+from .edits import Edit, Target, target, touches
 from .maps import AttentionMaps
 
 _KERNEL = "_attention_backend"
@@ -110,10 +110,11 @@ class Probe:
         self.images, self.step, self.queries = images, step, queries
         self.beside, self.answer = beside or Beside({}, {}), answer
         acting = {layer: [edit for edit in edits if touches(edit, layer, step)] for layer in model.sites}
-        self._edits, self._injections = _of_kind(acting, False), _of_kind(acting, True)
+        self._edits, self._injections = _changing(acting, "probabilities"), _changing(acting, "pixels")
+        self._scores = _changing(acting, "text")
         self._explicit = frozenset((*self.layers, *self._edits))
         others = cross if queries else ()
-        self._watched = tuple(dict.fromkeys((*self.layers, *self._edits, *self._injections, *others)))
+        self._watched = tuple(dict.fromkeys((*self.layers, *self._edits, *self._injections, *self._scores, *others)))
         self._seen: dict[AttentionSite, Tensor | None] = {}
         self._ran: set[AttentionSite] = set()
         self._hooks: list[tuple[nn.Module, Any]] = []
@@ -225,13 +226,20 @@ class Probe:
             values[-images:, :, pixels] = edit(layer, values[-images:, :, pixels], self.step)
         return values
 
+    def rescore(self, layer: AttentionSite, keys: Tensor) -> Tensor:
+        """Change the prompt's keys [images, heads, tokens, width] of one layer, as image positions meet them."""
+        self._seen.setdefault(layer, None)
+        for edit in self._scores[layer]:
+            keys = edit(layer, keys, self.step)
+        return keys
+
     def hear(self, layer: AttentionSite, queries: Tensor, scale: float | None, pixels: slice) -> bool:
         """Pass on one layer's queries of image positions; whether the layer is answered here as well."""
         if self.queries is not None and layer.reads_text:
             self._seen[layer] = None
             conditional = queries[-(self.images or queries.shape[0]) :, :, pixels]
             self.queries(layer, conditional, queries.shape[-1] ** -0.5 if scale is None else scale)
-        return layer in self._explicit or layer in self._injections
+        return layer in self._explicit or layer in self._injections or layer in self._scores
 
     def take(self, latents: Tensor, prompts: Sequence[Prompt]) -> AttentionMaps:
         """The maps recorded since the last call, which are then forgotten.
@@ -328,53 +336,80 @@ class _Intercept(TorchFunctionMode):
         if self.probe.answer is not None:
             self.probe._seen[self.layer] = None
             return self.probe.answer(self.layer, call, layout)
-        injected = self._injected(call, layout)
+        plain = self._injected(call, layout)
+        changed = self._rescored(plain, layout)
         if self.layer not in self.probe._explicit:
-            return (injected or call).attend()
+            return self._fused(plain, changed, layout)
         if layout.columns is None:
-            output = self._attend(call, injected)
+            output = self._attend(call, changed)
         else:
-            output = self._attend_beside(call, injected, layout, layout.columns)
+            output = self._edited(self._fused(plain, changed, layout), call, changed, layout.pixels, layout.columns)
         self.probe.see_beside(self.layer, call, layout.pixels)
         return output
 
-    def _injected(self, call: Call, layout: Layout) -> Call | None:
-        """The call with the queries and keys that edits want; None where no edit changes them."""
+    def _injected(self, call: Call, layout: Layout) -> Call:
+        """The call with the queries and keys of image positions that edits want."""
         if self.layer not in self.probe._injections:
-            return None
+            return call
         images = self.probe.images or len(call.query)
         query, key = (self.probe.inject(self.layer, x, images, layout.pixels) for x in (call.query, call.key))
         return replace(call, query=query, key=key)
 
-    def _attend(self, call: Call, injected: Call | None) -> Tensor:
+    def _rescored(self, call: Call, layout: Layout) -> Call:
+        """The call with the prompt's keys that edits want image positions to meet."""
+        if self.layer not in self.probe._scores:
+            return call
+        images, text = self.probe.images or len(call.query), self._text(call, layout)
+        key = call.key.clone()
+        key[-images:, :, text] = self.probe.rescore(self.layer, key[-images:, :, text])
+        return replace(call, key=key)
+
+    def _text(self, call: Call, layout: Layout) -> Tensor:
+        """The positions of the prompt's keys, int64 [positions]."""
+        keys = torch.arange(call.key.shape[2], device=call.key.device)
+        if not self.layer.joint:
+            return keys
+        pixels = torch.zeros_like(keys, dtype=torch.bool)
+        pixels[layout.pixels] = True
+        return keys[~pixels]
+
+    def _attend(self, call: Call, changed: Call) -> Tensor:
         """The output of a layer all of whose probabilities are seen."""
         kind = call.query.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            others = None if injected is None else injected.probabilities()
+            others = None if changed is call else changed.probabilities()
             probabilities = self.probe.see(self.layer, call.probabilities(), others)
             return probabilities.to(call.value.dtype) @ call.value
 
-    def _attend_beside(self, call: Call, injected: Call | None, layout: Layout, columns: Tensor) -> Tensor:
+    def _fused(self, plain: Call, changed: Call, layout: Layout) -> Tensor:
+        """The output of the fused kernel. Where image and text are one sequence, the text meets itself as before."""
+        output = changed.attend()
+        if changed is plain or not self.layer.joint:
+            return output
+        text = self._text(plain, layout)
+        output = output.clone()
+        output[:, :, text] = plain.some(text, torch.arange(plain.key.shape[2], device=text.device)).attend()
+        return output
+
+    def _edited(self, output: Tensor, call: Call, changed: Call, pixels: slice, columns: Tensor) -> Tensor:
         """The output of a layer of whose probabilities only the prompt's columns are seen, in the conditional rows."""
-        used = injected or call
-        output = used.attend()
         images = len(columns)
         rows = slice(len(output) - images, None)
 
-        own = call.rows(rows).columns(layout.pixels, columns)
-        others = own if injected is None else injected.rows(rows).columns(layout.pixels, columns)
+        own = call.rows(rows).columns(pixels, columns)
+        others = own if changed is call else changed.rows(rows).columns(pixels, columns)
         edited = self.probe.see(self.layer, own, others)
         if edited is others:
             return output
-        moved = (edited - others) @ used.rows(rows).values(columns).to(own.dtype)
+        moved = (edited - others) @ changed.rows(rows).values(columns).to(own.dtype)
         output = output.clone()
-        output[-images:, :, layout.pixels] += moved.to(output.dtype)
+        output[-images:, :, pixels] += moved.to(output.dtype)
         return output
 
 
-def _of_kind(acting: Mapping[AttentionSite, Sequence[Edit]], kind: bool) -> dict[AttentionSite, list[Edit]]:
-    """The edits of each layer that inject, or those that do not; without the layers that have none."""
-    chosen = {layer: [edit for edit in edits if injects(edit) == kind] for layer, edits in acting.items()}
+def _changing(acting: Mapping[AttentionSite, Sequence[Edit]], what: Target) -> dict[AttentionSite, list[Edit]]:
+    """The edits of each layer that change something, without the layers that have none."""
+    chosen = {layer: [edit for edit in edits if target(edit) == what] for layer, edits in acting.items()}
     return {layer: edits for layer, edits in chosen.items() if edits}
 
 
