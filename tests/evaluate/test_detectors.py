@@ -58,6 +58,14 @@ def test_one_place_holds_one_thing():
     assert Painted(["cat"], ["red"]).detect([]) == []
 
 
+def test_a_mixture_is_both_of_what_was_wanted():
+    found = Painted(["cat", "dog"], ["red", "blue"]).detect([Image.new("RGB", (64, 64))])[0]
+    assert [(d.word, d.also) for d in found] == [("cat", ("dog",)), ("dog", ())]
+    assert check_scene(found, wanted("a cat and a dog")).mixed
+    assert not check_scene(found, wanted("a cat and a car")).mixed, "likeness to what was not asked for"
+    assert not check_scene(found[1:], wanted("a cat and a dog")).mixed
+
+
 def test_written_and_read(tmp_path):
     torch.manual_seed(0)
     detector = PocketDetector(["cat", "dog"], ["red"], threshold=0.2).eval()

@@ -26,10 +26,10 @@ def test_the_published_prompts():
 def test_the_subjects_of_the_benchmark_alone_colored_and_by_three():
     published = {thing.word for case in load("attend-excite") for thing in case.wanted}
     assert {case.wanted[0].word for case in load("single")} == published
-    assert [len(load(name)) for name in ("single", "colors", "three")] == [24, 132, 68]
+    assert [len(load(name)) for name in ("single", "colors", "three", "similar")] == [24, 132, 68, 24]
     assert load("single")[6].prompt == "an elephant"
     assert load("colors")[-1] == Case("a white apple", "colors", (Wanted("apple", "white"),))
-    for name in ("single", "colors", "three"):
+    for name in ("single", "colors", "three", "similar"):
         assert all(case.wanted == wanted(case.prompt) for case in load(name))
     assert all(len({thing.word for thing in case.wanted}) == 3 for case in load("three"))
 

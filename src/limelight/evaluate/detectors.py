@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,12 +32,14 @@ class Detection:
         score: how sure the detector is, 0..1.
         box: left, top, right, bottom as fractions of the image, 0..1.
         color: its color word.
+        also: what else the same place could be, surest first: a mixture of a cat and a dog is both.
     """
 
     word: str
     score: float
     box: Box
     color: str
+    also: tuple[str, ...] = ()
 
 
 class PocketDetector(nn.Module):
@@ -113,8 +115,7 @@ class PocketDetector(nn.Module):
             cells = SIDE / STRIDE
             x, y = x + 0.5, y + 0.5  # the cell's middle
             box = _clipped((x - left) / cells, (y - top) / cells, (x + right) / cells, (y + bottom) / cells)
-            if _is_apart(box, found):
-                found.append(Detection(self.words[k], score, box, color))
+            _add(Detection(self.words[k], score, box, color), found)
         return found
 
     def knows(self, word: str) -> bool:
@@ -142,10 +143,12 @@ class SceneCheck:
     Attributes:
         present: for each wanted thing, whether it is there.
         colored: for each, whether it is there in its color; None where any color will do.
+        mixed: whether something in it could be two of the wanted things.
     """
 
     present: tuple[bool, ...]
     colored: tuple[bool | None, ...]
+    mixed: bool = False
 
     @property
     def missing(self) -> bool:
@@ -163,7 +166,10 @@ def check_scene(found: Sequence[Detection], things: Sequence[Wanted]) -> SceneCh
             left.remove(best)
         present.append(best is not None)
         colored.append(None if thing.color is None else best is not None and best.color == thing.color)
-    return SceneCheck(tuple(present), tuple(colored))
+
+    words = {thing.word for thing in things}
+    mixed = any(d.word in words and words.intersection(d.also) for d in found)
+    return SceneCheck(tuple(present), tuple(colored), mixed)
 
 
 def _clipped(*box: float) -> Box:
@@ -172,9 +178,14 @@ def _clipped(*box: float) -> Box:
     return left, top, right, bottom
 
 
-def _is_apart(box: Sequence[float], others: Sequence[Detection]) -> bool:
-    """Whether no other detection has the place of a box."""
-    return all(overlap(box, other.box) < 0.5 for other in others)
+def _add(detection: Detection, found: list[Detection]) -> None:
+    """Take up a detection, or make it a second meaning of the surer one that has its place."""
+    for i, other in enumerate(found):
+        if overlap(detection.box, other.box) >= 0.5:
+            if detection.word not in (other.word, *other.also):
+                found[i] = replace(other, also=(*other.also, detection.word))
+            return
+    found.append(detection)
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -275,10 +286,9 @@ class OpenVocabulary:
             word = next((word for word in words if word in said.split() or said.endswith(word)), None)
             left, top, right, bottom = found["boxes"][i].tolist()
             box = _clipped(left / image.width, top / image.height, right / image.width, bottom / image.height)
-            if word is None or not _is_apart(box, kept):
-                continue
-            color = self._color(image, box, word) if word in colored else ""
-            kept.append(Detection(word, float(found["scores"][i]), box, color))
+            if word is not None:
+                color = self._color(image, box, word) if word in colored else ""
+                _add(Detection(word, float(found["scores"][i]), box, color), kept)
         return kept
 
     def _color(self, image: Image.Image, box: Sequence[float], word: str) -> str:

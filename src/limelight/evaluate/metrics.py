@@ -164,6 +164,13 @@ def _binding(sample: Sample) -> Values | None:
     return values
 
 
+def _mixed(sample: Sample) -> Values | None:
+    """Whether something in the image could be two of the wanted things, 0 or 1."""
+    if sample.checks is None:
+        return None
+    return [float(check.mixed) for check in sample.checks]
+
+
 def _image_image(sample: Sample) -> Values | None:
     """CLIP similarity to the image before, -1..1."""
     if not sample.pairs:
@@ -219,6 +226,7 @@ METRICS = {
         Metric("success", "all there", "detection_success", _success, needs_clip=False),
         Metric("present", "things there", "things_present", _present, needs_clip=False),
         Metric("binding", "right color", "attribute_binding", _binding, needs_clip=False),
+        Metric("mixed", "subjects mixed", "subjects_mixed", _mixed, needs_clip=False, lower_is_better=True),
         Metric("image_image", "CLIP, to the image before", "image_similarity", _image_image),
         Metric("structure", "structure changed outside", "structure_change", _structure, lower_is_better=True),
         Metric("pixels", "pixels changed outside", "pixel_change", _pixels, lower_is_better=True),

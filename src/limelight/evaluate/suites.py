@@ -125,6 +125,19 @@ def three() -> tuple[Case, ...]:
     return tuple(cases)
 
 
+SIMILAR = (
+    "cat tiger, lion tiger, dog fox, bear panda, panda koala, frog turtle, horse unicorn, horse cow, cow sheep, "
+    "chicken duck, duck penguin, mouse rabbit, rabbit koala, monkey bear, snake crocodile, fish shark, shark whale, "
+    "bee butterfly, rose tulip, flower sunflower, apple tomato, lemon banana, car bus, bus train"
+)
+"""Pairs of the embedded model's subjects that look alike."""
+
+
+def similar() -> tuple[Case, ...]:
+    """24 prompts of two subjects that look alike, which models mix."""
+    return tuple(_case("similar", *map(Wanted, pair.split())) for pair in SIMILAR.split(", "))
+
+
 def _case(subset: str, *things: Wanted) -> Case:
     phrases = []
     for thing in things:
@@ -145,6 +158,7 @@ SUITES: dict[str, Callable[[], tuple[Case, ...]]] = {
     "single": single,
     "colors": colored,
     "three": three,
+    "similar": similar,
     "hrv-multi": partial(head_relevance, "multi_1", "multi_2"),
     **{f"hrv-{name.replace('_', '-')}": partial(head_relevance, name) for name in ("multi_1", "multi_2", *_EDITS)},
     "hrv-edit": partial(head_relevance, *_EDITS),
