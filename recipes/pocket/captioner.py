@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from .scenes import SIDE, Composer, Thing, worn
-from .training import Run, arguments
+from .training import Run, arguments, precision
 from .vae import to_tensor
 from .vocabulary import COLORS, SUBJECTS
 
@@ -83,7 +83,7 @@ def main() -> None:
         scenes = [composer.scene(rng) for _ in range(run.share)]
         texts = words([plain_caption(s.things) for s in scenes], padding=True, return_tensors="pt").to(args.device)
         pixels = to_tensor([worn(s.pixels, rng) for s in scenes], args.device)
-        with torch.autocast(args.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+        with precision(args), sdpa_kernel([SDPBackend.MATH]):
             run.update(run.model(pixels, texts.input_ids, texts.attention_mask))
     if run.rank:
         return

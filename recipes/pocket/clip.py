@@ -19,7 +19,7 @@ from limelight.evaluate.clip import TEMPLATES
 
 from .parts import tokenizer
 from .scenes import SIDE, Composer, Scene, worn
-from .training import Run, arguments
+from .training import Run, arguments, precision
 from .vae import to_tensor
 from .vocabulary import COLORS
 
@@ -93,7 +93,7 @@ def main() -> None:
         # Scenes that say the same are each other's right answer.
         said = [frozenset(thing.phrase for thing in s.things) for s in scenes]
         same = torch.tensor([[a == b for b in said] for a in said], device=args.device).float()
-        with torch.autocast(args.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+        with precision(args), sdpa_kernel([SDPBackend.MATH]):
             logits = run.model(pixels, ids).float()
         right = same / same.sum(1, keepdim=True)
         run.update(-(right * (logits.log_softmax(1) + logits.T.log_softmax(1))).sum(1).mean() / 2)

@@ -25,7 +25,7 @@ from limelight import Probe
 from limelight.models.stable_diffusion import StableDiffusion
 
 from . import parts
-from .training import Run, arguments
+from .training import Run, arguments, precision
 from .vocabulary import COLORS
 
 EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
@@ -123,7 +123,7 @@ def main() -> None:
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         # The fused kernel's backward is slow on CPU at these sizes.
-        with torch.autocast(args.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+        with precision(args), sdpa_kernel([SDPBackend.MATH]):
             velocity, maps = run.model(noisy, timesteps, ids, recolored)
         snr = (alpha / (1 - alpha)).flatten()
         error = F.mse_loss(velocity.float(), target, reduction="none").mean(dim=(1, 2, 3))

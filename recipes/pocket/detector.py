@@ -21,7 +21,7 @@ from torch import Tensor
 from limelight.evaluate.detectors import SIDE, STRIDE, PocketDetector, overlap
 
 from .scenes import tint, worn
-from .training import Run, arguments
+from .training import Run, arguments, precision
 from .vocabulary import ANIMALS, COLORED, COLORS, OBJECTS, SUBJECTS
 
 WORDS, TINTS, CELLS = list(SUBJECTS), list(COLORS), SIDE // STRIDE
@@ -241,7 +241,7 @@ def main() -> None:
         scenes = [gallery.scene(rng) for _ in range(run.share)]
         pixels = torch.from_numpy(np.stack([p for p, _ in scenes])).permute(0, 3, 1, 2).to(args.device)
         wanted = tuple(x.to(args.device) for x in targets([t for _, t in scenes]))
-        with torch.autocast(args.device, torch.bfloat16):
+        with precision(args):
             outputs = run.model(pixels.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1)
         run.update(detector_loss(outputs, wanted))
     if run.rank:

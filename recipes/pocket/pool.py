@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from .scenes import Composer
+from .training import FULL, precision
 from .vae import to_tensor
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of part-*.pt files")
     parser.add_argument("--count", type=int, required=True, help="scenes in this part")
     parser.add_argument("--part", type=int, default=0, help="number of this part, which is its seed as well")
+    parser.add_argument("--full", action="store_true", help=FULL)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     vae = AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32).to(args.device)
@@ -31,7 +33,7 @@ def main() -> None:
     latents, captions, words, masks = [], [], [], []
     for _ in range(0, args.count, 64):
         scenes = [composer.scene(rng) for _ in range(64)]
-        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16):
+        with torch.no_grad(), precision(args):
             mean = vae.encode(to_tensor([s.pixels for s in scenes], args.device)).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
         captions += [s.caption for s in scenes]

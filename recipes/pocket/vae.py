@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from .scenes import SIDE, Composer
-from .training import Run, arguments
+from .training import Run, arguments, precision
 
 
 def build() -> AutoencoderKL:
@@ -99,7 +99,7 @@ def main() -> None:
         rng = np.random.default_rng((args.seed, step, run.rank))
         torch.manual_seed(int(rng.integers(2**63)))  # of the posterior's noise: a resumed run goes on as if unbroken
         x = to_tensor([composer.collage(rng) for _ in range(run.share)], args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with precision(args):
             output, kl = run.model(x)
         run.update(reconstruction_loss(x, output.float()) + 1e-6 * kl.mean())
         if run.rank == 0 and step % 250 == 249:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -388,6 +389,20 @@ def test_each_stream_is_mapped_by_itself():
         for i, j in zip(source.find(word), target.find(word), strict=True):
             assert kept[i, j] == 1 == mapped[i, j]
     assert not kept[:, list(new)].any()
+
+
+def test_t5_reads_as_much_as_its_tokenizer_says():
+    """diffusers' own call must be told."""
+    pipeline = tiny.sd3()
+    pipeline.tokenizer_3 = copy.deepcopy(pipeline.tokenizer_3)
+    pipeline.tokenizer_3.model_max_length = 32
+    model = limelight.load(pipeline)
+    found = model.encode([model.prompt(PROMPT)]).conditional["encoder_hidden_states"]
+    options = model.own_options(1.0, "")
+    length = options["max_sequence_length"]
+    expected = pipeline.encode_prompt(PROMPT, None, None, do_classifier_free_guidance=False, max_sequence_length=length)
+    assert torch.allclose(found, expected[0], atol=1e-12)
+    assert found.shape[1] == 77 + 32
 
 
 @pytest.mark.parametrize("name", ["sd3", "qwen-image", "z-image"])

@@ -9,7 +9,7 @@ positions, and behind them by T5, which a checkpoint may lack. A word has positi
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from ..prompts.prompt import Prompt, Stream, parse_streams
 from .base import About
 from .transformer import States, Transformer, encoded_by
 
-_T5_LENGTH = 256  # diffusers' own; padding up to it is read as well
+_T5_LENGTH = 256  # diffusers' own, at most; padding up to it is read as well
 
 
 class StableDiffusion3(Transformer):
@@ -39,7 +39,15 @@ class StableDiffusion3(Transformer):
         first = Stream(pipeline.tokenizer, clip)
         if pipeline.text_encoder_3 is None:
             return (first,)
-        return first, Stream(pipeline.tokenizer_3, _T5_LENGTH, first=clip)
+        return first, Stream(pipeline.tokenizer_3, self._t5_length, first=clip)
+
+    @property
+    def _t5_length(self) -> int:
+        tokenizer = self.pipeline.tokenizer_3
+        return _T5_LENGTH if tokenizer is None else min(_T5_LENGTH, tokenizer.model_max_length)
+
+    def own_options(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        return {**super().own_options(guidance_scale, negative), "max_sequence_length": self._t5_length}
 
     def prompt(self, text: str) -> Prompt:
         prompt = super().prompt(text)
@@ -59,7 +67,7 @@ class StableDiffusion3(Transformer):
             prompt_3=None,
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=_T5_LENGTH,
+            max_sequence_length=self._t5_length,
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
