@@ -220,7 +220,7 @@ def read_words(texts: Sequence[str]) -> list[LearnedWord]:
     found: list[LearnedWord] = []
     for text in texts:
         name, named, path = text.partition("=")
-        if named and not Path(text).expanduser().exists():
+        if named and not user_path(text).exists():
             found.append(LearnedWord.load(path, name))
         else:
             found += LearnedWord.load_all(text)

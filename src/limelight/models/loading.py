@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NotRequired
 import torch
 
 from ..errors import ModelError, SettingsError, meant
+from ..utils.files import user_path
 from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
 from .base import About, Model
@@ -99,7 +100,7 @@ def _config_folder(config: str | Path, source: Any) -> Path:
         SettingsError: the source is something else.
         ModelError: there is no such folder.
     """
-    folder = Path(config).expanduser()
+    folder = user_path(config)
     if not isinstance(source, str | Path) or Path(source).suffix.lower() not in SUFFIXES:
         raise SettingsError(f"config='{config}' is for a checkpoint in a single file. Leave it out.")
     if not (folder / "model_index.json").is_file():
@@ -153,11 +154,11 @@ def _stored(
     name = "pocket" if source is None else str(source)
     source = POCKET if source in (None, "pocket") else source
     if Path(source).suffix.lower() in SUFFIXES:
-        pipeline, adapter = _open_file(Path(source).expanduser(), name, dtype, config)
+        pipeline, adapter = _open_file(user_path(source), name, dtype, config)
     else:
         pipeline, adapter = _open(source, name, dtype)
     model = _driven(adapter, _move(pipeline, where), name)
-    model.about = _about(Path(source).expanduser() / "limelight.json", model.about)
+    model.about = _about(user_path(source) / "limelight.json", model.about)
     return model
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import FileError, SettingsError, quoted
 from ..models.single_file import LORA
-from ..utils.files import check_free, json_text
+from ..utils.files import check_free, json_text, user_path
 from ..utils.files import write as write_file
 from ..utils.mappings import without_none
 from ..utils.reading import Record, from_json, reading
@@ -56,7 +56,7 @@ def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
     Raises:
         FileError: it is not there, or holds none.
     """
-    file, second, named = Path(path).expanduser(), None, None
+    file, second, named = user_path(path), None, None
     if file.is_dir():
         folder, file = file, _inside(file)
         second = folder / _SECOND.get(file.name, "")
@@ -113,7 +113,7 @@ def write_word_file(
     Raises:
         FileError: it cannot be written, or without `overwrite` a file is there that holds something else.
     """
-    files = _contents(Path(path).expanduser(), token, vectors, about)
+    files = _contents(user_path(path), token, vectors, about)
     if not overwrite:
         for file, content in files.items():
             check_free(file, content)

@@ -13,6 +13,7 @@ from PIL import Image
 from ..generation.generate import generate
 from ..generation.provenance import fingerprint
 from ..models.base import FEATURES, Model
+from ..utils.files import user_path
 from .context import Context
 from .machine import hardware
 from .outcome import Outcome, Table, number
@@ -76,7 +77,7 @@ def _parts(model: Model) -> Table:
 
 def _files(source: str) -> tuple[Table, ...]:
     """The files of a folder or of a single file; nothing is known of those in the hub's cache."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         found = [path]
     elif path.is_dir():
