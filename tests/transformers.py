@@ -9,13 +9,21 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
@@ -36,11 +44,18 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -77,14 +92,16 @@ CHAT = (
 )
 
 
+def byte_pieces() -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(r"\s?\p{L}+|\s|."), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 @cache
 def qwen_tokenizer() -> Qwen2Tokenizer:
     """Pieces of bytes, with a chat template."""
     trained = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(r"\s?\p{L}+|\s|."), "isolated")
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    trained.pre_tokenizer = byte_pieces()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator([" ".join(WORDS)] * 20, trainer)
@@ -95,6 +112,38 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, additional_special_tokens=special)
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+SYSTEM = (
+    "<s>{% for m in messages %}{% set text = m['content'][0]['text'] %}{% if m['role'] == 'system' %}"
+    "[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]{% else %}[INST]{{ text }}[/INST]{% endif %}{% endfor %}"
+)
+
+
+class TextProcessor(ProcessorMixin):
+    """PixtralProcessor without its images, for which it needs torchvision."""
+
+    def __init__(self, tokenizer, chat_template=None) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+
+
+@cache
+def text_processor() -> TextProcessor:
+    """Pieces of bytes behind a begin token, padded on the left, with a chat template that has the begin token, too."""
+    model = json.loads(qwen_tokenizer()._tokenizer.to_str())["model"]
+    vocab = dict(model["vocab"])
+    marks = ["<s>", "</s>", "<unk>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]"]
+    marks += ["[IMG_BREAK]", "[IMG_END]"]
+    vocab.update({mark: len(vocab) + i for i, mark in enumerate(marks)})
+    pieces = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(pair) for pair in model["merges"]], unk_token="<unk>"))
+    pieces.pre_tokenizer = byte_pieces()
+    begin = [("<s>", vocab["<s>"])]
+    pieces.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pieces, additional_special_tokens=marks[4:], padding_side="left", **named
+    )
+    return TextProcessor(tokenizer, chat_template=SYSTEM)
 
 
 @cache
@@ -136,11 +185,26 @@ def t5_encoder(width: int) -> T5EncoderModel:
     )
 
 
-def autoencoder() -> AutoencoderKL:
+def gemma_encoder() -> Gemma2Model:
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(gemma_tokenizer()),
+            head_dim=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_attention_heads=2,
+            num_hidden_layers=2,
+            num_key_value_heads=2,
+            attn_implementation="eager",
+        )
+    )
+
+
+def autoencoder(blocks: int = 2) -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=(8,) * blocks,
         latent_channels=4,
         norm_num_groups=4,
         scaling_factor=1.5,
@@ -205,6 +269,134 @@ def chroma() -> ChromaPipeline:
     )
 
 
+def flux2_parts(guidance: bool) -> dict:
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=[4, 4, 4, 4],
+        guidance_embeds=guidance,
+    )
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=1,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return {"transformer": transformer, "vae": vae, "scheduler": flow(use_dynamic_shifting=True)}
+
+
+def flux2() -> Flux2Pipeline:
+    parts, tokenizer = flux2_parts(True), text_processor().tokenizer
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    text = {"model_type": "mistral", "vocab_size": len(tokenizer), "num_hidden_layers": 30, "num_key_value_heads": 1}
+    text |= {"head_dim": 8, "sliding_window": None, **small}
+    vision = {"model_type": "pixtral", "num_hidden_layers": 1, "image_size": 30, "patch_size": 6, **small}
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=len(tokenizer) - 3)
+    encoder = Mistral3ForConditionalGeneration(config)
+    return ready(Flux2Pipeline(text_encoder=encoder, tokenizer=text_processor(), **parts))
+
+
+def flux2_klein(distilled: bool = False) -> Flux2KleinPipeline:
+    parts = flux2_parts(False)
+    config = Qwen3Config(
+        vocab_size=len(qwen_tokenizer()),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=28,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    encoder = Qwen3ForCausalLM(config)
+    return ready(Flux2KleinPipeline(text_encoder=encoder, tokenizer=qwen_tokenizer(), is_distilled=distilled, **parts))
+
+
+def lumina2() -> Lumina2Pipeline:
+    torch.manual_seed(0)
+    transformer = Lumina2Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=3,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=16,
+        axes_dim_rope=[4, 2, 2],
+        axes_lens=(300, 64, 64),
+        cap_feat_dim=16,
+    )
+    return ready(
+        Lumina2Pipeline(
+            transformer=transformer,
+            scheduler=flow(use_dynamic_shifting=True),
+            vae=autoencoder(blocks=4),
+            text_encoder=gemma_encoder(),
+            tokenizer=gemma_tokenizer(),
+        )
+    )
+
+
+def krea2(distilled: bool = False) -> Krea2Pipeline:
+    torch.manual_seed(0)
+    transformer = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        timestep_embed_dim=8,
+        text_hidden_dim=16,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=1,
+        text_intermediate_size=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 2, 2),
+    )
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rope = {"mrope_section": [2, 1, 1], "rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True}
+    text = {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(qwen_tokenizer()), "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = Qwen3VLConfig(text_config={**layers, **text}, vision_config={**vision, "deepstack_visual_indexes": [0]})
+    return ready(
+        Krea2Pipeline(
+            scheduler=flow(use_dynamic_shifting=True, max_image_seq_len=6400),
+            vae=qwen_autoencoder(),
+            text_encoder=Qwen3VLModel(config),
+            tokenizer=qwen_tokenizer(),
+            transformer=transformer,
+            text_encoder_select_layers=(0, 1, 2),
+            is_distilled=distilled,
+        )
+    )
+
+
+def qwen_autoencoder() -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1] * 4,
+        latents_std=[2.0] * 4,
+    )
+
+
 def qwen_image() -> QwenImagePipeline:
     torch.manual_seed(0)
     transformer = QwenImageTransformer2DModel(
@@ -218,15 +410,7 @@ def qwen_image() -> QwenImagePipeline:
         guidance_embeds=False,
         axes_dims_rope=(8, 4, 4),
     )
-    vae = AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False],
-        latents_mean=[0.1] * 4,
-        latents_std=[2.0] * 4,
-    )
+    vae = qwen_autoencoder()
     layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
     config = Qwen2_5_VLConfig(
@@ -337,20 +521,10 @@ def sana() -> SanaPipeline:
         decoder_act_fns="silu",
         scaling_factor=0.4,
     )
-    config = Gemma2Config(
-        vocab_size=len(gemma_tokenizer()),
-        head_dim=8,
-        hidden_size=16,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        num_key_value_heads=2,
-        attn_implementation="eager",
-    )
     return ready(
         SanaPipeline(
             tokenizer=gemma_tokenizer(),
-            text_encoder=Gemma2Model(config),
+            text_encoder=gemma_encoder(),
             vae=vae,
             transformer=transformer,
             scheduler=flow(shift=3.0),

@@ -20,6 +20,7 @@ FAMILIES = {
     "qwen-image": built.qwen_image,
     "pixart": built.pixart,
     "sana": built.sana,
+    "flux2": built.flux2,
 }
 
 

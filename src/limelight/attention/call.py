@@ -8,6 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Rows = slice | Tensor
+"""Positions: the same in every image, or int64 [images, positions]."""
+
+
+def at(values: Tensor, rows: Rows) -> Tensor:
+    """Values [images, heads, positions, width] at some positions."""
+    if isinstance(rows, slice):
+        return values[..., rows, :]
+    return values.gather(2, _spread(rows, values))
+
+
+def put(values: Tensor, rows: Rows, new: Tensor) -> Tensor:
+    """A copy of values [images, heads, positions, width] with new ones at some positions."""
+    if not isinstance(rows, slice):
+        return values.scatter(2, _spread(rows, values), new)
+    values = values.clone()
+    values[:, :, rows] = new
+    return values
+
+
+def _spread(rows: Tensor, values: Tensor) -> Tensor:
+    return rows[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -44,17 +67,17 @@ class Call:
             mask = mask[index]
         return replace(self, query=self.query[index], key=self.key[index], value=self.value[index], attn_mask=mask)
 
-    def columns(self, pixels: slice, columns: Tensor) -> Tensor:
+    def columns(self, pixels: Rows, columns: Tensor) -> Tensor:
         """The probabilities of some queries for the keys of `columns` [images, columns], at least in float32."""
         mask = self.attn_mask
         if mask is not None and mask.shape[-2] > 1:
-            mask = mask[..., pixels, :]
+            mask = at(mask, pixels)
         keys = torch.arange(self.key.shape[2], device=columns.device)
         one_hot = (columns[:, None, None, :] == keys[:, None]).to(self.query.dtype)
         # As wide as the heads where there are fewer columns, which is what the fastest kernels ask for.
         width = max(self.query.shape[-1], -(-columns.shape[1] // 8) * 8)
         one_hot = F.pad(one_hot, (0, width - columns.shape[1])).expand(-1, self.key.shape[1], -1, -1)
-        read = replace(self, query=self.query[:, :, pixels], value=one_hot, attn_mask=mask).attend()
+        read = replace(self, query=at(self.query, pixels), value=one_hot, attn_mask=mask).attend()
         return read[..., : columns.shape[1]].to(torch.promote_types(read.dtype, torch.float32))
 
     def values(self, columns: Tensor) -> Tensor:
@@ -76,7 +99,7 @@ class Call:
             attn_mask=mask,
         )
 
-    def beside(self, keys: Tensor, pixels: slice) -> Tensor:
+    def beside(self, keys: Tensor, pixels: Rows) -> Tensor:
         """The probabilities of some queries for further keys, in one softmax with those of the call.
 
         Args:

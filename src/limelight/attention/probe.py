@@ -35,7 +35,7 @@ from ..models.processors import describe_attention
 from ..models.sites import AttentionSite, Layout
 from ..prompts.prompt import Prompt
 from ..utils.torch import remove_hook
-from .call import Call
+from .call import Call, Rows, at, put
 from .edits import Edit, Target, target, touches
 from .maps import AttentionMaps
 
@@ -210,7 +210,7 @@ class Probe:
             conditional = edit(layer, conditional, self.step)
         return torch.cat([probabilities[:-images], conditional])
 
-    def see_beside(self, layer: AttentionSite, call: Call, pixels: slice) -> None:
+    def see_beside(self, layer: AttentionSite, call: Call, pixels: Rows) -> None:
         """Record behind the columns of one layer those of words that are not in the prompt; after `see`."""
         recorded = self._seen.get(layer)
         if layer in self.beside.keys and recorded is not None and torch._C._current_graph_task_id() == -1:
@@ -218,13 +218,13 @@ class Probe:
             more = call.rows(rows).beside(self.beside.keys[layer], pixels)
             self._seen[layer] = torch.cat([recorded, more.to(recorded.dtype)], dim=-1)
 
-    def inject(self, layer: AttentionSite, values: Tensor, images: int, pixels: slice) -> Tensor:
+    def inject(self, layer: AttentionSite, values: Tensor, images: int, pixels: Rows) -> Tensor:
         """Change the queries or keys [batch, heads, positions, width] of the image positions of the last `images`."""
-        values = values.clone()
         self._seen.setdefault(layer, None)
+        conditional = values[-images:]
         for edit in self._injections[layer]:
-            values[-images:, :, pixels] = edit(layer, values[-images:, :, pixels], self.step)
-        return values
+            conditional = put(conditional, pixels, edit(layer, at(conditional, pixels), self.step))
+        return torch.cat([values[:-images], conditional])
 
     def rescore(self, layer: AttentionSite, keys: Tensor) -> Tensor:
         """Change the prompt's keys [images, heads, tokens, width] of one layer, as image positions meet them."""
@@ -233,11 +233,11 @@ class Probe:
             keys = edit(layer, keys, self.step)
         return keys
 
-    def hear(self, layer: AttentionSite, queries: Tensor, scale: float | None, pixels: slice) -> bool:
+    def hear(self, layer: AttentionSite, queries: Tensor, scale: float | None, pixels: Rows) -> bool:
         """Pass on one layer's queries of image positions; whether the layer is answered here as well."""
         if self.queries is not None and layer.reads_text:
             self._seen[layer] = None
-            conditional = queries[-(self.images or queries.shape[0]) :, :, pixels]
+            conditional = at(queries[-(self.images or queries.shape[0]) :], pixels)
             self.queries(layer, conditional, queries.shape[-1] ** -0.5 if scale is None else scale)
         return layer in self._explicit or layer in self._injections or layer in self._scores
 
@@ -369,6 +369,11 @@ class _Intercept(TorchFunctionMode):
         keys = torch.arange(call.key.shape[2], device=call.key.device)
         if not self.layer.joint:
             return keys
+        if not isinstance(layout.pixels, slice):
+            raise ProbeError(
+                f"The edit of keys in '{self.layer.name}' needs texts of one length, and those of this batch differ. "
+                "Generate the prompts one by one."
+            )
         pixels = torch.zeros_like(keys, dtype=torch.bool)
         pixels[layout.pixels] = True
         return keys[~pixels]
@@ -391,7 +396,7 @@ class _Intercept(TorchFunctionMode):
         output[:, :, text] = plain.some(text, torch.arange(plain.key.shape[2], device=text.device)).attend()
         return output
 
-    def _edited(self, output: Tensor, call: Call, changed: Call, pixels: slice, columns: Tensor) -> Tensor:
+    def _edited(self, output: Tensor, call: Call, changed: Call, pixels: Rows, columns: Tensor) -> Tensor:
         """The output of a layer of whose probabilities only the prompt's columns are seen, in the conditional rows."""
         images = len(columns)
         rows = slice(len(output) - images, None)
@@ -402,9 +407,9 @@ class _Intercept(TorchFunctionMode):
         if edited is others:
             return output
         moved = (edited - others) @ changed.rows(rows).values(columns).to(own.dtype)
-        output = output.clone()
-        output[-images:, :, pixels] += moved.to(output.dtype)
-        return output
+        conditional = output[rows]
+        conditional = put(conditional, pixels, at(conditional, pixels) + moved.to(output.dtype))
+        return torch.cat([output[:-images], conditional])
 
 
 def _changing(acting: Mapping[AttentionSite, Sequence[Edit]], what: Target) -> dict[AttentionSite, list[Edit]]:

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from .base import FEATURES, Feature
 from .chroma import Chroma
 from .flux import Flux
+from .flux2 import Flux2
+from .flux2_klein import Flux2Klein
+from .krea2 import Krea2
 from .latent_diffusion import LatentDiffusion
+from .lumina2 import Lumina2
 from .pipeline_model import PipelineModel
 from .pixart import PixArtSigma
 from .qwen_image import QwenImage
@@ -162,6 +166,50 @@ FAMILIES: dict[str, Family] = {
             "transformer": "ChromaTransformer2DModel",
             "vae": None,
             "text_encoder": "T5EncoderModel",
+            "tokenizer": None,
+            "scheduler": None,
+        },
+    ),
+    "Flux2Pipeline": Family(
+        "FLUX.2 dev",
+        Flux2,
+        {
+            "transformer": "Flux2Transformer2DModel",
+            "vae": "AutoencoderKLFlux2",
+            "text_encoder": "Mistral3ForConditionalGeneration",
+            "tokenizer": None,
+            "scheduler": None,
+        },
+    ),
+    "Flux2KleinPipeline": Family(
+        "FLUX.2 klein",
+        Flux2Klein,
+        {
+            "transformer": "Flux2Transformer2DModel",
+            "vae": "AutoencoderKLFlux2",
+            "text_encoder": "Qwen3ForCausalLM",
+            "tokenizer": None,
+            "scheduler": None,
+        },
+    ),
+    "Lumina2Pipeline": Family(
+        "Lumina-Image 2.0",
+        Lumina2,
+        {
+            "transformer": "Lumina2Transformer2DModel",
+            "vae": None,
+            "text_encoder": None,
+            "tokenizer": None,
+            "scheduler": None,
+        },
+    ),
+    "Krea2Pipeline": Family(
+        "Krea 2",
+        Krea2,
+        {
+            "transformer": "Krea2Transformer2DModel",
+            "vae": None,
+            "text_encoder": None,
             "tokenizer": None,
             "scheduler": None,
         },

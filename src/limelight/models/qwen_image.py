@@ -18,7 +18,26 @@ from .base import About
 from .transformer import States, Transformer, encoded_by, packed, unpacked
 
 
-class QwenImage(Transformer):
+class OneFrame(Transformer):
+    """What has the autoencoder of Qwen-Image: one of videos, of which an image is the only frame."""
+
+    def _statistics(self, like: Tensor) -> tuple[Any, Any]:
+        """Mean and standard deviation of the autoencoder's latents by channel."""
+        config = self.pipeline.vae.config
+        mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(like) for x in (config.latents_mean, config.latents_std))
+        return mean, std
+
+    def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.pipeline.vae.encode(pixels[:, :, None]).latent_dist
+        mean, std = self._statistics(found.mean)
+        return (found.mean[:, :, 0] - mean) / std, found.std[:, :, 0] / std
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents)
+        return self.pipeline.vae.decode((latents * std + mean)[:, :, None], return_dict=False)[0][:, :, 0]
+
+
+class QwenImage(OneFrame):
     """Qwen-Image: one text stream inside a chat template; texts are as long as they are, and each branch runs alone."""
 
     about = About.family("QwenImage")
@@ -67,20 +86,3 @@ class QwenImage(Transformer):
         length = torch.linalg.vector_norm(own, dim=-1, keepdim=True)
         combined = combined * (length / torch.linalg.vector_norm(combined, dim=-1, keepdim=True))
         return unpacked(combined, *conditional.shape[-2:])
-
-    # Its autoencoder is one of videos, of which an image is the only frame.
-
-    def _statistics(self, like: Tensor) -> tuple[Any, Any]:
-        """Mean and standard deviation of the autoencoder's latents by channel."""
-        config = self.pipeline.vae.config
-        mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(like) for x in (config.latents_mean, config.latents_std))
-        return mean, std
-
-    def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.pipeline.vae.encode(pixels[:, :, None]).latent_dist
-        mean, std = self._statistics(found.mean)
-        return (found.mean[:, :, 0] - mean) / std, found.std[:, :, 0] / std
-
-    def _decoded(self, latents: Tensor) -> Tensor:
-        mean, std = self._statistics(latents)
-        return self.pipeline.vae.decode((latents * std + mean)[:, :, None], return_dict=False)[0][:, :, 0]

@@ -52,14 +52,15 @@ class Layout:
     [images, heads, pixels, columns].
 
     Attributes:
-        pixels: which rows of the queries are image positions, row by row.
+        pixels: which rows of the queries are image positions, row by row; int64 [images, positions] where they are
+            others in every image.
         columns: int64 [images, columns], which key belongs to each column of the prompt, -1 where none does; None:
             every key is a column.
         call: which of the layer's attention calls is meant, counted from 0.
         text: which key is the text's first token.
     """
 
-    pixels: slice = field(default_factory=partial(slice, None))
+    pixels: slice | Tensor = field(default_factory=partial(slice, None))
     columns: Tensor | None = None
     call: int = 0
     text: int = 0

@@ -125,13 +125,20 @@ class Transformer(PipelineModel):
         if self.even_sigmas and not config.get("use_flow_sigmas"):
             options = {"sigmas": np.linspace(1.0, 1 / steps, steps)}
         if config.get("use_dynamic_shifting"):
-            options["mu"] = self._shift(size)
+            options["mu"] = self._shift(size, steps)
         return options
 
-    def _shift(self, size: tuple[int, int]) -> float:
+    def _tokens(self, size: tuple[int, int]) -> int:
+        """How many tokens an image of a size has."""
+        side = self.pixels_per_latent * self.patch
+        return (size[0] // side) * (size[1] // side)
+
+    def _shift(self, size: tuple[int, int], steps: int) -> float:
         """How far the noise levels are shifted: linear in the number of image tokens."""
-        side, config = self.pixels_per_latent * self.patch, self.scheduler.config
-        tokens = (size[0] // side) * (size[1] // side)
+        return self._linear_shift(self._tokens(size))
+
+    def _linear_shift(self, tokens: int) -> float:
+        config = self.scheduler.config
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", self.shifts[0]), config.get("max_shift", self.shifts[1])
         slope = (high - low) / (many - few)
@@ -151,8 +158,10 @@ class Transformer(PipelineModel):
         """
 
     @abstractmethod
-    def _places(self, pixels: int, states: States) -> tuple[slice, int]:
-        """Which rows of the queries are the `pixels` image tokens, and which key is the text's first token."""
+    def _places(self, pixels: int, states: States) -> tuple[slice | Tensor, int]:
+        """Which rows of the queries are the `pixels` image tokens, see `Layout`, and which key is the text's first
+        token.
+        """
 
     def _combined(self, unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
         """Both branches' predictions, combined by classifier-free guidance."""
@@ -206,12 +215,12 @@ class Transformer(PipelineModel):
             self._pass.layout = own
 
 
-def layout_of(prompts: Sequence[Prompt], pixels: slice, first: int, device: torch.device) -> Layout:
+def layout_of(prompts: Sequence[Prompt], pixels: slice | Tensor, first: int, device: torch.device) -> Layout:
     """The layout of the layers that read prompts.
 
     Args:
         prompts: one per image, see `limelight.prompts.prompt.aligned`.
-        pixels: which rows of the queries are image positions.
+        pixels: which rows of the queries are image positions, see `Layout`.
         first: which key is the text's first token.
     """
     places = torch.tensor([prompt.places for prompt in prompts])

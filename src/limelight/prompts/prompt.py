@@ -320,6 +320,8 @@ class Stream:
         template: what is written around the prompt, for which "{}" stands.
         dropped: how many tokens at the begin do not reach the denoiser.
         lower: whether it reads the prompt in lower case and without the spaces around it.
+        adds: whether the tokenizer adds tokens of its own around the text.
+        left: whether the text is filled up on the left, so that it ends at `length`.
     """
 
     tokenizer: Any
@@ -328,6 +330,8 @@ class Stream:
     template: str = "{}"
     dropped: int = 0
     lower: bool = False
+    adds: bool = True
+    left: bool = False
 
     def tokens(self, text: str) -> tuple[list[_Token], list[int]]:
         """The prompt's own tokens with their spans in it, and the places of those that are read."""
@@ -336,15 +340,23 @@ class Stream:
         if self.lower:
             start -= len(text) - len(text.lstrip())
             text = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text).strip()
-        found = _tokens(f"{before}{text}{after}", self.tokenizer)
+        found = _tokens(f"{before}{text}{after}", self.tokenizer, self.adds)
+        first = self._place_of_first(len(found))
         read = self.length - _ending(found)  # the tokenizer's own tokens at the end stay where a text is cut
         own, places = list[_Token](), list[int]()
         for i, (token, (a, b), learned) in enumerate(found):
             if a < b and b > len(before) and a < len(before) + len(text):
                 own.append(_Token(token, (a - start, b - start), learned))
                 if i < read:
-                    places.append(self.first + i - self.dropped)
+                    places.append(first + i)
         return own, places
+
+    def _place_of_first(self, count: int) -> int:
+        """The place of the first of so many tokens, also where it is not read."""
+        first = self.first - self.dropped
+        if self.left:
+            first += max(self.length - count, 0)
+        return first
 
 
 def parse_streams(text: str, streams: Sequence[Stream]) -> Prompt:
@@ -427,15 +439,17 @@ class _Token(NamedTuple):
 _id, _span = operator.attrgetter("id"), operator.attrgetter("span")
 
 
-def _tokens(text: str, tokenizer: Any) -> list[_Token]:
-    """All tokens of a text; a learned word is as many as it has vectors."""
+def _tokens(text: str, tokenizer: Any, adds: bool = True) -> list[_Token]:
+    """All tokens of a text, with those that the tokenizer adds unless `adds` is false; a learned word is as many as it
+    has vectors.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(
             f"The prompt {text!r} is not valid text: its character {error.start + 1} is half of a pair; remove it."
         ) from None
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=adds, verbose=False)
     learned, single = _learned(tokenizer)
     tokens = []
     for token, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
