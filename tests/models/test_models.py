@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -276,6 +277,28 @@ def test_folders_that_are_no_model(tmp_path):
     )
     with pytest.raises(ModelError, match="cannot be read as a model"):
         limelight.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "why"),
+    [
+        ("GlmImagePipeline", "reads the quoted text of a prompt alone"),
+        ("KandinskyV22Pipeline", "reads the embedding of an image and no words"),
+        ("ErnieImagePipeline", "a language model rewrites the prompt"),
+        ("LongCatImagePipeline", "a language model rewrites the prompt"),
+    ],
+)
+def test_families_whose_words_cannot_be_read_are_refused_with_the_reason(tmp_path, pipeline, why):
+    assert hasattr(diffusers, pipeline)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    with pytest.raises(ModelError, match=f"is a {pipeline}, which is not supported: .*{why}"):
+        limelight.load(tmp_path)
+    foreign = type(pipeline, (), {})()
+    with (
+        pytest.raises(ModelError, match=rf"'{pipeline}' cannot be steered by attach\(\): .*{why}"),
+        limelight.attach(foreign, subjects=["cat"]),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])

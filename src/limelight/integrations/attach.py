@@ -19,6 +19,7 @@ from ..generation.plan import lost_words
 from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Guidance, Move, Steering, check_order
 from ..models.base import Conditioning
+from ..models.families import why_not
 from ..models.pipeline_model import stop_after
 from ..models.sites import AttentionSite
 from ..models.unet import UNet
@@ -71,6 +72,9 @@ def attach(
         raise SettingsError(
             f"look={guidance.look} needs a run ahead, which attach cannot make in a pipeline. Set look=None."
         )
+    reason = why_not(type(pipeline).__name__)
+    if reason is not None:
+        raise ModelError(f"'{type(pipeline).__name__}' cannot be steered by attach(): {reason}.")
     kind = Attached
     if getattr(pipeline, "transformer", None) is not None:
         from .attach_transformer import AttachedTransformer

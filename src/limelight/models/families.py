@@ -217,6 +217,28 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_QUOTED = "its denoiser reads the quoted text of a prompt alone, so that words have no maps"
+_EMBEDDED = "its denoiser reads the embedding of an image and no words, so that words have no maps"
+_REWRITTEN = (
+    "a language model rewrites the prompt, and the words that the denoiser reads are those of the new text; rewrite "
+    "prompts yourself, and generate them by another model"
+)
+_REASONS = {
+    "GlmImage": _QUOTED,
+    "KandinskyV22": _EMBEDDED,
+    "ErnieImage": _REWRITTEN,
+    "LongCatImage": _REWRITTEN,
+}
+
+
+def why_not(pipeline: str) -> str | None:
+    """The reason for which no word can be read in a pipeline of a class, where there is one."""
+    for family, reason in _REASONS.items():
+        if pipeline.startswith(family):
+            return reason
+    return None
+
+
 def features() -> dict[str, dict[Feature, bool]]:
     """What works on which family: title -> feature -> whether it does.
 

@@ -19,7 +19,7 @@ from ..utils.files import user_path
 from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
 from .base import About, Model
-from .families import FAMILIES
+from .families import FAMILIES, why_not
 from .parts import Index, index_of, load_part, readable
 from .pipeline_model import PipelineModel
 from .schedulers import SCHEDULERS
@@ -292,6 +292,9 @@ def _idle(cls: Any) -> tuple[str, ...]:
 
 def _refusal(pipeline: str, classes: Mapping[str, str], name: str) -> str:
     """Say that a pipeline cannot be driven, and what can be done with it."""
+    reason = why_not(pipeline)
+    if reason is not None:
+        return f"'{name}' is a {pipeline}, which is not supported: {reason}."
     message = f"'{name}' is a {pipeline}, which is not supported; supported: {', '.join(FAMILIES)}"
     if classes.get("unet") != "UNet2DConditionModel":
         return f"{message}."

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import PromptError, meant
 from .markup import Markup, find_markup
+from .pieces import encoded_spans
 from .words import graphemes, key, spaceless, word_spans
 
 # Each word is at least one token: the words after so many times the model's length cannot be among those it reads.
@@ -67,6 +68,7 @@ class Prompt:
         places: for each position, where its token lies in the text that the denoiser reads, -1 where it does not; empty
             where positions and places are the same.
         limit: how many tokens the model reads, if that is another number than `ids` has.
+        around: what the model writes around the prompt.
     """
 
     text: str
@@ -80,6 +82,7 @@ class Prompt:
     streams: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
     limit: int = 0
+    around: str = ""
 
     @property
     def length(self) -> int:
@@ -169,7 +172,10 @@ class Prompt:
 
         found = self._whole_words([key(name[slice(*span)]) for span in spans]) or self._parts_of_words(name, spans)
         if not found:
-            raise PromptError(f"'{subject}' is not in the prompt; {self._choices()}{meant(name, self.read)}")
+            where = ""
+            if _places(_keys(self.around), [key(name[slice(*span)]) for span in spans]):
+                where = " but in the text that this model writes around it, which has no maps"
+            raise PromptError(f"'{subject}' is not in the prompt{where}; {self._choices()}{meant(name, self.read)}")
         if occurrence > len(found):
             times = "once"
             if len(found) > 1:
@@ -251,6 +257,11 @@ def _units(text: str, spans: Sequence[tuple[int, int]]) -> list[_Unit]:
             inner = graphemes(word)
         units += [_Unit(key(word[a:b]), (start + a, start + b), which) for a, b in inner]
     return units
+
+
+def _keys(text: str) -> list[str]:
+    """What makes two spellings of each word of a text the same."""
+    return [key(text[start:stop]) for start, stop in word_spans(text)]
 
 
 def _places(keys: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -397,6 +408,7 @@ def parse_streams(text: str, streams: Sequence[Stream]) -> Prompt:
         tuple(starts[1:]),
         (*places, -1),
         length,
+        " ".join(stream.template.replace("{}", " ") for stream in streams),
     )
 
 
@@ -449,10 +461,10 @@ def _tokens(text: str, tokenizer: Any, adds: bool = True) -> list[_Token]:
         raise PromptError(
             f"The prompt {text!r} is not valid text: its character {error.start + 1} is half of a pair; remove it."
         ) from None
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=adds, verbose=False)
+    ids, spans = encoded_spans(text, tokenizer, adds)
     learned, single = _learned(tokenizer)
     tokens = []
-    for token, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for token, span in zip(ids, spans, strict=True):
         if token in single:
             word = single[token]
             raise PromptError(f"'{text[slice(*span)]}' in the prompt is one vector of '{word}'; write '{word}' alone.")
