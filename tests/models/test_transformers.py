@@ -162,9 +162,7 @@ def in_rows(latents: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 @every
 def test_a_run_equals_diffusers(name):
     case = CASES[name]
-    generators, noise = [torch.Generator().manual_seed(seed) for seed in (3, 4)], {}
-    if name in ("z-image", "sana"):  # these pipelines draw float32 whatever the dtype of the model
-        noise = {"latents": model_of(name).noise(generators, *case.size).float()}
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     expected = case.build()(
         prompt=[PROMPT, PROMPT],
         num_inference_steps=STEPS,
@@ -172,15 +170,27 @@ def test_a_run_equals_diffusers(name):
         width=case.size[1],
         generator=generators,
         output_type="latent",
-        **noise,
         **{key: [value] * 2 if "prompt" in key else value for key, value in case.call.items()},
     ).images
-    latents = run(name, seeds=[3, 4], **noise).latents
+    latents = run(name, seeds=[3, 4]).latents
     if "klein" in name:  # its pipeline gives them as the autoencoder takes them
         mean, std = model_of(name)._statistics()
         latents = model_of(name).pipeline._unpatchify_latents(latents * std + mean)
     assert float((in_rows(latents, expected) - expected).abs().max()) < case.error
     assert float(expected.std()) > 0.1
+
+
+@pytest.mark.parametrize(("name", "scale"), [("z-image", 0.0), ("sana", 4.5), ("flux-dev", 3.5)])
+def test_a_run_in_half_precision_equals_diffusers(name, scale):
+    case, pipeline = CASES[name], CASES[name].build().to(torch.bfloat16)
+    options = {**case.call, "guidance_scale": scale, "height": case.size[0], "width": case.size[1]}
+    generator = torch.Generator().manual_seed(0)
+    expected = pipeline(
+        prompt=PROMPT, num_inference_steps=STEPS, generator=generator, output_type="latent", **options
+    ).images
+    settings = {"steps": STEPS, "height": case.size[0], "width": case.size[1], "guidance_scale": scale, **case.run}
+    found = limelight.generate(limelight.load(pipeline), PROMPT, subjects=None, **settings).latents
+    assert torch.equal(in_rows(found, expected), expected)
 
 
 def test_the_negative_prompt_of_klein_equals_diffusers_embeddings_of_it():

@@ -23,7 +23,7 @@ def initial_noise(plan: GenerationPlan, rows: range, generators: Sequence[torch.
     noise = plan.model.noise(generators, *plan.settings.size)  # in any case: later noise must not repeat it
     if plan.settings.latents is not None:
         noise = plan.settings.latents[rows.start : rows.stop]
-    return noise.to(plan.model.device, plan.model.dtype)
+    return noise.to(plan.model.device, plan.model.noise_dtype)
 
 
 @torch.inference_mode(False)

@@ -273,6 +273,11 @@ class Model(ABC):
     def dtype(self) -> torch.dtype: ...
 
     @property
+    def noise_dtype(self) -> torch.dtype:
+        """The numbers in which noise is sampled, as the pipeline does it."""
+        return self.dtype
+
+    @property
     @abstractmethod
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the model was trained on."""

@@ -155,8 +155,8 @@ class PipelineModel(Model):
                 f"The size {height}x{width} does not fit this model; both sides must be multiples of {side}."
             )
         shape = (1, self.channels, height // unit, width // unit)
-        # On the generator's device and in the model's dtype, as diffusers does: equal seeds give equal images.
-        noise = [torch.randn(shape, generator=g, device=g.device, dtype=self.dtype) for g in generators]
+        # On the generator's device and in the pipeline's dtype, as diffusers does: equal seeds give equal images.
+        noise = [torch.randn(shape, generator=g, device=g.device, dtype=self.noise_dtype) for g in generators]
         return torch.cat(noise).to(self.device)
 
     def timesteps(self, steps: int, size: tuple[int, int] | None = None) -> Tensor:

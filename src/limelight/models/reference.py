@@ -59,15 +59,13 @@ def by_diffusers(
 
 def shared_noise(model: Model, seed: int, size: tuple[int, int]) -> Tensor | None:
     """The noise that both sides have to be given; None where equal seeds already give equal noise."""
-    name = type(_pipeline(model)).__name__
-    if name not in _NOISE_OF_THEIR_OWN:
+    if type(_pipeline(model)).__name__ not in _NOISE_OF_THEIR_OWN:
         return None
-    noise = model.noise([torch.Generator().manual_seed(seed)], *size)
-    return noise.float() if _NOISE_OF_THEIR_OWN[name] else noise
+    return model.noise([torch.Generator().manual_seed(seed)], *size)
 
 
-# Pipelines that sample otherwise than from a generator in the model's dtype; whether they compute with float32.
-_NOISE_OF_THEIR_OWN = {"ZImagePipeline": True, "SanaPipeline": True, "LDMTextToImagePipeline": False}
+# Pipelines that sample otherwise than from a generator on its device.
+_NOISE_OF_THEIR_OWN = ("LDMTextToImagePipeline",)
 
 
 def _pipeline(model: Model) -> Any:

@@ -41,6 +41,10 @@ class Sana(Transformer):
         return {**options, "use_resolution_binning": False}
 
     @property
+    def noise_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
     def default_size(self) -> tuple[int, int]:
         side = self.denoiser.config.sample_size * self.pixels_per_latent
         return side, side

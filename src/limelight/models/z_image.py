@@ -41,6 +41,10 @@ class ZImage(Transformer):
         return int(self.denoiser.in_channels)
 
     @property
+    def noise_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
     def default_size(self) -> tuple[int, int]:
         return 1024, 1024  # of the pipeline
 
