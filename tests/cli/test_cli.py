@@ -359,6 +359,8 @@ def test_info(limelight):
         (["--model", "m" * 300], "is neither a folder, a checkpoint"),
         (["--out", "/dev/null/x"], "cannot be written"),
         (["--device", "toaster"], "error: Unknown device 'toaster'"),
+        (["--quantize", "3bit"], "error: Unknown quantize='3bit'. Choose one of: 8bit."),
+        (["--device", "cpu", "--offload", "model"], "error: offload='model' keeps parts of a model in the main memory"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(limelight, tmp_path, monkeypatch, arguments, message):

@@ -15,8 +15,10 @@ from .options import (
     HeadVectors,
     ModelName,
     Negative,
+    Offload,
     Out,
     OwnGuidanceScale,
+    Quantize,
     Seeds,
     Steps,
     WordFiles,
@@ -89,6 +91,8 @@ def edit_command(
     guidance_scale: OwnGuidanceScale = None,
     negative: Negative = "",
     device: Device = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
     out: Out = Path("out"),
 ) -> None:
     """Edit an image by editing its prompt: the source above, each target below it, one column per seed."""
@@ -104,7 +108,7 @@ def edit_command(
 
     with saving_at_end(out) as saving:
         given = None if image is None else open_image(image)
-        opened = open_model(model, device, "ddim" if image else None, word, context)
+        opened = open_model(model, device, "ddim" if image else None, word, context, quantize=quantize, offload=offload)
         with step_bar("editing") as on_step:
             result = edit(
                 opened,

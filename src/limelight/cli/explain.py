@@ -18,9 +18,11 @@ from .options import (
     Height,
     ModelName,
     Negative,
+    Offload,
     Out,
     OwnGuidanceScale,
     PromptText,
+    Quantize,
     Scheduler,
     Seeds,
     Steps,
@@ -88,6 +90,8 @@ def explain_command(
     height: Height = None,
     width: Width = None,
     device: Device = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
     out: Out = Path("out"),
 ) -> None:
     """Show the attention of every word of a prompt over the image, with and without guidance.
@@ -113,11 +117,19 @@ def explain_command(
             _check_image_options(context)
             if _was_given(context, "steps"):
                 chosen["steps"] = steps
-            opened = open_model(model, device, scheduler or ("ddim" if exact else None), word, context)
+            opened = open_model(
+                model,
+                device,
+                scheduler or ("ddim" if exact else None),
+                word,
+                context,
+                quantize=quantize,
+                offload=offload,
+            )
             with step_bar("reading") as on_step:
                 explanation = explain(opened, prompt, image=image, exact=exact, on_step=on_step, **chosen)
         else:
-            opened = open_model(model, device, scheduler, word, context)
+            opened = open_model(model, device, scheduler, word, context, quantize=quantize, offload=offload)
             explanation = explain(
                 opened,
                 prompt,

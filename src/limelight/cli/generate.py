@@ -21,9 +21,11 @@ from .options import (
     Height,
     ModelName,
     Negative,
+    Offload,
     Out,
     OwnGuidanceScale,
     PromptText,
+    Quantize,
     Scheduler,
     Seeds,
     Steps,
@@ -121,6 +123,8 @@ def generate_command(
         typer.Option(help="Most images in one pass; less where memory is short.", min=1, show_default=False),
     ] = None,
     device: Device = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
     out: Out = Path("out"),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what guidance does in every step.")] = False,
 ) -> None:
@@ -134,7 +138,9 @@ def generate_command(
     check_folder(out)
 
     with saving_at_end(out) as saving:
-        opened = open_model(SD_2_1 if sd_2_1 else model, device, scheduler, word, context)
+        opened = open_model(
+            SD_2_1 if sd_2_1 else model, device, scheduler, word, context, quantize=quantize, offload=offload
+        )
         parsed = opened.prompt(prompt)
         gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
         names = _subjects(parsed, subjects, guided or audition is not None, boxes)

@@ -37,6 +37,13 @@ ModelName = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cuda, mps or cpu; by default the first that exists.", show_default=False)
 ]
+Quantize = Annotated[
+    str | None, typer.Option(help="8bit: weights as 8-bit integers, with torchao.", show_default=False)
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(help="model or sequential: keep what is idle in the main memory.", show_default=False),
+]
 Scheduler = Annotated[
     str | None,
     typer.Option(help=f"One of {', '.join(SCHEDULERS)}; by default the model's own.", show_default=False),

@@ -20,6 +20,7 @@ from ..models.base import Conditioning, Model
 from ..prompts.prompt import Prompt
 from ..utils.images import ImageSource, open_image
 from ..utils.numbers import MOST_SIDE, MOST_STEPS, check_finite, check_whole
+from ..utils.torch import check_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,6 +263,7 @@ def _null_text(
         towards = model.predict(latents, timestep, conditional)
         assert towards is not None
 
+        check_gradients(model.denoiser)
         states = states.clone().requires_grad_()
         # The authors' values: a rate that falls, and a loss below which a step is good enough.
         optimizer = torch.optim.Adam([states], lr=1e-2 * (1 - index / (2 * steps)))

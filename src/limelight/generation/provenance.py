@@ -77,7 +77,11 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         offloaded = getattr(getattr(part, "_hf_hook", None), "weights_map", None)
         for key, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
             if key not in part._non_persistent_buffers_set:
-                yield f"{name}.{key}", offloaded[key] if value.is_meta and offloaded else value
+                value = offloaded[key] if value.is_meta and offloaded else value
+                inner = value.__tensor_flatten__()[0] if hasattr(value, "__tensor_flatten__") else ()  # quantized
+                yield from ((f"{name}.{key}.{own}", getattr(value, own)) for own in inner)
+                if not inner:
+                    yield f"{name}.{key}", value
 
 
 def _adapters(module: nn.Module) -> str:

@@ -20,6 +20,7 @@ from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
 from .base import About, Model
 from .families import FAMILIES, why_not
+from .memory import Offload, Quantize, check_memory, place
 from .parts import Index, index_of, load_part, readable
 from .pipeline_model import PipelineModel
 from .schedulers import SCHEDULERS
@@ -41,6 +42,8 @@ def load(
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
     config: str | Path | None = None,
+    quantize: Quantize | None = None,
+    offload: Offload | None = None,
 ) -> Model:
     """Open a text-to-image model.
 
@@ -55,11 +58,16 @@ def load(
         scheduler: one of `SCHEDULERS`, set up for this model's noise levels; by default the model's own.
         config: for a single file a folder in diffusers' layout with the settings and tokenizers of its model; by
             default those of Stable Diffusion 1.x, 2.x or XL, which are in this package.
+        quantize: "8bit" keeps the weights of the denoiser and the text encoders in half of the memory that float16
+            takes, and needs torchao. Images differ a little.
+        offload: keep in the main memory what a graphics card does not need just now: "model" leaves one part at a time
+            on it, "sequential" one layer, which is slow.
 
     Raises:
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
-        SettingsError: the device does not exist here, the scheduler is unknown, or `config` is given for something else
-            than a single file.
+        SettingsError: the device does not exist here, the scheduler is unknown, `config` is given for something else
+            than a single file, or a way to save memory does not work here.
+        MissingDependency: `quantize` needs torchao.
 
     Examples:
         >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")
@@ -71,7 +79,11 @@ def load(
         raise SettingsError(f"Unknown scheduler '{scheduler}'. Choose one of: {', '.join(SCHEDULERS)}.{also}")
     folder = None if config is None else _config_folder(config, source)
     with quiet_loading():
-        model = _live(source, device, dtype) if _is_pipeline(source) else _stored(source, device, dtype, folder)
+        if _is_pipeline(source):
+            _check_live(quantize, offload)
+            model = _live(source, device, dtype)
+        else:
+            model = _stored(source, device, dtype, folder, (quantize, offload))
     return model if scheduler is None else with_scheduler(model, scheduler)
 
 
@@ -114,12 +126,21 @@ def _is_pipeline(source: Any) -> bool:
     return isinstance(source, DiffusionPipeline)
 
 
+def _check_live(quantize: str | None, offload: str | None) -> None:
+    """Refuse to change how somebody else's pipeline keeps its weights."""
+    for name, value in (("quantize", quantize), ("offload", offload)):
+        if value is not None:
+            raise SettingsError(
+                f"{name}='{value}' is for models that load() opens. Quantize or offload a live pipeline with diffusers."
+            )
+
+
 def _live(pipeline: Any, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
     """The model of a pipeline that is open already, on its device and in its dtype if there are no wishes."""
     name = getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__
     family = _live_family(pipeline, name)
     if device is not None:
-        _move(pipeline, _device(device))
+        place(pipeline, _device(device), None, None)
     if dtype is not None:
         pipeline.to(dtype)
     return _driven(FAMILIES[family].adapter, pipeline, name)
@@ -146,10 +167,15 @@ def _driven(adapter: type[PipelineModel], pipeline: Any, name: str) -> Model:
 
 
 def _stored(
-    source: Any, device: str | torch.device | None, dtype: torch.dtype | None, config: Path | None = None
+    source: Any,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    config: Path | None,
+    memory: tuple[str | None, str | None],
 ) -> Model:
     """The model of a folder, of a single file or of the hub."""
     where = _device(device)
+    check_memory(*memory, where)
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     name = "pocket" if source is None else str(source)
     source = POCKET if source in (None, "pocket") else source
@@ -157,7 +183,8 @@ def _stored(
         pipeline, adapter = _open_file(user_path(source), name, dtype, config)
     else:
         pipeline, adapter = _open(source, name, dtype)
-    model = _driven(adapter, _move(pipeline, where), name)
+    place(pipeline, where, *memory)
+    model = _driven(adapter, pipeline, name)
     model.about = _about(user_path(source) / "limelight.json", model.about)
     return model
 
@@ -336,12 +363,3 @@ def _device_types() -> list[str]:
     """The kinds of device that this machine has, the fastest first."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return [name for name, available in there.items() if available]
-
-
-def _move(pipeline: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:
-    try:
-        return pipeline.to(device)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"The model does not fit into the memory of '{device}'; use a smaller one or the CPU."
-        ) from error

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from ..errors import ModelError
+
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -93,6 +95,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def check_gradients(module: nn.Module) -> None:
+    """Refuse a gradient pass through what is offloaded in groups: its weights are swapped behind the graph's back.
+
+    Raises:
+        ModelError: it is.
+    """
+    for part in module.modules():
+        hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
+        if "group_offloading" in hooks:
+            raise ModelError(
+                "The denoiser is offloaded in groups (enable_group_offload), under which gradients are wrong without "
+                "an error. Open the model again without it, with limelight.load(..., offload='model') or 'sequential'."
+            )
+
+
 @contextmanager
 def recomputing(denoiser: Any, last: str | None = None, *, on: bool = True) -> Iterator[None]:
     """Gradient checkpointing of the denoiser's blocks, as diffusers places it, whether or not it was on before.
@@ -100,7 +117,11 @@ def recomputing(denoiser: Any, last: str | None = None, *, on: bool = True) -> I
     Args:
         last: the name of the attention module after which the pass stops, if it does.
         on: whether it is wanted; else nothing changes.
+
+    Raises:
+        ModelError: see `check_gradients`.
     """
+    check_gradients(denoiser)
     if not on:
         yield
         return
