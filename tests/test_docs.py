@@ -19,6 +19,7 @@ from PIL import Image
 import limelight
 from limelight.evaluate.detectors import PocketDetector, check_scene
 from limelight.evaluate.suites import wanted
+from limelight.guidance.names import NAMES
 from limelight.models.base import FEATURES
 from limelight.models.families import features
 
@@ -125,6 +126,12 @@ def test_the_table_of_families_is_the_codes_own():
         rows.append([title, *("yes" if works[feature] else "" for feature in FEATURES)])
     for row in rows:
         assert f"|{'|'.join(row)}|" in (ROOT / "docs/models.md").read_text().replace(" |", "|").replace("| ", "|")
+
+
+def test_the_guide_to_objectives_names_every_guidance():
+    page = (ROOT / "docs/guides/objectives.md").read_text()
+    missing = {name for name in NAMES if not re.search(rf"`{name}`", page)}
+    assert missing <= {"attend-and-excite-fast"}
 
 
 def test_the_citation_is_of_this_version():
