@@ -27,7 +27,7 @@ import limelight
 from limelight import ModelError, SettingsError
 from limelight.models.schedulers import SCHEDULERS
 from limelight.models.stable_diffusion import StableDiffusion
-from limelight.models.unet import _guided_scale, unet_sites
+from limelight.models.unet import guided_scale, unet_sites
 from tests.conftest import BETAS
 
 STABLE_DIFFUSION_1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -42,7 +42,7 @@ def test_the_layers_of_the_real_configurations(config):
     cross = [layer for layer in layers if layer.kind == "cross"]
     assert len(cross) == 16
     assert len(layers) == 32
-    guided = [layer for layer in cross if layer.scale == _guided_scale(layers, 64)]
+    guided = [layer for layer in cross if layer.scale == guided_scale(layers, 64)]
     assert [layer.size((64, 64)) for layer in guided] == [(16, 16)] * 5
     assert [layer.name.split(".attentions")[0] for layer in guided] == ["down_blocks.2"] * 2 + ["up_blocks.1"] * 3
 
@@ -62,7 +62,7 @@ def test_the_layers_of_the_real_xl():
     layers = unet_sites(unet)
     cross = [layer for layer in layers if layer.kind == "cross"]
     assert len(cross) == 70
-    guided = [layer for layer in cross if layer.scale == _guided_scale(layers, 128)]
+    guided = [layer for layer in cross if layer.scale == guided_scale(layers, 128)]
     assert {layer.size((128, 128)) for layer in guided} == {(32, 32)}
 
 

@@ -40,7 +40,7 @@ class UNet(PipelineModel):
                 f"is {self.denoiser.config.sample_size!r}. Write the side of its latents there, for example 64."
             )
 
-        self.guided_scale = _guided_scale(self.sites, min(self._latent_size), self.guided_side)
+        self.guided_scale = guided_scale(self.sites, min(self._latent_size), self.guided_side)
 
     def _check_tokenizer(self) -> None:
         known, trained = len(self.pipeline.tokenizer), self.pipeline.text_encoder.config.vocab_size
@@ -216,7 +216,7 @@ def projections(denoiser: torch.nn.Module, site: AttentionSite) -> Iterator[Tens
     yield from module.to_k.parameters()
 
 
-def _guided_scale(layers: Sequence[AttentionSite], side: int, least: int = 8) -> int:
+def guided_scale(layers: Sequence[AttentionSite], side: int, least: int = 8) -> int:
     """The deepest level whose cross-attention maps, at the default size, still have `least` pixels a side.
 
     With 8 that is 16 x 16 for Stable Diffusion 1.x and 2.x at 512 pixels, where the paper takes them. The middle block
