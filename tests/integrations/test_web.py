@@ -3,24 +3,28 @@
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from gradio_client import Client
+import torch
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import limelight
 from limelight.heads.gains import strengthen
 from limelight.heads.relevance import relevance_for
-from limelight.integrations.web import build, edit, explain, heads, parts, steer
+from limelight.integrations.web import build, edit, explain, heads, learn, parts, steer
 from limelight.integrations.web.runs import Progress, Run, Stops
 from limelight.models.base import Model
 from tests.conftest import BROWSER
 
 STEPS = 3
+BUTTONS = {"Steer": "Generate", "Explain": "Explain", "Edit": "Edit", "Heads": "Strengthen", "Learn": "Learn"}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,74 @@ def test_heads_shows_what_strengthening_gives(pocket):
     assert not np.array_equal(plain[0][0], wanted.images[0])
 
 
+@pytest.fixture
+def photos(tmp_path):
+    paths = []
+    for which in range(3):
+        noise = np.random.default_rng(which).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        paths.append(str(tmp_path / f"{which}.png"))
+        Image.fromarray(noise).save(paths[-1])
+    return paths
+
+
+def test_learn_gives_the_word_that_learn_gives(pocket, photos, tmp_path, monkeypatch):
+    quick = partial(learn.learn_word, preview_steps=1)
+    monkeypatch.setattr(learn, "learn_word", quick)
+    updates, words = [], []
+    for preview, path, text in learn.learned(run_of(pocket), photos, "<my-cat>", "cat", 2):
+        updates.append((preview, text))
+        if isinstance(path, str):  # Gradio copies the file before it asks for more
+            words.append(limelight.LearnedWord.load(path))
+            assert Path(path).name == "my-cat.safetensors"
+    config = {"token": "<my-cat>", "init": "cat", "steps": 2}
+    wanted = limelight.learn(pocket, photos, config, tmp_path / "own", seeds=[0], preview_steps=1).word
+    assert torch.equal(words[0].vectors[0], wanted.vectors[0])
+    assert not Path(path).exists(), "nothing is left"
+    assert pocket.learned == {}
+
+    captions = [preview[0][1] for preview, _ in updates if isinstance(preview, list)]
+    assert captions == [f"Learn \u00b7 step {step} of 2" for step in (0, 2)]
+    assert updates[-1][1] == "Learned &lt;my-cat&gt;. Load the file and write &lt;my-cat&gt; in prompts."
+
+
+def test_a_word_is_not_in_the_prompts_of_others_while_it_is_learned(pocket, photos, monkeypatch):
+    monkeypatch.setattr(learn, "learn_word", partial(learn.learn_word, preview_steps=1))
+    seen = []
+    for _ in learn.learned(run_of(pocket), photos[:1], "<my-cat>", "cat", 1):
+        seen.append((pocket.learned, [word.learned for word in pocket.prompt("a <my-cat>").words]))
+    assert len(seen) > 1
+    assert all(bound == {} and not any(learned) for bound, learned in seen)
+
+
+def test_learning_that_is_stopped_ends_and_leaves_nothing(pocket, photos, monkeypatch):
+    monkeypatch.setattr(learn, "learn_word", partial(learn.learn_word, preview_steps=1))
+    folders = []
+    monkeypatch.setattr(learn.tempfile, "tempdir", str(Path(photos[0]).parent))
+    flag = threading.Event()
+    for _, path, text in learn.learned(Run(pocket, flag), photos, "<my-cat>", "cat", 500):
+        folders += Path(photos[0]).parent.glob("limelight-learn-*")
+        assert not isinstance(path, str)
+        if "step 0" in text:
+            flag.set()
+    assert folders
+    assert not any(folder.exists() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "message"),
+    [
+        (0, ("<a>", "cat", 1), "Upload 1 to 20 images of one thing; there are 0."),
+        (1, ("my cat", "cat", 1), "write it in angle brackets"),
+        (1, ("<a>", "unheardof", 1), "unheardof"),
+        (1, ("<a>", "cat", 5000), "3000"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_in_a_sentence(client, photos, number, arguments, message):
+    files = list(map(handle_file, photos[:number]))
+    with pytest.raises(AppError, match=re.escape(message)):
+        client.predict(files, *arguments, api_name="/learn")
+
+
 def test_a_photo_that_was_not_uploaded_is_not_read(client):
     photo = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError):
@@ -204,7 +276,9 @@ def test_eight_clients_at_once_get_the_images_of_a_direct_call(page, pocket, tmp
 
 
 def test_the_api_has_a_named_endpoint_for_each_tab(client):
-    assert {"/steer", "/explain", "/edit", "/heads"} <= set(client.view_api(return_format="dict")["named_endpoints"])
+    assert {"/steer", "/explain", "/edit", "/heads", "/learn"} <= set(
+        client.view_api(return_format="dict")["named_endpoints"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,6 +361,32 @@ def test_a_session_in_a_browser(tab):
     tab.wait_for_selector("text=The prompt is empty.")
     outside = [url for url in tab.elsewhere if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", url)]
     assert not outside
+
+
+@pytest.mark.browser
+def test_no_tab_is_wider_than_the_window(tab):
+    for width in (360, 390, 720):
+        tab.set_viewport_size({"width": width, "height": 844})
+        for name, button in BUTTONS.items():
+            tab.get_by_role("tab", name=name).click()
+            tab.get_by_role("button", name=button, exact=True).wait_for()
+            assert tab.evaluate("document.documentElement.scrollWidth") == width, (name, width)
+
+
+@pytest.mark.browser
+def test_learning_in_a_browser(tab, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, "learn_word", partial(learn.learn_word, preview_steps=1))
+    tab.get_by_role("tab", name="Learn").click()
+    tab.set_input_files("#learn-images input[type=file]", photos)
+    tab.wait_for_selector("#learn-images [aria-label='2.png']")
+    fill_slider(tab, "Training steps", 1)
+    tab.click("#learn-run")
+    tab.wait_for_selector("text=Learned <my-cat>.")
+    assert tab.locator("#learn-preview img").first.get_attribute("alt") == "Learn \u00b7 step 1 of 1"
+    with tab.expect_download() as download:
+        tab.locator("#learn-word a").first.click()
+    download.value.save_as(tmp_path / "word.safetensors")
+    assert limelight.LearnedWord.load(tmp_path / "word.safetensors").token == "<my-cat>"
 
 
 @pytest.mark.browser

@@ -28,7 +28,7 @@ def web_command(
     share: Annotated[bool, typer.Option("--share", help="Make a public link through a server of Gradio.")] = False,
     device: Device = None,
 ) -> None:
-    """Serve a web page around a model: steer, explain, edit, heads."""
+    """Serve a web page around a model: steer, explain, edit, heads, learn."""
     from ..integrations.web import build
 
     page = build(open_model(model, device, scheduler, word, context), at_once=at_once)

@@ -1,11 +1,11 @@
-"""A web page around one model, with Gradio: steer, explain, edit, heads. It needs the extra ``web``.
+"""A web page around one model, with Gradio: steer, explain, edit, heads, learn. It needs the extra ``web``.
 
 | module | holds |
 |---|---|
 | `page` | `build`: the page and how it is served |
 | `runs` | runs in threads, with previews, that can be stopped |
 | `parts` | what the tabs share: components of the page's own, images with their settings |
-| `steer`, `explain`, `edit`, `heads` | one tab each |
+| `steer`, `explain`, `edit`, `heads`, `learn` | one tab each |
 """
 
 from __future__ import annotations

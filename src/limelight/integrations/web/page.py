@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise MissingDependency("The web page needs gradio. Install it: pip install 'limelight[web]'.") from error
 
-from . import edit, explain, heads, steer
+from . import edit, explain, heads, learn, steer
 from .parts import asset
 from .runs import Stops
 
@@ -26,7 +26,7 @@ MOST_BYTES = "20mb"
 """Of one upload."""
 KEPT = 6 * 3600
 """Seconds for which images stay on the disk for a browser to fetch."""
-TABS = (steer, explain, edit, heads)
+TABS = (steer, explain, edit, heads, learn)
 
 
 class Page(gr.Blocks):  # type: ignore[misc]
@@ -54,13 +54,14 @@ class Page(gr.Blocks):  # type: ignore[misc]
 def build(model: Model, *, at_once: int = 2) -> Page:
     """Build the page around a model.
 
-    Its tabs call what the command line calls: `limelight.compare`, `limelight.generate`, `limelight.edit`
-    and the functions of `limelight.heads`. Several people may use it at once; each gets the images
+    Its tabs call what the command line calls: `limelight.compare`, `limelight.generate`, `limelight.edit`,
+    `limelight.learn` and the functions of `limelight.heads`. Several people may use it at once; each gets the images
     that the same call gives alone.
 
     Args:
         model: see `limelight.load`. All runs share it.
-        at_once: runs at a time, each in the memory that `limelight.generate` takes; the others wait in a queue.
+        at_once: runs at a time, each in the memory that `limelight.generate` takes; the others wait in a queue. Beside
+            them, one word at a time is learned.
 
     Raises:
         MissingDependency: gradio or matplotlib is not installed.
