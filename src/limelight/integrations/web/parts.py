@@ -176,7 +176,6 @@ def compared(
     Raises:
         gr.Error: a `LimelightError`, as one sentence.
     """
-    shown: dict[str, Any] = {title: [] for title in names.values()}
 
     def work(run: Run) -> Comparison:
         def begins(name: str) -> None:
@@ -185,11 +184,14 @@ def compared(
 
         return compare(run.model, text, on_run=begins, on_step=run.on_step, **options)
 
+    shown: dict[str, Any] = {title: [] for title in names.values()}  # the first report empties the galleries
     for found in run.follow(work):
         if isinstance(found, Progress):
             if found.images:
                 shown[found.title] = previews(found.images, found.title)
             yield *shown.values(), found.text
+            # Only what is new is sent again: a browser may still fetch the files of the others.
+            shown = dict.fromkeys(names.values(), gr.skip())
         else:
             rows = [captioned(result, names[name]) for name, result in found.runs.items()]
             yield *rows, summary(found)
@@ -240,4 +242,6 @@ def stopped_by(stop: gr.Button, stops: Stops, tab: str, run: Any, status: gr.Mar
         stops.stop(request, tab)
         return "Stopped."
 
-    stop.click(end, None, status, cancels=[run], queue=False, api_visibility="private")
+    options: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+    ended = stop.click(end, None, status, cancels=[run], **options)
+    ended.then(end, None, status, **options)  # again: a report that was on its way may have come after it
