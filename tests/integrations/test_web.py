@@ -210,6 +210,15 @@ def test_what_cannot_be_learned_is_refused_in_a_sentence(client, photos, number,
         client.predict(files, *arguments, api_name="/learn")
 
 
+def test_a_learned_word_is_shown_as_it_is_written(pocket):
+    vectors = pocket.pipeline.text_encoder.get_input_embeddings().weight[400:401].detach().clone()
+    with limelight.LearnedWord("<my-cat>", (vectors,)).bind(pocket):
+        last = list(steer.steered(run_of(pocket), "a <my-cat> and a dog", None, "conform", [3], 1, 1))[-1]
+        assert last[-1] == "Guided: &lt;my-cat&gt;, dog. Each row is one seed: 3."
+        last = list(edit.edited(run_of(pocket), "a <my-cat>", "a dog", "", None, 2, 1))[-1]
+        assert last[-1] == "\u201ca &lt;my-cat&gt;\u201d became \u201ca dog\u201d."
+
+
 def test_a_photo_that_was_not_uploaded_is_not_read(client):
     photo = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError):

@@ -12,7 +12,7 @@ from ...editing.prompt_to_prompt import edit as edit_image
 from ...models.base import Model
 from ...models.loading import with_scheduler
 from . import parts
-from .runs import Progress, Run, Stops, refused
+from .runs import Progress, Run, Stops, literal, refused
 
 TITLE, NAME = "Edit", "edit"
 
@@ -82,4 +82,4 @@ def edited(
             yield *(rows or [gr.skip(), gr.skip()]), found.text
         else:
             before, after = parts.captioned(found.source, "Before"), parts.captioned(found.target, "After")
-            yield before, after, f"\u201c{source}\u201d became \u201c{target}\u201d."
+            yield before, after, literal(f"\u201c{source}\u201d became \u201c{target}\u201d.")

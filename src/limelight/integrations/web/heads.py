@@ -13,7 +13,7 @@ from ...heads.relevance import Relevance, relevance_for
 from ...models.base import Model
 from ...viz.heads import heatmaps
 from . import parts
-from .runs import Run, Stops, refused
+from .runs import Run, Stops, literal, refused
 
 TITLE, NAME = "Heads", "heads"
 
@@ -85,7 +85,7 @@ def strengthened(
         run,
         text,
         {"plain": "Plain", "edited": "Strengthened"},
-        lambda comparison: f"\u201c{word}\u201d, strengthened by the heads of {concept}.",
+        lambda comparison: literal(f"\u201c{word}\u201d, strengthened by the heads of {concept}."),
         edits=edits,
         subjects=(),
         seeds=[seed],

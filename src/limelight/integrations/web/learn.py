@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from ...textual_inversion.folder import learn as learn_word
 from ...textual_inversion.training import TrainStep
 from ...utils.files import slug
 from . import parts
-from .runs import Progress, Run, Stops, refused
+from .runs import Progress, Run, Stops, literal, refused
 
 TITLE, NAME = "Learn", "learn"
 MOST_FILES, MOST_TRAINING = 20, 3000
@@ -93,7 +92,7 @@ def learned(run: Run, paths: list[str], token: str, init: str, steps: int) -> It
             with tempfile.TemporaryDirectory() as folder:  # Gradio copies the file before it asks for more
                 path = Path(folder) / f"{slug(token)}.safetensors"
                 path.write_bytes(found)
-                shown = html.escape(token, quote=False)  # angle brackets are no markup
+                shown = literal(token)
                 yield gr.skip(), str(path), f"Learned {shown}. Load the file and write {shown} in prompts."
 
 

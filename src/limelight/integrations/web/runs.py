@@ -159,8 +159,13 @@ def refused() -> Iterator[None]:
 
 
 def refusal(error: LimelightError) -> gr.Error:
-    """An error of the library as one sentence on the page, where angle brackets are no markup."""
-    return gr.Error(html.escape(str(error), quote=False), title="That does not work", print_exception=False)
+    """An error of the library as one sentence on the page."""
+    return gr.Error(literal(str(error)), title="That does not work", print_exception=False)
+
+
+def literal(text: str) -> str:
+    """Text as the page shows it where angle brackets would be markup: "<my-cat>" stays a word."""
+    return html.escape(text, quote=False)
 
 
 def _small(image: Image.Image) -> Image.Image:

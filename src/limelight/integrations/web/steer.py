@@ -13,7 +13,7 @@ from ...guidance.names import NAMES, RECOMMENDED
 from ...guidance.presets import preset
 from ...models.base import Model
 from . import parts
-from .runs import Run, Stops, refused
+from .runs import Run, Stops, literal, refused
 
 TITLE, NAME = "Steer", "steer"
 EXAMPLE = "a red cat and a blue dog"
@@ -72,9 +72,9 @@ def build(model: Model, stops: Stops) -> None:
 def read_prompt(model: Model, text: str) -> tuple[Any, str]:
     """The words of a prompt for the page, and what the model does not read as it is written."""
     try:
-        return parts.words_of(model, text), parts.notes_on(model, model.prompt(text))
+        return parts.words_of(model, text), literal(parts.notes_on(model, model.prompt(text)))
     except LimelightError as error:
-        return {"words": [], "chosen": None, "boxes": {}, "shape": 1}, str(error)
+        return {"words": [], "chosen": None, "boxes": {}, "shape": 1}, literal(str(error))
 
 
 def steered(
@@ -112,4 +112,4 @@ def _summary(comparison: Comparison) -> str:
     """What was guided, in a sentence."""
     guided = comparison.runs["guided"]
     names = ", ".join(map(str, guided.subjects))
-    return f"Guided: {names}. Each row is one seed: {', '.join(map(str, guided.seeds))}."
+    return literal(f"Guided: {names}. Each row is one seed: {', '.join(map(str, guided.seeds))}.")
