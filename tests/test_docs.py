@@ -79,25 +79,25 @@ def test_loggers_in_the_guide(monkeypatch, pocket):
     exec(blocks("docs/guides/explain.md", "py"), {"result": result, "np": np})
     assert seen["wandb"] == {"seed 3": (128, 128), "seed 5": (128, 128)}
     assert seen["config"] == result.settings
-    assert seen["tensorboard"] == ("images", (136, 268, 3), "uint8", "HWC")
+    assert seen["tensorboard"] == ("images", (304, 524, 3), "uint8", "HWC")
 
 
 def test_the_first_image_shows_what_guidance_is_for():
     """The embedded detector finds every subject in most images of the guided row, and in few of the plain one."""
     with Image.open(ROOT / "docs/images/demo.png") as file:
         settings, sheet = json.loads(file.text["limelight"]), file.convert("RGB")
-    things, detector, side = wanted(settings["prompt"]), PocketDetector.load(), settings["width"]
+    things, detector, side = wanted(settings["prompt"]), PocketDetector.load(), 2 * settings["width"]
     assert f"![{settings['prompt']}, plain and guided](docs/images/demo.png)" in (ROOT / "README.md").read_text()
     assert f"![{settings['prompt']}, plain and guided](images/demo.png)" in (ROOT / "docs/index.md").read_text()
 
-    missing = {}
-    pitch = (sheet.height - 4) // len(settings["rows"])
-    for row, name in enumerate(settings["rows"]):
-        bottom = (row + 1) * pitch
+    missing, line = {}, 20
+    for row, name in enumerate(reversed(settings["rows"])):
+        bottom = sheet.height - 4 - row * (side + 4 + line)
         tiles = []
         for column in range(len(settings["seeds"])):
             left = 4 + column * (side + 4)
-            tiles.append(sheet.crop((left, bottom - side, left + side, bottom)))
+            tile = sheet.crop((left, bottom - side, left + side, bottom))
+            tiles.append(tile.resize((settings["width"], settings["height"]), Image.Resampling.BOX))
         missing[name] = sum(check_scene(found, things).missing for found in detector.find(tiles, things))
     assert missing["guided"] <= 1
     assert missing["plain"] >= len(settings["seeds"]) // 2

@@ -56,7 +56,7 @@ def test_the_grid_has_a_row_for_each_prompt(tiny, tmp_path):
     result = limelight.edit(tiny, "a red car", ["a blue car", "a car"], seeds=[3, 4], steps=1)
     rows = [result.source.images, result.targets[0].images, result.targets[1].images]
     names = ["a red car", "a blue car", "a car"]
-    wanted = grid(rows, names)
+    wanted = grid(rows, names, captions=[["seed 3", "seed 4"]])
     assert result.grid().tobytes() == wanted.tobytes()
 
     path = result.save_grid(tmp_path / "new")

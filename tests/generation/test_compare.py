@@ -48,8 +48,10 @@ def test_a_comparison_needs_a_difference(tiny):
 def test_the_grid_of_a_result_breaks_into_rows(tiny):
     result = limelight.generate(tiny, PROMPT, seeds=[0, 1, 2], steps=1, record=False)
     width, height = result.images[0].size
-    assert result.grid().size == (3 * (width + 4) + 4, height + 8)
-    assert result.grid(2).size == (2 * (width + 4) + 4, 2 * (height + 4) + 4)
+    sheet, two = result.grid(), result.grid(2)
+    assert (sheet.width, two.width) == (3 * (2 * width + 4) + 4, 2 * (2 * width + 4) + 4)
+    assert (two.height - sheet.height) % 20 == (2 * height + 4) % 20, "one more row, and lines of text"
+    assert two.height >= sheet.height + 2 * height + 4 + 20
     with pytest.raises(SettingsError, match="columns=0 must be at least 1"):
         result.grid(0)
 

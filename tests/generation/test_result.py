@@ -95,19 +95,35 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_grid():
-    red, blue = (Image.new("RGB", (8, 6), color) for color in ("red", "blue"))
+    red, blue = (Image.new("RGB", (200, 60), color) for color in ("red", "blue"))
     sheet = grid([[red, blue], [blue]], gap=2)
-    assert sheet.size == (22, 18)
-    assert [sheet.getpixel(at) for at in ((2, 2), (12, 2), (2, 10), (12, 10), (0, 0))] == [
+    assert sheet.size == (406, 126)
+    assert [sheet.getpixel(at) for at in ((2, 2), (204, 2), (2, 64), (204, 64), (0, 0))] == [
         (255, 0, 0),
         (0, 0, 255),
         (0, 0, 255),
         (255, 255, 255),
         (255, 255, 255),
     ]
-    labelled = grid([[red, blue], [blue]], ["one", "two"], gap=2)
-    assert labelled.getpixel((2, 20)) == (255, 0, 0)
-    assert labelled.crop((0, 0, 22, 20)).getextrema()[0][0] < 128, "ink above the first row"
+
+
+def test_lines_of_a_grid():
+    """A title in as many lines as it takes, a label above a row, captions above its images; all in ink."""
+    red = Image.new("RGB", (200, 60), "red")
+    sheet = grid([[red, red], [red]], ["one"], title="a cat " * 24, captions=[["seed 0", "seed 1"]], gap=2)
+    whole = grid([[red, red], [red]], gap=2)
+    lines = sheet.height - whole.height
+    assert (sheet.width, lines % 20, lines // 20) == (whole.width, 0, 5), "three of the title, a label, the captions"
+    for line in range(5):
+        assert sheet.crop((2, line * 20, 202, line * 20 + 20)).convert("L").getextrema()[0] < 128, f"ink in line {line}"
+    assert [sheet.getpixel(at) for at in ((2, 102), (204, 102), (2, 164))] == [(255, 0, 0)] * 3
+
+
+def test_small_images_are_shown_twice_as_large():
+    small = Image.new("RGB", (128, 96), "red")
+    assert grid([[small]], gap=2).size == (260, 196)
+    large = Image.new("RGB", (512, 96), "red")
+    assert grid([[large]], gap=2).size == (516, 100)
 
 
 def contents(folder):

@@ -34,7 +34,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -64,7 +64,7 @@ def explanation(pocket):
 
 def test_runs(explanation, pocket):
     assert list(explanation.runs) == ["plain", "guided"]
-    assert explanation.words == ("a", "cat", "and", "a#2", "dog")
+    assert explanation.words == ("cat", "dog", "a", "and", "a#2"), "those with a content first"
     # Watched by a guidance of scale 0, the plain image is the image without guidance.
     plain = limelight.generate(pocket, "a cat and a dog", seeds=[0, 7], steps=4)
     assert torch.equal(explanation.runs["plain"].latents, plain.latents)
@@ -116,26 +116,26 @@ def test_numbers_for_other_programs(explanation, tmp_path):
     maps = explanation.last.maps
     assert [image["seed"] for image in facts["images"]] == [0, 7]
     for index, image in enumerate(facts["images"]):
-        assert list(image["words"]) == ["a", "cat", "and", "a#2", "dog"]
+        assert list(image["words"]) == ["cat", "dog", "a", "and", "a#2"]
         assert image["words"]["dog"]["box"] == maps.box("dog")[index].tolist()
         assert image["words"]["dog"]["highest"] == pytest.approx(maps["dog"][index].max().item())
         mask = maps.mask("dog", size=(128, 128))[index]
         assert image["words"]["dog"]["mask"] == run_lengths(mask)
         assert len(image["pairs"]) == 10
-        pair = image["pairs"][6]
+        pair = image["pairs"][0]
         assert pair["words"] == ["cat", "dog"]
         assert pair["iou"] == pytest.approx(maps.iou("cat", "dog")[index].item())
         assert pair["ioa"][1] == pytest.approx(maps.ioa("dog", "cat")[index].item())
     written = explanation.save(tmp_path, export=["npz", "json"])
     names = [unhashed(path) for path in written[-2:]]
     assert names == ["a-cat-and-a-dog-maps.npz", "a-cat-and-a-dog-maps.json"]
-    assert np.load(written[-2])["words"].tolist() == ["a", "cat", "and", "a#2", "dog"]
+    assert np.load(written[-2])["words"].tolist() == ["cat", "dog", "a", "and", "a#2"]
     assert json.loads(written[-1].read_text())["images"][0]["height"] == 128
 
 
 def test_compound_nouns_have_maps_of_their_own(pocket):
     found = explain(pocket, "a cat and a car horse", steps=1)
-    assert found.words == ("a", "cat", "and", "a#2", "car", "horse", "car horse")
+    assert found.words == ("cat", "car", "horse", "car horse", "a", "and", "a#2")
     both = found.last.maps["car"] + found.last.maps["horse"]
     assert torch.allclose(found.last.maps["car horse"], both)
 
@@ -153,19 +153,32 @@ def test_files(explanation, tmp_path):
 def test_the_page_holds_everything(explanation):
     page = Page(explanation.html())
     tags = page.all("img")
-    assert len(tags) == 10
+    # For each seed: an image and five words; three times an image and two subjects; four steps of them; two scales more
+    # than sheets; the trace and the animation.
+    assert len(tags) == 2 * (6 + 9 + 8 + 4 + 2)
+    assert [a["type"] for a in page.all("input")] == ["checkbox"] * 2 * (6 + 9 + 8 + 2), "all can be shown larger"
+    assert len(page.all("source")) == 2, "the trace for narrow screens"
     for tag in tags:
         kind, data = re.fullmatch(r"data:image/(png|webp);base64,(.+)", tag["src"]).groups()
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
             assert image.format == kind.upper()
             assert (str(image.width), str(image.height)) == (tag["width"], tag["height"])
-        assert len(tag["alt"]) > 40
+        assert tag["alt"]
     # Nothing comes from elsewhere, and nothing runs.
     assert not [a for tag, a in page.elements if tag in ("script", "link", "iframe")]
     assert not [a for _, a in page.elements if "href" in a or any(name.startswith("on") for name in a)]
     assert [a["lang"] for a in page.all("html")] == ["en"]
     text = " ".join(page.text)
-    for expected in ("“a cat and a dog”", "Seed 0", "Seed 7", "guidance scale", "7.5", "DDIMScheduler", "tries"):
+    for expected in (
+        "“a cat and a dog”",
+        "Seed 0",
+        "Seed 7",
+        "guidance scale",
+        "7.5",
+        "DDIMScheduler",
+        "tries",
+        "8 x 8 maps",
+    ):
         assert expected in text, expected
     for row in explanation.runs["guided"].trace:
         for image in (0, 1):
@@ -221,13 +234,13 @@ def test_the_page_in_a_browser(explanation, tmp_path):
     page = explanation.save(tmp_path, html=True)[-1]
     # Facts that only a browser knows, written where a dump of the page shows them. The page itself forbids scripts.
     probe = """<script>addEventListener('load', () => { document.title = JSON.stringify([
-        [...document.images].every(i => i.complete && i.naturalWidth == i.getAttribute('width')),
+        [...document.images].every(i => i.complete && i.naturalWidth),
         document.documentElement.scrollWidth <= innerWidth,
         innerWidth]) })</script>"""
     text = page.read_text().replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
     (tmp_path / "probe.html").write_text(text.replace("</head>", probe + "</head>"))
     quiet = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}"]
-    command = [*quiet, "--window-size=520,900", "--dump-dom", (tmp_path / "probe.html").as_uri()]
+    command = [*quiet, "--window-size=500,900", "--dump-dom", (tmp_path / "probe.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     loaded, fits, width = re.search(r"<title>\[(true|false),(true|false),(\d+)\]", done.stdout).groups()
     assert (loaded, fits) == ("true", "true"), f"a window {width} wide"

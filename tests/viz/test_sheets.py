@@ -122,7 +122,9 @@ def test_progress_and_animation(tokenizer):
                 frames.append(moving.convert("RGB"))
         brightest = [np.asarray(frame)[theme.HEAD + theme.GAP :, :90].max(axis=2).mean() for frame in frames]
         assert brightest[1] > brightest[0] + 5, "attention grows over the steps"
-        still = theme.sheet_of([show._word_tiles(*_last_step(result), note="step 8 of 8")], [_last_step(result)[2]])
+        still = theme.Sheet(
+            [show._word_tiles(*_last_step(result), note="step 8 of 8")], [_last_step(result)[2]]
+        ).image()
         off = np.abs(np.asarray(frames[1], dtype=float) - np.asarray(still, dtype=float))
         assert off.mean() < 6, kind
 

@@ -267,7 +267,7 @@ def _save_plots(relevance: Relevance, names: tuple[str, ...], source: str, out: 
     from ..viz.heads import figures
 
     stem = source if source in SHIPPED else Path(source).stem
-    plotted = figures(relevance, names)
+    plotted = figures(relevance, names, title=stem)
     paths = []
     for name, image in plotted.items():
         paths.append(write_new(out, f"{slug(stem, 60)}-{name}", "png", png({"source": source}, image)))

@@ -75,7 +75,10 @@ class EditResult:
         A real image stands in a row above them, and its reconstruction below it.
         """
         rows = [result.images for result in self._results]
-        return grid(rows if self.image is None else [[self.image], *rows], self._rows)
+        captions = [[f"seed {seed}" for seed in self.source.seeds]]
+        if self.image is not None:  # it has no seed
+            rows, captions = [[self.image], *rows], []
+        return grid(rows, self._rows, captions=captions)
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the files of every image, as `Result.save` does.

@@ -43,8 +43,10 @@ class Comparison:
         return list(self.runs.values())[-1].sentences()
 
     def grid(self) -> Image.Image:
-        """One row per run, with its name above it, and one column per seed."""
-        return grid([result.images for result in self.runs.values()], list(self.runs))
+        """The prompt, and one row per run, with its name above it; one column per seed."""
+        rows = [result.images for result in self.runs.values()]
+        seeds = next(iter(self.runs.values())).seeds
+        return grid(rows, list(self.runs), title=self.prompt, captions=[[f"seed {seed}" for seed in seeds]])
 
     def _repr_png_(self) -> bytes:
         """The `grid`, as notebooks show a comparison."""

@@ -69,14 +69,18 @@ class Result:
         return sentences(self.trace, self.settings, self.seeds, self.subjects)
 
     def grid(self, columns: int = 8) -> Image.Image:
-        """All images in rows of at most `columns`, in the order of the seeds.
+        """The prompt, and all images with their seeds in rows of at most `columns`.
 
         Raises:
             SettingsError: `columns` is below 1.
         """
         if columns < 1:
             raise SettingsError(f"columns={columns} must be at least 1.")
-        return grid([self.images[i : i + columns] for i in range(0, len(self.images), columns)])
+        rows, captions = [], []
+        for i in range(0, len(self.images), columns):
+            rows.append(self.images[i : i + columns])
+            captions.append([f"seed {seed}" for seed in self.seeds[i : i + columns]])
+        return grid(rows, title=self.settings["prompt"], captions=captions)
 
     def _repr_png_(self) -> bytes:
         """The `grid`, as notebooks show a result."""

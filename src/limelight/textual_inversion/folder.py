@@ -292,7 +292,8 @@ class _Training:
         results = generate(self.model, prompts, seeds=plan.seeds, **options)
 
         settings = {**results[0].settings, "prompt": prompts, "seeds": list(plan.seeds), "step": state.step}
-        sheet = grid([result.images for result in results], prompts)
+        captions = [[f"seed {seed}" for seed in plan.seeds]]
+        sheet = grid([result.images for result in results], prompts, title=f"step {state.step}", captions=captions)
         write(self.folder / "previews" / f"{state.step:06}.png", png(settings, sheet))
         state.word.save(self._kept(state.step))
 

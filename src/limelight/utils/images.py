@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -211,17 +214,83 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] | None = None, gap: int = 4) -> Image.Image:
-    """Put images of one size in rows and columns on white, with a label above each row."""
-    width, height = rows[0][0].size
-    head = 18 if labels else 0
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    labels: Sequence[str] = (),
+    *,
+    title: str = "",
+    captions: Sequence[Sequence[str]] = (),
+    gap: int = 4,
+) -> Image.Image:
+    """Put images of one size in rows and columns on white; images of less than 200 pixels are shown twice as large.
+
+    Args:
+        rows: from the top; a row may be shorter than others.
+        labels: a line above each row.
+        title: above everything, in as many lines as it takes.
+        captions: for each row the captions above its images; rows at the end may lack them.
+        gap: pixels between images.
+    """
+    zoom = 2 if max(rows[0][0].size) < _SMALL else 1
+    width, height = rows[0][0].width * zoom, rows[0][0].height * zoom
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap + head) + gap), "white")
+    lines = _lines(title, columns * (width + gap) - gap)
+    heads = []
+    for y in range(len(rows)):
+        heads.append(_LINE * ((y < len(labels)) + (y < len(captions))))
+
+    top = gap + _LINE * len(lines)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, top + sum(heads) + len(rows) * (height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, line in enumerate(lines):
+        draw.text((gap, gap + i * _LINE), line, _INK, font(_TEXT))
 
     for y, row in enumerate(rows):
-        top = gap + y * (height + gap + head)
-        if labels:
-            ImageDraw.Draw(sheet).text((gap, top), labels[y], fill="black", font=ImageFont.load_default(13))
+        if y < len(labels):
+            draw.text((gap, top), fitted(labels[y], _TEXT, sheet.width - 2 * gap), _INK, font(_TEXT))
+        top += heads[y]
         for x, image in enumerate(row):
-            sheet.paste(image, (gap + x * (width + gap), top + head))
+            left = gap + x * (width + gap)
+            if y < len(captions):
+                draw.text((left, top - _LINE), fitted(captions[y][x], _TEXT, width), _FAINT, font(_TEXT))
+            sheet.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
+        top += height + gap
     return sheet
+
+
+_SMALL = 200  # of the embedded model
+_TEXT, _LINE, _INK, _FAINT = 14, 20, "#1f2328", "#59636e"
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of captions: DejaVu Sans where matplotlib brings it, which has more scripts, or else Pillow's own."""
+    found = importlib.util.find_spec("matplotlib")
+    if found and found.origin:
+        file = Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(file, size)
+    return ImageFont.load_default(size)
+
+
+def fitted(text: str, size: int, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels; what follows a dot at its end stays."""
+    if font(size).getlength(text) <= width:
+        return text
+    word, dot, kind = text.partition(" \u00b7 ")
+    tail = "\u2026" + dot + kind
+    while word and font(size).getlength(word + tail) > width:
+        word = word[:-1]
+    return word + tail
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """A text in lines of at most `width` pixels, of whole words where they fit."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font(_TEXT).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(fitted(word, _TEXT, width))
+    return lines

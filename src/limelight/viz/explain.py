@@ -26,11 +26,12 @@ from ..guidance.base import Guidance
 from ..models.base import Model
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import compound_nouns
+from ..prompts.tagging import FUNCTION_WORDS
 from ..utils.files import png, slug, user_path, write_new
 from ..utils.html import data_url, rendered
 from ..utils.images import ImageSource
-from .sheets import animation, every_word, places, progress, strip
-from .sheets import compare as compare_runs
+from .sheets import animation, compare_sheet, every_word, places_sheet, progress_sheet, strip_sheet
+from .theme import Sheet
 from .trace import trace
 
 PAGE = importlib.resources.files("limelight") / "viz" / "templates" / "explain.html.jinja"
@@ -46,6 +47,8 @@ class Figure:
         content: the bytes of its file.
         kind: "png" or "webp".
         width, height: in pixels.
+        sheet: its tiles, which the page shows one by one; None of a plot or an animation.
+        narrow: the content of a plot for narrow screens.
     """
 
     name: str
@@ -55,11 +58,18 @@ class Figure:
     kind: str
     width: int
     height: int
+    sheet: Sheet | None = None
+    narrow: bytes = b""
 
     @property
     def inline(self) -> str:
         """Its content as a data URL."""
         return data_url(self.content, self.kind)
+
+    @property
+    def inline_narrow(self) -> str:
+        """Its content for narrow screens as a data URL; empty where there is none."""
+        return data_url(self.narrow) if self.narrow else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +107,26 @@ class Explanation:
             "prompt": result.settings["prompt"],
             "words": self.words,
             "names": list(map(str, result.subjects)),
-            "seeds": list(zip(result.seeds, self.figures, strict=True)),
+            "seeds": list(zip(result.seeds, self.figures, self.sentences(), strict=True)),
             "runs": self.runs,
             "settings": {name: _rows(run.settings) for name, run in self.runs.items()},
             "version": importlib.metadata.version("limelight"),
         }
         return rendered(PAGE, values, what="The HTML page", extra="plots")
+
+    def sentences(self) -> tuple[str, ...]:
+        """For each image a sentence: what guidance did, see `Result.sentences`, or where attention was highest."""
+        said = self.last.sentences()
+        if said:
+            return tuple(f"Guidance: {text.partition(': ')[2]}." for text in said)
+
+        found = []
+        for index in range(len(self.last.seeds)):
+            own = self.last.maps.images(slice(index, index + 1))
+            highest = {str(word): float(own.map(word).max()) for word in self.last.subjects or self.words}
+            order = sorted(highest, key=highest.__getitem__, reverse=True)
+            found.append(f"Highest attention: {', '.join(f'{word} {highest[word]:.2f}' for word in order)}.")
+        return tuple(found)
 
     def _repr_html_(self) -> str:
         """The page in a frame, as notebooks show an explanation."""
@@ -175,7 +199,8 @@ def explain(
 
     Args:
         model: see `limelight.load`.
-        words: whose maps to show; by default every word of the prompt, and its compound nouns ("fire truck").
+        words: whose maps to show; by default every word of the prompt and its compound nouns ("fire truck"), and
+            behind them the words without a content ("a", "and").
         also: words that are not in the prompt, whose maps are shown behind the others; the image does not change.
         image: an image that exists, and no further one is generated: see `limelight.read_image`, also for `exact`.
         guidance: as in `generate`; None explains the plain model.
@@ -256,7 +281,10 @@ def _pair(maps: AttentionMaps, one: Any, other: Any) -> dict[str, Any]:
 def _shown_words(prompt: Prompt, words: Sequence[str | int] | None) -> tuple[str | int, ...]:
     """The words to show, checked before the images are generated, which takes long."""
     if words is None:
-        shown: tuple[str | int, ...] = (*every_word(prompt), *compound_nouns(prompt))
+        names = every_word(prompt)
+        small = [name for name in names if prompt.find_words(name)[0].key in FUNCTION_WORDS]
+        content = [name for name in names if name not in small]
+        shown: tuple[str | int, ...] = (*content, *compound_nouns(prompt), *small)
         empty = "There is no word to explain; the prompt is empty."
     else:
         shown, empty = tuple(words), "words is empty."
@@ -299,35 +327,34 @@ class _Figures:
     def of_words(self) -> Figure:
         result, prompt = self.result, self.result.settings["prompt"]
         about = (
-            f"The {self.name} image of \u201c{prompt}\u201d and, over it in grey, the attention maps of "
-            f"{_listed(self.words)}."
+            f"The {self.name} image of \u201c{prompt}\u201d and, over it, the attention maps of {_listed(self.words)}."
         )
-        image = strip(result.images[self.index], result.maps, self.words, index=self.index)
-        return self._still("words", "Where every word looked", about, image)
+        sheet = strip_sheet(result.images[self.index], result.maps, self.words, index=self.index)
+        return self._tiles("words", "Where every word looked", about, sheet)
 
     def places(self) -> Figure:
         about = f"For each of {_listed(self.words)}: its mask in color and its box as a frame, over the image in grey."
-        image = places(self.result.images[self.index], self.result.maps, self.words, index=self.index)
-        return self._still("places", "Masks and boxes", about, image)
+        sheet = places_sheet(self.result.images[self.index], self.result.maps, self.words, index=self.index)
+        return self._tiles("places", "Masks and boxes", about, sheet)
 
     def comparison(self) -> Figure:
         subjects = self.result.subjects or self.words
         about = (
             f"Plain image, guided image and their difference; below, the same for the attention of {_listed(subjects)}."
         )
-        image = compare_runs(self.runs["plain"], self.result, subjects, index=self.index)
-        return self._still("compare", "Before and after guidance", about, image)
+        sheet = compare_sheet(self.runs["plain"], self.result, subjects, index=self.index)
+        return self._tiles("compare", "Before and after guidance", about, sheet)
 
     def trace(self) -> Figure:
         about = (
             "Curves over the guided steps: the loss, and the presence of each subject. The numbers are in the table."
         )
-        image = trace(self.result, index=self.index, plain=self.runs.get("plain"))
-        return self._still("trace", "What guidance did", about, image)
+        shown, narrow = (trace(self.result, index=self.index, plain=self.runs.get("plain"), side=n) for n in (760, 380))
+        return replace(self._still("trace", "What guidance did", about, shown), narrow=png({}, narrow))
 
     def steps(self) -> Figure:
         about = f"The attention maps of {_listed(self.moving)} at some of the steps, from the first to the last."
-        return self._still("steps", "Step by step", about, progress(self.result, self.moving, index=self.index))
+        return self._tiles("steps", "Step by step", about, progress_sheet(self.result, self.moving, index=self.index))
 
     def animation(self) -> Figure:
         content = animation(self.result, self.moving, index=self.index)
@@ -335,6 +362,9 @@ class _Figures:
             width, height = frames.size
         about = f"The attention maps of {_listed(self.moving)} at every step, as an endless animation."
         return Figure("animation", "In motion", about, content, "webp", width, height)
+
+    def _tiles(self, name: str, title: str, alt: str, sheet: Sheet) -> Figure:
+        return replace(self._still(name, title, alt, sheet.image()), sheet=sheet)
 
     def _still(self, name: str, title: str, alt: str, image: Image.Image) -> Figure:
         content = png({**self.result.settings, "seed": self.result.seeds[self.index]}, image)

@@ -14,19 +14,20 @@ from ..evaluate.weakening import Curves, strip
 from ..heads.relevance import Relevance
 from ..utils.files import png, slug, write_new
 from .curves import curves
-from .theme import new_figure, rendered
+from .theme import COLORS, Rectangle, new_figure, rendered
 
 
-def figures(relevance: Relevance, concepts: Sequence[str] = ()) -> dict[str, Image.Image]:
+def figures(relevance: Relevance, concepts: Sequence[str] = (), *, title: str = "") -> dict[str, Image.Image]:
     """All figures that the vectors have data for: "heatmaps" and "concepts", and "steps" where steps were counted.
 
     Args:
         relevance: the vectors.
         concepts: some of their concepts, for the heat maps; by default all.
+        title: what they are of, for example the name of a model.
     """
-    found = {"heatmaps": heatmaps(relevance, concepts), "concepts": similarities(relevance)}
+    found = {"heatmaps": heatmaps(relevance, concepts, title=title), "concepts": similarities(relevance, title=title)}
     if relevance.counts is not None and len(relevance.counts) > 1:
-        found["steps"] = steps(relevance)
+        found["steps"] = steps(relevance, title=title)
     return found
 
 
@@ -49,14 +50,19 @@ def save_weakening(found: Curves, folder: Path, experiment: str, strips: int = 4
     write_new(folder, "curves", "png", png({"experiment": experiment}, curves(found)))
 
 
-def heatmaps(relevance: Relevance, concepts: Sequence[str] = (), *, columns: int = 7) -> Image.Image:
+def heatmaps(
+    relevance: Relevance, concepts: Sequence[str] = (), *, columns: int = 4, marked: int = 5, title: str = ""
+) -> Image.Image:
     """Layer x head for each concept (by default all), each on its own scale; layers in execution order from the top.
 
-    Layers have different numbers of heads in Stable Diffusion XL: what does not exist stays white.
+    Layers are named as `Relevance.top` names them: their group and their number in it. The most relevant heads have a
+    frame. Layers have different numbers of heads in Stable Diffusion XL: what does not exist stays white.
 
     Args:
         concepts: some of the vectors' concepts.
         columns: at most so many heat maps in a row.
+        marked: how many heads of each concept have a frame.
+        title: what they are of, for example the name of a model.
 
     Raises:
         SettingsError: the vectors lack a concept.
@@ -65,42 +71,58 @@ def heatmaps(relevance: Relevance, concepts: Sequence[str] = (), *, columns: int
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     widest = max(heads for _, heads in relevance.layers)
-    figure = new_figure(columns * (0.22 * widest + 0.9), rows * (0.13 * len(relevance.layers) + 0.7))
+    layers = len(relevance.layers)
+    width = columns * (max(0.24 * widest, 2.2) + 1.0)
+    figure = new_figure(max(width, 5.5), rows * (max(0.15 * layers, 0.3 * min(layers, 6)) + 0.6) + 0.9)
 
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, name in zip(axes, names, strict=False):
-        _heatmap(axis, relevance, name, widest)
+        _heatmap(axis, relevance, name, widest, marked)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
+    figure.suptitle(
+        f"{_titled('Relevance of attention heads', title)}\nframed: the {marked} most relevant", fontsize=10
+    )
     figure.supxlabel("head", fontsize=9)
     figure.supylabel("layer", fontsize=9)
     return rendered(figure)
 
 
-def _heatmap(axis: Any, relevance: Relevance, name: str, widest: int) -> None:
+def _titled(what: str, of: str) -> str:
+    return f"{what}: {of}" if of else what
+
+
+def _heatmap(axis: Any, relevance: Relevance, name: str, widest: int, marked: int) -> None:
     grid = torch.full((len(relevance.layers), widest), float("nan"))
-    starts: dict[str, int] = {}  # first row of each group
+    names, counts = [], dict[str, int]()
     first = 0
     for i, (group, heads) in enumerate(relevance.layers):
         grid[i, :heads] = relevance[name][first : first + heads]
-        starts.setdefault(group, i)
+        names.append(f"{group} {counts.setdefault(group, 0)}")
+        counts[group] += 1
         first += heads
 
     axis.imshow(grid.numpy(), cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
+    for head, _ in relevance.top(name, marked):
+        corner = head.head - 0.5, names.index(f"{head.group} {head.layer}") - 0.5
+        axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=COLORS[1], linewidth=1.5, clip_on=False))
     axis.set_title(f"{name} (most {float(grid.nan_to_num().max()):.1f})", fontsize=9)
-    axis.set_yticks([*starts.values()], [*starts], fontsize=7)
-    axis.set_xticks([0, widest - 1], ["0", str(widest - 1)], fontsize=7)
+    shown = range(0, len(names), 1 if len(names) <= 20 else 2)
+    axis.set_yticks(shown, [names[i] for i in shown], fontsize=7)
+    columns = range(0, widest, 1 if widest <= 10 else 2)
+    axis.set_xticks(columns, list(map(str, columns)), fontsize=7)
 
 
-def similarities(relevance: Relevance) -> Image.Image:
+def similarities(relevance: Relevance, *, title: str = "") -> Image.Image:
     """Cosine between the vectors of every two concepts."""
     side = 2.5 + 0.28 * len(relevance.concepts)
     figure = new_figure(side, side)
     _matrix(figure, relevance.similarity(), relevance.concepts, vmin=0.0, vmax=1.0)
+    figure.suptitle(_titled("Cosine of concepts", title), fontsize=10)
     return rendered(figure)
 
 
-def steps(relevance: Relevance) -> Image.Image:
+def steps(relevance: Relevance, *, title: str = "") -> Image.Image:
     """Cosine between the vectors of every two steps, averaged over concepts.
 
     Raises:
@@ -108,6 +130,7 @@ def steps(relevance: Relevance) -> Image.Image:
     """
     figure = new_figure(5.5, 4.8)
     _matrix(figure, relevance.step_similarity(), (), vmin=None, vmax=1.0)
+    figure.suptitle(_titled("Cosine of steps", title), fontsize=10)
     figure.axes[0].set_xlabel("step")
     figure.axes[0].set_ylabel("step")
     return rendered(figure)

@@ -1,6 +1,6 @@
 """Sheets of attention maps. Every function takes what `generate` gives; all but `animation` return a PIL image.
 
-Maps are shown in matplotlib's perceptually even colors over the image in grey, on one scale for all tiles of a
+Maps are shown in matplotlib's perceptually even colors over the image, on one scale for all tiles of a
 sheet, with a legend. This module needs matplotlib, which comes with ``pip install limelight[plots]``.
 """
 
@@ -23,26 +23,29 @@ from .theme import (
     COLORS,
     SIDE,
     Scale,
+    Sheet,
     Tile,
     attention_scale,
     blend,
     check_index,
     display_name,
-    sheet_of,
     sized,
     wrapped,
 )
 
+OPACITY = 0.55
+"""How much of the color of a map is over the image."""
+
 
 def overlay(
-    image: Image.Image, heat: Tensor, *, limit: float | None = None, opacity: float = 0.7, side: int = SIDE
+    image: Image.Image, heat: Tensor, *, limit: float | None = None, opacity: float = OPACITY, side: int = SIDE
 ) -> Image.Image:
     """Lay a map over its image.
 
     Args:
         heat: [height, width], not negative; resized to the image (bilinear).
         limit: the value that has the brightest color; by default the map's largest.
-        opacity: 0 is the image in grey, 1 the map alone.
+        opacity: 0 is the image, 1 the map alone.
         side: longer side of the result in pixels.
     """
     if limit is None:
@@ -79,10 +82,25 @@ def strip(
         SettingsError: the image does not fit the maps, or the index is out of range.
         ProbeError: no maps were recorded.
     """
+    return strip_sheet(image, maps, words, index=index, columns=columns, side=side).image()
+
+
+def strip_sheet(
+    image: Image.Image,
+    maps: AttentionMaps,
+    words: Sequence[str | int] | None = None,
+    *,
+    index: int = 0,
+    columns: int = 6,
+    side: int = SIDE,
+) -> Sheet:
+    """The tiles of `strip`."""
     heats = _heats(image, maps, words, index)
     scale = attention_scale(_largest([heats]))
-    tiles = [Tile(sized(image, side), "image"), *_word_tiles(image, heats, scale, side)]
-    return sheet_of(wrapped(tiles, columns), [scale])
+    height, width = next(iter(heats.values())).shape
+    tiles = [Tile(sized(image, side), "image", f"{width} x {height} maps")]
+    tiles += _word_tiles(image, heats, scale, side)
+    return Sheet(wrapped(tiles, columns), [scale])
 
 
 def places(
@@ -101,13 +119,27 @@ def places(
         maps, words, index, columns: as in `strip`.
         threshold: of masks and boxes.
     """
+    return places_sheet(image, maps, words, threshold=threshold, index=index, columns=columns, side=side).image()
+
+
+def places_sheet(
+    image: Image.Image,
+    maps: AttentionMaps,
+    words: Sequence[str | int] | None = None,
+    *,
+    threshold: float = 0.2,
+    index: int = 0,
+    columns: int = 6,
+    side: int = SIDE,
+) -> Sheet:
+    """The tiles of `places`."""
     heats = _heats(image, maps, words, index)
     own, shown = maps.images(slice(index, index + 1)), sized(image, side)
     tiles = [Tile(shown, "image")]
     for name, word in zip(heats, every_word(maps.prompts[index]) if words is None else words, strict=True):
         mask = own.mask(word, threshold, (shown.height, shown.width))[0].cpu().numpy()
         tiles.append(Tile(_marked(shown, mask, own.box(word, threshold)[0].tolist()), name, f"{mask.mean():.0%}"))
-    return sheet_of(wrapped(tiles, columns), [])
+    return Sheet(wrapped(tiles, columns))
 
 
 def _marked(image: Image.Image, mask: np.ndarray, box: Sequence[float]) -> Image.Image:
@@ -135,6 +167,13 @@ def compare(
     Raises:
         SettingsError: the results do not fit together.
     """
+    return compare_sheet(plain, guided, words, index=index, side=side).image()
+
+
+def compare_sheet(
+    plain: Result, guided: Result, words: Sequence[str | int] | None = None, *, index: int = 0, side: int = SIDE
+) -> Sheet:
+    """The tiles of `compare`."""
     if (plain.settings["prompt"], plain.seeds) != (guided.settings["prompt"], guided.seeds):
         raise SettingsError("The two results must have one prompt and the same seeds to be compared.")
     if words is None:
@@ -150,14 +189,14 @@ def compare(
     images = [
         Tile(sized(old, side), "plain"),
         Tile(sized(new, side), "guided"),
-        Tile(_difference(old, new, side), "difference", "of the images"),
+        _difference(old, new, side),
     ]
     columns = [
         _word_tiles(old, before, scale, side, " \u00b7 plain"),
         _word_tiles(new, after, scale, side, " \u00b7 guided"),
         _word_tiles(new, change, signed, side, " \u00b7 difference"),
     ]
-    return sheet_of([images, *zip(*columns, strict=True)], [scale, signed])
+    return Sheet([images, *zip(*columns, strict=True)], [scale, signed])
 
 
 def _change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -172,11 +211,12 @@ def _change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
     return change
 
 
-def _difference(old: Image.Image, new: Image.Image, side: int) -> Image.Image:
-    """The absolute difference of two images in grey, the mean of the three colors."""
-    change = ImageChops.difference(sized(old, side).convert("RGB"), sized(new, side).convert("RGB"))
-    grey = np.asarray(change, dtype=np.float32).mean(axis=2)
-    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+def _difference(old: Image.Image, new: Image.Image, side: int) -> Tile:
+    """The absolute difference of two images, the mean of the three colors: the darker, the more."""
+    change = ImageChops.difference(sized(old, side), sized(new, side))
+    grey = 255 - np.asarray(change, dtype=np.float32).mean(axis=2)
+    note = "of the images; darker is more" if change.getbbox() else "no change"
+    return Tile(Image.fromarray(grey.round().astype(np.uint8)).convert("RGB"), "difference", note)
 
 
 def progress(
@@ -192,11 +232,23 @@ def progress(
     Raises:
         ProbeError: the result has no maps of single steps (``record="steps"``).
     """
+    return progress_sheet(result, words, index=index, moments=moments, side=side).image()
+
+
+def progress_sheet(
+    result: Result,
+    words: Sequence[str | int] | None = None,
+    *,
+    index: int = 0,
+    moments: int = 6,
+    side: int = 160,
+) -> Sheet:
+    """The tiles of `progress`."""
     image, frames, scale = _over_steps(result, words, index)
     columns = []
     for i in sorted({round(i * (len(frames) - 1) / max(moments - 1, 1)) for i in range(moments)}):
         columns.append(_word_tiles(image, frames[i], scale, side, note=f"step {i + 1} of {len(frames)}"))
-    return sheet_of(list(zip(*columns, strict=True)), [scale])
+    return Sheet(list(zip(*columns, strict=True)), [scale])
 
 
 def animation(
@@ -222,7 +274,7 @@ def animation(
     frames = []
     for i, heat in enumerate(heats):
         tiles = _word_tiles(image, heat, scale, side, note=f"step {i + 1} of {len(heats)}")
-        frames.append(sheet_of(wrapped(tiles), [scale]))
+        frames.append(Sheet(wrapped(tiles), [scale]).image())
 
     pause = max(round(1000 * seconds / len(frames)), 20)
     lasting = [*[pause] * (len(frames) - 1), 1500]
@@ -299,5 +351,5 @@ def _word_tiles(
             extremes = "no change"
         else:
             extremes = f"{heat.min():+.2f} to {heat.max():+.2f}"
-        tiles.append(Tile(blend(image, heat, scale, 0.7, side), word + after, note or extremes))
+        tiles.append(Tile(blend(image, heat, scale, OPACITY, side), word + after, note or extremes))
     return tiles

@@ -6,20 +6,22 @@ import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..errors import MissingDependency, SettingsError
 from ..prompts.prompt import Prompt
+from ..utils.html import data_url
+from ..utils.images import fitted, font
 
 try:
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, no state
+    from matplotlib.patches import Rectangle as Rectangle
 except ImportError as error:
     raise MissingDependency("Figures need matplotlib. Install it: pip install 'limelight[plots]'.") from error
 
@@ -40,6 +42,13 @@ class Tile:
     caption: str
     note: str = ""
 
+    @property
+    def inline(self) -> str:
+        """The image as a data URL."""
+        buffer = io.BytesIO()
+        self.image.save(buffer, "WEBP", quality=92)
+        return data_url(buffer.getvalue(), "webp")
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -54,6 +63,14 @@ class Scale:
         """Values [height, width] to colors [height, width, 3] in 0..1."""
         share = (values - self.low) / (self.high - self.low) if self.high > self.low else np.zeros_like(values)
         return matplotlib.colormaps[self.colors](share.clip(0, 1))[..., :3]
+
+    @property
+    def inline(self) -> str:
+        """Its colors from low to high as a strip, as a data URL."""
+        buffer = io.BytesIO()
+        painted = self.paint(np.linspace(self.low, self.high, 256)[None])
+        Image.fromarray((painted * 255).round().astype(np.uint8)).save(buffer, "PNG")
+        return data_url(buffer.getvalue())
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -105,29 +122,12 @@ def sized(image: Image.Image, side: int) -> Image.Image:
 
 
 def blend(image: Image.Image, heat: Tensor, scale: Scale, opacity: float, side: int) -> Image.Image:
-    """Lay a map [height, width] over its image in grey; an opacity of 1 shows the map alone."""
+    """Lay a map [height, width] over its image; an opacity of 1 shows the map alone."""
     shown = sized(image, side)
     resized = F.interpolate(heat.detach().float().cpu()[None, None], (shown.height, shown.width), mode="bilinear")[0, 0]
-    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None] / 255
-    mixed = (1 - opacity) * grey + opacity * scale.paint(resized.numpy())
+    pixels = np.asarray(shown, dtype=np.float32) / 255
+    mixed = (1 - opacity) * pixels + opacity * scale.paint(resized.numpy())
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings."""
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
-
-
-def _fitted(text: str, size: int, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels; what follows a dot at its end stays."""
-    if _font(size).getlength(text) <= width:
-        return text
-    word, dot, kind = text.partition(" \u00b7 ")
-    tail = "\u2026" + dot + kind
-    while word and _font(size).getlength(word + tail) > width:
-        word = word[:-1]
-    return word + tail
 
 
 def wrapped(tiles: list[Tile], columns: int = 6) -> list[list[Tile]]:
@@ -135,8 +135,19 @@ def wrapped(tiles: list[Tile], columns: int = 6) -> list[list[Tile]]:
     return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
 
 
-def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.Image:
-    """Put captioned tiles of one size in rows and columns, with the legends at the right."""
+@dataclass(frozen=True)
+class Sheet:
+    """Captioned tiles of one size in rows, and what their colors stand for."""
+
+    rows: Sequence[Sequence[Tile]]
+    scales: Sequence[Scale] = ()
+
+    def image(self) -> Image.Image:
+        """All of it as one image, with the legends at the right."""
+        return _sheet_image(self.rows, self.scales)
+
+
+def _sheet_image(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.Image:
     width, height = rows[0][0].image.size
     columns = max(map(len, rows))
     bar = min(max(height, 96), 260)
@@ -152,8 +163,8 @@ def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.I
         top = GAP + y * (height + HEAD + GAP)
         for x, tile in enumerate(row):
             left = GAP + x * (width + GAP)
-            draw.text((left, top), _fitted(tile.caption, TEXT, width), INK, _font(TEXT))
-            draw.text((left, top + TEXT + 5), _fitted(tile.note, SMALL, width), FAINT, _font(SMALL))
+            draw.text((left, top), fitted(tile.caption, TEXT, width), INK, font(TEXT))
+            draw.text((left, top + TEXT + 5), fitted(tile.note, SMALL, width), FAINT, font(SMALL))
             sheet.paste(tile.image, (left, top + HEAD))
 
     for i, scale in enumerate(scales):
@@ -164,7 +175,7 @@ def sheet_of(rows: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> Image.I
 def _legend(sheet: Image.Image, scale: Scale, at: tuple[int, int], height: int) -> None:
     left, top = at
     draw = ImageDraw.Draw(sheet)
-    draw.text((left, top), scale.label, INK, _font(SMALL))
+    draw.text((left, top), scale.label, INK, font(SMALL))
     values = np.linspace(scale.high, scale.low, height)[:, None].repeat(14, axis=1)
     sheet.paste(Image.fromarray((scale.paint(values) * 255).round().astype(np.uint8)), (left, top + HEAD))
 
@@ -173,4 +184,4 @@ def _legend(sheet: Image.Image, scale: Scale, at: tuple[int, int], height: int) 
         text = f"{value:+.2f}" if scale.low < 0 and value else f"{value:.2f}"
         y = top + HEAD + share * (height - 1)
         draw.line((left + 14, y, left + 18, y), FAINT)
-        draw.text((left + 22, y - SMALL * 0.6 if 0 < share < 1 else y - share * SMALL), text, INK, _font(SMALL))
+        draw.text((left + 22, y - SMALL * 0.6 if 0 < share < 1 else y - share * SMALL), text, INK, font(SMALL))

@@ -27,7 +27,7 @@ def trace(result: Result, *, index: int = 0, plain: Result | None = None, side: 
 
     Args:
         plain: the same seeds with a guidance of scale 0, which watches and does not move: its curves are dashed.
-        side: width of the plot in pixels.
+        side: width of the plot in pixels; below 600 the legend stands above it.
 
     Raises:
         SettingsError: nothing was guided.
@@ -49,7 +49,8 @@ def trace(result: Result, *, index: int = 0, plain: Result | None = None, side: 
             below.plot([], [], "--", color=FAINT, label="dashed: plain")
 
         _label_axes(above, below, result)
-        figure.legend(loc="outside right upper", frameon=False, labelcolor=INK)
+        narrow = {"loc": "outside upper left", "ncols": 3} if side < 600 else {"loc": "outside right upper"}
+        figure.legend(**narrow, frameon=False, labelcolor=INK)
         return rendered(figure)
 
 
