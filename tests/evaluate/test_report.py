@@ -2,14 +2,20 @@
 
 import json
 
+import diffusers
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
-from limelight import FileError, SettingsError
+from limelight import FileError, SettingsError, __version__
 from limelight.evaluate.metrics import METRICS
 from limelight.evaluate.report import Line, _markdown, report
+from limelight.evaluate.runs import run
+from limelight.evaluate.scoring import score
+from limelight.evaluate.store import read_facts
+from limelight.evaluate.suites import Case, wanted
 
 
 def scored(folder, values):
@@ -57,6 +63,48 @@ def test_a_report(tmp_path):
     (folder / "scores.parquet").write_bytes(b"PAR1")
     with pytest.raises(FileError, match="cannot be read"):
         report([folder], tmp_path)
+
+
+def test_one_prompt_has_no_interval(tmp_path):
+    values = {"plain": {"a cat": [0.1, 0.3]}, "guided": {"a cat": [0.2, 0.4]}}
+    page = report([scored(tmp_path / "run", values)], tmp_path)
+    assert "| all | guided | +0.100 |" in page.with_suffix(".md").read_text()
+    html = page.read_text()
+    assert "<i style" not in html, "no bar"
+    assert html.count('<b style="left') == 3, "points"
+    assert ">+0.100</span></span>" in html, "the end of the axis"
+
+
+def test_a_report_says_what_the_images_were_generated_with(tiny_run, tmp_path):
+    """Suite, prompts, seeds, model, steps, versions and command, of the run's own run.json."""
+    html = report([tiny_run], tmp_path).read_text()
+    versions = {"limelight": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
+    facts = {"suite": "mine", "prompts": "1", "seeds": "0, 3", "model": "pocket", "steps": "1"}
+    for name, value in facts.items():
+        assert f'<th scope="row">{name}</th><td>{value}</td>' in html
+    for name, version in versions.items():
+        assert f"{name} {version}" in html
+    assert "<code>limelight evaluate run --suite mine</code>" in html
+
+
+@pytest.fixture
+def tiny_run(tmp_path):
+    """A run, called twice, and its scores."""
+    folder = tmp_path / "tiny"
+    about = {"suite": "mine", "command": "limelight evaluate run --suite mine"}
+    for _ in range(2):
+        run(
+            folder,
+            [Case("a cat and a dog", "mine", wanted("a cat and a dog"))],
+            ["plain"],
+            [0, 3],
+            steps=1,
+            workers=1,
+            about=about,
+        )
+    assert len(read_facts(folder)["about"]) == 1, "said once"
+    score(folder, {"clip": "none", "captioner": "none", "detector": "pocket"}, workers=1)
+    return folder
 
 
 def test_a_report_of_other_folders_is_not_replaced(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -96,6 +98,7 @@ def run_command(
             gpus_per_worker=gpus_per_worker,
             on_progress=show,
             say=say,
+            about={"suite": suite, "command": shlex.join(["limelight", *sys.argv[1:]])},
             steps=steps,
             guidance_scale=guidance_scale,
             height=height,

@@ -22,7 +22,7 @@ from ..utils.statistics import Difference, best_of, compare
 from .metrics import METRICS
 from .rows import Row, by_subset, column, grouped, mean
 from .scoring import SCORES
-from .store import digest
+from .store import digest, read_facts
 
 CHOSEN_BY = "full_text"  # how the best of several images is chosen: what a person without a detector has
 SHOWN, SEEDS = 4, 4  # cases at either end, and images of each
@@ -101,6 +101,7 @@ def report(
     names = [name for name in METRICS if column(rows, name)]
     lines = table(rows, base, names)
     target = _target(names)
+    facts = {str(folder): _facts(Path(folder), rows) for folder in folders}
     page = _page(
         lines=lines,
         names=names,
@@ -108,10 +109,10 @@ def report(
         examples=_examples(rows, base, target),
         target=TITLES[target],
         backbones=backbones,
-        folders=list(map(str, folders)),
+        facts=facts,
         about=about,
     )
-    text = f"{_markdown(lines, names, base)}\n<!-- {about} -->\n"
+    text = f"{_facts_markdown(facts)}\n{_markdown(lines, names, base)}\n<!-- {about} -->\n"
 
     write(out / "report.md", text.encode())
     write(out / "report.html", page.encode())
@@ -330,6 +331,42 @@ def _rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
     return whole, used
 
 
+def _facts(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
+    """What the images of a folder were generated with, as far as it says so, by name."""
+    own = [row for row in rows if Path(row["file"]).is_relative_to(folder)]
+    there = read_facts(folder) or {"methods": {}}
+    settings = [method["settings"] for method in there["methods"].values()]
+    calls = there.get("about", [])
+
+    versions = []
+    for method in settings:
+        versions += [f"{name} {value}" for name, value in method["versions"].items()]
+    found = {
+        "suite": _unique(call.get("suite") for call in calls),
+        "prompts": str(len(set(map(_case, own)))),
+        "seeds": _unique(row["seed"] for row in own),
+        "model": _unique(method["model"] for method in settings),
+        "steps": _unique(method["steps"] for method in settings),
+        "scheduler": _unique(method["scheduler"]["class"] for method in settings),
+        "guidance scale": _unique(method["guidance_scale"] for method in settings),
+        "versions": _unique(versions),
+        "command": "; ".join(dict.fromkeys(call["command"] for call in calls if "command" in call)),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _unique(values: Iterable[object]) -> str:
+    """Values, each once, in their order, as text."""
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _facts_markdown(facts: Mapping[str, Mapping[str, str]]) -> str:
+    lines = []
+    for folder, values in facts.items():
+        lines.append(f"- {_text(folder)}: " + "; ".join(f"{name} {_text(value)}" for name, value in values.items()))
+    return "\n".join(lines) + "\n"
+
+
 class _Backbones(Record):
     paper: bool
 
@@ -369,7 +406,10 @@ def _markdown(lines: Sequence[Line], names: Sequence[str], base: str) -> str:
         if line.changes:
             changes.append([*head, *map(changed, map(line.changes.get, names))])
 
-    between = f"Change against {base}, 95 % interval by bootstrap over prompts, and share of prompts won:"
+    between = (
+        f"Change against {base}; from two prompts on with the 95 % interval by bootstrap over prompts and the share of "
+        "prompts won:"
+    )
     return f"{_markdown_table(means)}\n{between}\n\n{_markdown_table(changes)}"
 
 
@@ -395,6 +435,8 @@ def changed(value: Difference | None) -> str:
     """A difference as tables have it."""
     if value is None:
         return ""
+    if value.prompts < 2:  # one prompt has no interval
+        return f"{value.mean:+.3f}"
     return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}], {value.wins:.0%}"
 
 
@@ -418,21 +460,25 @@ def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:
     return rendered(PAGE, values, what="A report", extra="eval", trim=False)
 
 
-def _chart(lines: Sequence[Line], name: str) -> list[dict[str, Any]]:
-    """Intervals of one score as places on a line, in percent; 50 is no change."""
+def _chart(lines: Sequence[Line], name: str) -> dict[str, Any]:
+    """Changes of one score as places on an axis, in percent; 50 is no change. Empty where there is none to show.
+
+    An interval is there from two prompts on.
+    """
     changes = {line.method: line.changes[name] for line in lines if name in line.changes}
     reach = max((max(abs(c.low), abs(c.high)) for c in changes.values()), default=0.0)
     if not reach:
-        return []
+        return {}
 
     def place(value: float) -> float:
         return round(50 + 48 * value / reach, 2)
 
     bars = []
     for method, c in changes.items():
-        places = {"low": place(c.low), "high": place(c.high), "mean": place(c.mean)}
+        places = {"low": place(c.low), "high": place(c.high), "mean": place(c.mean), "interval": c.prompts > 1}
         bars.append({"method": method, **places, "text": changed(c)})
-    return bars
+    ticks = [(place(share * reach), f"{share * reach:+.3f}" if share else "0") for share in (-1, -0.5, 0, 0.5, 1)]
+    return {"bars": bars, "ticks": ticks}
 
 
 def _thumbnail(path: Path, side: int = 128) -> str:

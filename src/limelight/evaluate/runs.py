@@ -229,6 +229,7 @@ def run(
     gpus_per_worker: float = 1,
     on_progress: Progress = lambda done, total: None,
     say: Say = lambda text: None,
+    about: Mapping[str, str] | None = None,
     **options: Any,
 ) -> int:
     """Generate images of every case with every method and seed, and keep them in a folder.
@@ -249,6 +250,7 @@ def run(
         engine, workers, address, gpus_per_worker: see `limelight.utils.parallel.open_executor`.
         on_progress: called with how many images are there and how many there will be, before the first and after each.
         say: called with a sentence about what had to be repaired.
+        about: what reports show of this call, for example {"suite": "attend-excite"}; no image depends on it.
         steps, guidance_scale, height, width: see `limelight.generate`.
         options: others of `limelight.generate`: negative; and, but for edits, eta and clip_skip.
 
@@ -288,6 +290,7 @@ def run(
             say(note)
 
         store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
+        store.note(about or {})
         return _add_missing(store, executor, jobs, settings, on_progress)
 
 

@@ -51,6 +51,7 @@ class Facts(Record):
     format: Literal[1]
     cases: dict[str, CaseFacts]
     methods: dict[str, MethodFacts]
+    about: NotRequired[list[dict[str, str]]]
 
 
 class ImageRow(Record):
@@ -84,7 +85,8 @@ class Run:
         say: called with a sentence about what had to be repaired.
 
     Attributes:
-        facts: the content of run.json: "cases" by name, and "methods" by label with "settings" and their "hash".
+        facts: the content of run.json: "cases" by name, "methods" by label with "settings" and their "hash", and
+            "about", what each call that added to it was, see `note`.
         done: the manifest's rows by key.
 
     Raises:
@@ -152,6 +154,16 @@ class Run:
         self.facts["methods"] |= methods
         self.facts["cases"] |= as_text
         write(self.folder / "run.json", json_text(self.facts, indent=1).encode() + b"\n")
+
+    def note(self, about: Mapping[str, str]) -> None:
+        """Keep once what a call was, for example {"suite": "attend-excite", "command": "limelight evaluate run ..."}.
+
+        No image depends on it.
+        """
+        known = self.facts.setdefault("about", [])
+        if about and dict(about) not in known:
+            known.append(dict(about))
+            write(self.folder / "run.json", json_text(self.facts, indent=1).encode() + b"\n")
 
     def add(self, of: Key, png: bytes, mask: bytes | None, calls: float, seconds: float) -> None:
         """Write an image, then its row.
