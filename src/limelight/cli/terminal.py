@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ def _escaped(character: re.Match[str]) -> str:
     return character[0].encode("unicode_escape").decode()
 
 
+LINE_SECONDS = 60
+"""Between lines of progress where there is no terminal."""
 console = _Console(highlight=False)
 log = _Console(highlight=False, stderr=True)
 
@@ -122,6 +125,8 @@ def open_model(
     """Load a model, with learned words from files for as long as the command of this context runs."""
     learned = read_words(words or ())  # first: models take longer
 
+    log.print(f"loading {escape(str(source))} ...")  # before torch is imported, which takes seconds
+
     from ..models.loading import load
 
     model = load(source, device=device, scheduler=scheduler, **options)
@@ -196,8 +201,12 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def bar(label: str) -> Iterator[Show]:
-    """Show a progress bar for the time of a `with`; what `say` prints meanwhile stands above it."""
+    """Show a progress bar for the time of a `with`; what `say` prints meanwhile stands above it.
+
+    Where stderr is not a terminal there is a line a minute instead.
+    """
     quiet()
+    title, said = label, time.monotonic()
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
 
     # The rate of the last five minutes: workers finish several things at once. In a file a bar is an empty line.
@@ -213,7 +222,11 @@ def bar(label: str) -> Iterator[Show]:
         task = progress.add_task(label[:40], total=None)
 
         def show(done: int, total: int, label: str | None = None) -> None:
+            nonlocal said
             progress.update(task, completed=done, total=total, description=label and label[:40])
+            if not log.is_terminal and time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                log.print(f"{label or title}: {done} of {total}", markup=False, soft_wrap=True)
 
         yield show
 

@@ -338,26 +338,31 @@ def _facts(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
     settings = [method["settings"] for method in there["methods"].values()]
     calls = there.get("about", [])
 
-    versions = []
-    for method in settings:
-        versions += [f"{name} {value}" for name, value in method["versions"].items()]
     found = {
-        "suite": _unique(call.get("suite") for call in calls),
+        "suite": _unique(calls, "suite"),
         "prompts": str(len(set(map(_case, own)))),
-        "seeds": _unique(row["seed"] for row in own),
-        "model": _unique(method["model"] for method in settings),
-        "steps": _unique(method["steps"] for method in settings),
-        "scheduler": _unique(method["scheduler"]["class"] for method in settings),
-        "guidance scale": _unique(method["guidance_scale"] for method in settings),
-        "versions": _unique(versions),
-        "command": "; ".join(dict.fromkeys(call["command"] for call in calls if "command" in call)),
+        "seeds": _unique(own, "seed"),
+        "model": _unique(settings, "model"),
+        "steps": _unique(settings, "steps"),
+        "scheduler": _unique([method["scheduler"] for method in settings], "class"),
+        "guidance scale": _unique(settings, "guidance_scale"),
+        "versions": _unique([{"versions": text} for text in _versions(settings)], "versions"),
+        "command": _unique(calls, "command", "; "),
     }
     return {name: text for name, text in found.items() if text}
 
 
-def _unique(values: Iterable[object]) -> str:
-    """Values, each once, in their order, as text."""
-    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+def _versions(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    texts = []
+    for method in settings:
+        texts += [f"{name} {value}" for name, value in method["versions"].items()]
+    return texts
+
+
+def _unique(rows: Iterable[Mapping[str, Any]], name: str, between: str = ", ") -> str:
+    """The values of a column, each once, in their order, as text."""
+    values = [str(row[name]) for row in rows if row.get(name) is not None]
+    return between.join(dict.fromkeys(values))
 
 
 def _facts_markdown(facts: Mapping[str, Mapping[str, str]]) -> str:
