@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
+import limelight
 from limelight import LearnedWord, PromptError, SettingsError
 from limelight.evaluate.runs import run
 from limelight.evaluate.suites import Case, load
+from tests import transformers as families
 from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
 from tests.workers import forked_workers, kill_a_worker  # noqa: F401 - a fixture
 
@@ -42,6 +44,15 @@ def test_weights_and_settings_of_ones_own(quick, tmp_path, pocket, monkeypatch):
     monkeypatch.setattr("limelight.generation.provenance.fingerprint", lambda model: "trained again")
     with pytest.raises(SettingsError, match=r"weights: .* there, trained again now"):
         run(tmp_path, CASES[:1], ["attend-and-excite:scale=3:until=0.2"], [0], workers=1, **SMALL)
+
+
+@pytest.mark.parametrize(("name", "branches"), [("flux", 1), ("z_image", 2), ("pixart", 2)])
+def test_passes_of_transformers_are_counted(name, branches, tmp_path):
+    """PixArt's scheduler has a setting that is not finite, -inf, which must not end the run."""
+    model = limelight.load(getattr(families, name)())
+    run(tmp_path, CASES[:1], ["plain"], [0, 1], model=model, **SMALL)
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [row["calls"] for row in rows] == [SMALL["steps"] * branches] * 2
 
 
 def test_a_subject_that_is_not_there(quick, tmp_path):

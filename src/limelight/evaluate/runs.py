@@ -342,7 +342,7 @@ def _counted(model: Model) -> Iterator[list[int]]:
     count = [0]
 
     def add(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        count[0] += len(args[0] if args else kwargs["sample"])
+        count[0] += len(next(iter((*args, *kwargs.values()))))  # of images, however the family calls them
 
     handle = model.denoiser.register_forward_pre_hook(add, with_kwargs=True)
     try:

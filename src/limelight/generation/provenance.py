@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,8 @@ def exact_provenance(model: Model) -> dict[str, Any]:
     scheduler = model.scheduler
     plain = {}
     for name, value in dict(scheduler.config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # DPM-Solver's "lambda_min_clipped" is -inf, for which JSON has no word
         if isinstance(value, str | int | float | bool) and not name.startswith("_"):
             plain[name] = value
     return {
