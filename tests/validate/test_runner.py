@@ -1,7 +1,10 @@
 """The runner: stages, settings, kills, and what is written."""
 
 import json
+import multiprocessing
+import os
 import re
+import signal
 
 import pytest
 
@@ -98,6 +101,29 @@ def test_a_killed_validation_goes_on(check, tiny, monkeypatch):
     found = check(tiny, "first", "second")
     assert counts == {"first": 1, "second": 2}
     assert found["second"].verdict == "passed"
+
+
+def test_a_validation_killed_by_the_system_goes_on(check, tiny, monkeypatch, tmp_path):
+    """Neither its lock nor what it has written stands in the way of the next one."""
+    parent = os.getpid()
+
+    def second(context):
+        (context.out / "half").write_text("")
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return GOOD
+
+    staged(monkeypatch, first=lambda context: GOOD, second=second)
+    child = multiprocessing.get_context("fork").Process(target=check, args=(tiny, "first", "second"))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    before = (tmp_path / "out/stages/first.json").stat().st_mtime_ns
+
+    found = check(tiny, "first", "second")
+    assert {name: outcome.verdict for name, outcome in found.items()} == dict.fromkeys(found, "passed")
+    assert (tmp_path / "out/stages/first.json").stat().st_mtime_ns == before
+    assert (tmp_path / "out/validation.html").exists()
 
 
 def test_a_model_that_does_not_open_skips_the_rest(tmp_path):

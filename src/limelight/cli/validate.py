@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..errors import SettingsError
 from ..utils.files import user_path
+from ..utils.mappings import without_none
 from .options import Device, Height, Scheduler, Steps, Width, parse_names
 from .terminal import bar, console, say
 
@@ -49,6 +50,11 @@ def validate_command(
     stages: Annotated[
         str | None,
         typer.Option(help="Only these, e.g. load,parity; an unknown name lists all.", show_default=False),
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP: 'pocket', a folder, a hub id, or 'none'.")] = None,
+    captioner: Annotated[str | None, typer.Option(help="BLIP: 'pocket', a folder, a hub id, or 'none'.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="OWLv2 or Grounding DINO: 'pocket', a folder, a hub id, or 'none'.")
     ] = None,
     dtype: Annotated[
         str | None,
@@ -92,6 +98,7 @@ def validate_command(
             steps=steps,
             height=height,
             width=width,
+            backbones=without_none({"clip": clip, "captioner": captioner, "detector": detector}),
             say=say,
             on_stage=tell,
             on_progress=show,

@@ -92,7 +92,7 @@ def report(
         'report.html'
     """
     out = Path(out)
-    rows, backbones = _rows(list(map(Path, folders)))
+    rows, backbones = scored_rows(list(map(Path, folders)))
     base = _reference(rows, reference)
     about = digest([[os.path.relpath(folder, out) for folder in folders], base])
     for file in REPORTS:
@@ -310,7 +310,7 @@ def _strips(*rivals: Sequence[Row]) -> list[tuple[str, ...]]:
     return strips
 
 
-def _rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
+def scored_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
     """The rows of all folders, and the backbones that measured them."""
     if not folders:
         raise SettingsError("A report needs at least one scored folder.")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
+from ..evaluate.scoring import REAL
 from ..models.base import Model
 from ..models.loading import load
 from ..utils.files import png, write
@@ -19,6 +21,8 @@ from .outcome import Figure, Outcome
 
 BUDGET = 1800.0
 """Seconds for all stages, where the user names none."""
+TUNING = 1_000
+"""The first seed of what is tuned; reported images have seeds from 0."""
 
 
 class Skip(Exception):  # noqa: N818 - not an error
@@ -36,6 +40,7 @@ class Settings:
         steps: of every image.
         height, width: in pixels; None is the model's own.
         budget: seconds for all stages.
+        backbones: "clip", "captioner" and "detector", each a hub id, a folder, "pocket" or "none".
     """
 
     source: str
@@ -46,6 +51,13 @@ class Settings:
     height: int | None = None
     width: int | None = None
     budget: float = BUDGET
+    backbones: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def measured_by(self) -> dict[str, str]:
+        """The backbones: the embedded ones for the embedded model, else those of the papers."""
+        own = dict.fromkeys(REAL, "pocket") if self.source == "pocket" else REAL
+        return {**own, **self.backbones}
 
 
 @dataclass(kw_only=True)
@@ -78,6 +90,12 @@ class Context:
     def size(self) -> tuple[int, int]:
         """Height and width of the images in pixels."""
         return self.model.size_or_own(self.settings.height, self.settings.width)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Options of `limelight.generate` that all images share."""
+        height, width = self.size
+        return {"steps": self.settings.steps, "height": height, "width": width}
 
     @property
     def left(self) -> float:

@@ -50,7 +50,7 @@ def document(settings: Settings, done: Mapping[str, Outcome]) -> dict[str, Any]:
         "weights": facts.get("weights"),
         "hardware": facts.get("hardware", {}),
         "versions": versions(),
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "backbones": settings.measured_by},
         "stages": [outcome.record() for outcome in done.values()],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def validate(
     steps: int = 50,
     height: int | None = None,
     width: int | None = None,
+    backbones: Mapping[str, str] | None = None,
     say: Say = lambda text: None,
     on_stage: Callable[[str, Outcome | None], None] = lambda name, outcome: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -54,6 +55,8 @@ def validate(
         device, scheduler: see `limelight.load`.
         dtype: one of `limelight.utils.torch.DTYPES`; by default float16 on CUDA and float32 elsewhere.
         steps, height, width: of the images; see `limelight.generate`.
+        backbones: "clip", "captioner" and "detector", each a hub id, a folder, "pocket" or "none"; by default the
+            embedded ones for the embedded model, and the papers' for others.
         say: called with notes.
         on_stage: called with each stage before it (and None) and after it.
         on_progress: called with how much of a stage is done, and of how much.
@@ -83,6 +86,7 @@ def validate(
         height=height,
         width=width,
         budget=float(budget),
+        backbones=dict(backbones or {}),
     )
     folder = user_path(out)
     with lock_folder(folder):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingsError, meant
-from . import cost, load, parity
+from . import cost, faithfulness, heads, load, maps, parity
 from .context import Context
 from .outcome import Outcome
 
@@ -33,6 +33,16 @@ STAGES: dict[str, Stage] = {
     "load": Stage("Load", "The model opens, and an image comes out.", 1, load.run),
     "parity": Stage("Parity", "The same seed gives the image of diffusers' own pipeline.", 2, parity.run),
     "cost": Stage("Cost", "What a run costs in seconds and memory, beside diffusers' pipelines.", 3, cost.run),
+    "maps": Stage("Maps", "The map of a word lies where a detector sees the thing.", 3, maps.run),
+    "faithfulness": Stage(
+        "Faithfulness",
+        "Guided images show more of what the prompt names than plain ones with the same seeds.",
+        12,
+        faithfulness.run,
+    ),
+    "heads": Stage(
+        "Heads", "Heads look at the concepts that the shipped vectors name, and images follow them.", 4, heads.run
+    ),
 }
 
 

@@ -1,0 +1,50 @@
+"""Folders of tiny random models of every family, validated from load to faithfulness."""
+
+import pytest
+
+from limelight.validate import cost, faithfulness
+from limelight.validate.runner import validate
+from tests import transformers as families
+
+SIZES = {"z_image": {"height": 24, "width": 40}, "sana": {"height": 32, "width": 64}}
+POCKETS = {"clip": "pocket", "captioner": "none", "detector": "pocket"}
+STAGES = ("parity", "cost", "maps", "faithfulness")
+
+
+def _pipeline(name, request):
+    """A pipeline of a family; PixArt's own knows no shift of the autoencoder's."""
+    if name in ("tiny_pipeline", "tiny_ldm_pipeline"):
+        return request.getfixturevalue(name)()
+    pipeline = request.getfixturevalue(name) if name == "tiny_xl" else getattr(families, name)()
+    if name == "pixart":
+        pipeline.vae.register_to_config(shift_factor=None)
+    return pipeline
+
+
+FAMILIES = ["tiny_pipeline", "tiny_xl", "flux", "chroma", "qwen_image", "z_image", "pixart", "sana", "sd3"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_of_every_family(name, request, tmp_path, monkeypatch):
+    monkeypatch.setattr(faithfulness, "METHODS", ("plain", "recommended"))
+    monkeypatch.setattr(faithfulness, "WATCHED", 1)
+    monkeypatch.setattr(cost, "STEPS", 1)
+    _pipeline(name, request).save_pretrained(tmp_path / "model")
+
+    found = {}
+    validate(
+        str(tmp_path / "model"),
+        tmp_path / "out",
+        stages=STAGES,
+        budget=1,
+        device="cpu",
+        steps=2,
+        backbones=POCKETS,
+        on_stage=lambda stage, outcome: found.update({stage: outcome}),
+        **SIZES.get(name, {"height": 32, "width": 32}),
+    )
+    verdicts = {stage: outcome.verdict for stage, outcome in found.items()}
+    assert verdicts == {**dict.fromkeys(("load", "parity"), "passed"), **dict.fromkeys(STAGES[1:], "measured")}
+    assert found["maps"].summary == "The detector finds nothing: none of 2 things in 1 images."
+    assert found["faithfulness"].summary.startswith("The detector finds nothing in images of 1 prompts.")
