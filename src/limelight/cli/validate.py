@@ -56,6 +56,15 @@ def validate_command(
     detector: Annotated[
         str | None, typer.Option(help="OWLv2 or Grounding DINO: 'pocket', a folder, a hub id, or 'none'.")
     ] = None,
+    save_preset: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="PATH",
+            help="Write what the stage calibrate chose as limelight.json, which a model's folder is loaded with.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16; by default float16 on CUDA.", show_default=False),
@@ -99,6 +108,7 @@ def validate_command(
             height=height,
             width=width,
             backbones=without_none({"clip": clip, "captioner": captioner, "detector": detector}),
+            save_preset=save_preset,
             say=say,
             on_stage=tell,
             on_progress=show,

@@ -92,7 +92,7 @@ class About:
         words: every word that it was trained with, in lower case; None if unknown.
         presets: method -> settings that suit it better than the paper's: "attend_and_excite" of `AttendAndExcite`,
             "textual_inversion" of `limelight.textual_inversion.config.TrainingConfig`, "generate" the
-            `guidance_scale` of `limelight.generate`.
+            `guidance_scale` of `limelight.generate`, "maps" the names of the `layers` that guidance reads.
     """
 
     words: frozenset[str] | None = None
@@ -166,6 +166,21 @@ class Model(ABC):
     @property
     def guided_sites(self) -> tuple[AttentionSite, ...]:
         """Those of them, of one map size, whose maps carry semantics: what guidance reads and a run records."""
+        names = self.about.preset("maps").get("layers")
+        if not names:
+            return self._family_sites
+        found = tuple(site for site in self.text_sites if site.name in names and site.scale == self.guided_scale)
+        if len(found) < len(set(names)):
+            lacking = sorted(set(names) - {site.name for site in found})
+            raise ModelError(
+                f"The limelight.json of '{self.name}' names the layer '{lacking[0]}', which has no maps of words of "
+                "the size that guidance reads."
+            )
+        return found
+
+    @property
+    def _family_sites(self) -> tuple[AttentionSite, ...]:
+        """The `guided_sites` of the family, where the model's folder names no others."""
         return tuple(site for site in self.text_sites if site.scale == self.guided_scale)
 
     def require(self, feature: Feature) -> None:

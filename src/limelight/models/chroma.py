@@ -21,8 +21,8 @@ class Chroma(Transformer):
     about = About.family("Chroma")
 
     @property
-    def guided_sites(self) -> tuple[AttentionSite, ...]:
-        return tuple(site for site in self.text_sites if site.group == "double") or super().guided_sites
+    def _family_sites(self) -> tuple[AttentionSite, ...]:
+        return tuple(site for site in self.text_sites if site.group == "double") or super()._family_sites
 
     @property
     def channels(self) -> int:

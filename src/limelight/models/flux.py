@@ -27,9 +27,9 @@ class Flux(Transformer):
     can = Transformer.can | {"attach"}
 
     @property
-    def guided_sites(self) -> tuple[AttentionSite, ...]:
+    def _family_sites(self) -> tuple[AttentionSite, ...]:
         # As in FOCUS (https://arxiv.org/abs/2510.02315).
-        return tuple(site for site in self.text_sites if site.group == "double") or super().guided_sites
+        return tuple(site for site in self.text_sites if site.group == "double") or super()._family_sites
 
     @property
     def embeds_guidance(self) -> bool:

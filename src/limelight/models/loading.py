@@ -30,7 +30,7 @@ from .unet import ATTACH
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-METHODS = ("attend_and_excite", "guidance", "recommended", "textual_inversion", "generate")
+METHODS = ("attend_and_excite", "guidance", "recommended", "textual_inversion", "generate", "maps")
 """What `limelight.json` has settings of."""
 POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
 
@@ -195,6 +195,7 @@ class _Settings(Record):
     thresholds: NotRequired[dict[float, float]]
     relative: NotRequired[bool]
     guidance_scale: NotRequired[float]
+    layers: NotRequired[list[str]]
 
 
 _FACTS = record(

@@ -82,7 +82,7 @@ class Transformer(PipelineModel):
                         yield AttentionSite(f"{stack}.{i}.{name}", kind, group, heads, self.patch, joint)
 
     @property
-    def guided_sites(self) -> tuple[AttentionSite, ...]:
+    def _family_sites(self) -> tuple[AttentionSite, ...]:
         sites = self.text_sites
         first, last = (round(share * len(sites)) for share in self.guided)
         return sites[first : max(last, first + 1)]

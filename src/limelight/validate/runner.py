@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import LimelightError, MissingDependency, PromptWarning, SettingsError, SizeWarning
 from ..evaluate.store import difference
 from ..generation.provenance import fingerprint
-from ..utils.files import json_text, lock_folder, user_path, write
+from ..utils.files import check_free, json_text, lock_folder, user_path, write
 from ..utils.jsonl import Say
 from ..utils.numbers import check_sampling
 from ..utils.reading import first_line, from_json, reading
@@ -38,6 +38,7 @@ def validate(
     height: int | None = None,
     width: int | None = None,
     backbones: Mapping[str, str] | None = None,
+    save_preset: str | os.PathLike[str] | None = None,
     say: Say = lambda text: None,
     on_stage: Callable[[str, Outcome | None], None] = lambda name, outcome: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -57,6 +58,8 @@ def validate(
         steps, height, width: of the images; see `limelight.generate`.
         backbones: "clip", "captioner" and "detector", each a hub id, a folder, "pocket" or "none"; by default the
             embedded ones for the embedded model, and the papers' for others.
+        save_preset: where a limelight.json with what stage "calibrate" chose is written, a folder or a file. A model's
+            folder that holds it is loaded with these settings.
         say: called with notes.
         on_stage: called with each stage before it (and None) and after it.
         on_progress: called with how much of a stage is done, and of how much.
@@ -66,7 +69,7 @@ def validate(
 
     Raises:
         SettingsError: a setting is out of range, or the folder has a validation with other settings.
-        FileError: the folder cannot be written, or another program writes it.
+        FileError: the folder cannot be written, or another program writes it, or another preset is where it is saved.
         MissingDependency: jinja2 is not installed.
 
     Examples:
@@ -76,6 +79,8 @@ def validate(
         'validation.html'
     """
     names = chosen(stages)
+    if save_preset is not None and "calibrate" not in names:
+        raise SettingsError("save_preset needs the stage 'calibrate'; add it to stages.")
     _check(budget, dtype, steps, height, width)
     settings = Settings(
         source=source,
@@ -96,7 +101,28 @@ def validate(
             if name not in context.done:
                 _work(context, names, name, on_stage)
             on_stage(name, context.done[name])
-        return write_report(folder, settings, context.done)
+        page = write_report(folder, settings, context.done)
+        if save_preset is not None:
+            _save_preset(user_path(save_preset), context.done["calibrate"])
+        return page
+
+
+def _save_preset(path: Path, outcome: Outcome) -> None:
+    """Write what was calibrated.
+
+    Raises:
+        SettingsError: nothing was.
+        FileError: another file is there, or it cannot be written.
+    """
+    if "preset" not in outcome.facts:
+        raise SettingsError(
+            f"There is no preset to save, as the stage 'calibrate' is {outcome.verdict}: {outcome.summary}"
+        )
+    if path.suffix != ".json":
+        path = path / "limelight.json"
+    content = json_text(outcome.facts["preset"], indent=1).encode() + b"\n"
+    check_free(path, content)
+    write(path, content)
 
 
 def _check(budget: float, dtype: str | None, steps: int, height: int | None, width: int | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingsError, meant
-from . import cost, faithfulness, heads, load, maps, parity
+from . import calibrate, cost, faithfulness, heads, load, maps, parity
 from .context import Context
 from .outcome import Outcome
 
@@ -34,6 +34,9 @@ STAGES: dict[str, Stage] = {
     "parity": Stage("Parity", "The same seed gives the image of diffusers' own pipeline.", 2, parity.run),
     "cost": Stage("Cost", "What a run costs in seconds and memory, beside diffusers' pipelines.", 3, cost.run),
     "maps": Stage("Maps", "The map of a word lies where a detector sees the thing.", 3, maps.run),
+    "calibrate": Stage(
+        "Calibrate", "Which step size, thresholds and blocks suit the model, on tuning prompts.", 4, calibrate.run
+    ),
     "faithfulness": Stage(
         "Faithfulness",
         "Guided images show more of what the prompt names than plain ones with the same seeds.",
