@@ -78,9 +78,10 @@ def _figures(context: Context, rows: Sequence[Row]) -> tuple[Figure, ...]:
     for method, own in grouped(rows, itemgetter("method")).items():
         first = [row for row in own if row["seed"] == "0"][:SHOWN]
         strips[method] = [fit_image(open_image(row["file"]), (SIDE, SIDE)) for row in first]
-    prompts = ", ".join(f"“{row['prompt']}”" for row in rows[:: len(set(column(rows, "seed")))][:SHOWN])
+    prompts = list(dict.fromkeys(column(rows, "prompt")))[:SHOWN]
+    title = ", ".join(f"“{prompt}”" for prompt in prompts) + ", seed 0"
     sheet = grid(list(strips.values()), list(strips))
-    return (context.figure("faithfulness", "images", f"{prompts}, seed 0", sheet),)
+    return (context.figure("faithfulness", "images", title, sheet),)
 
 
 def _objective(context: Context) -> tuple[Table, int]:

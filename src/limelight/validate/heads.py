@@ -53,7 +53,7 @@ def run(context: Context) -> Outcome:
     else:
         between, low, high = curves.between()
         numbers |= {"area between the orders": between, "prompts weakened": len(curves.experiment.prompts)}
-        summary += f" {_said(curves, low, high)}"
+        summary += f" {_said(curves, between, low, high)}"
         tables.append(_curves(curves))
         if len(curves.experiment.prompts) > 1:
             verdict.append(_verdict(low, high))
@@ -159,11 +159,11 @@ def _weakened(context: Context, relevance: Relevance) -> tuple[Curves | None, st
     return found, ""
 
 
-def _said(curves: Curves, low: float, high: float) -> str:
-    return (
-        f"Similarity to the word of {curves.experiment.concept} falls sooner with relevant heads weakened first: by "
-        f"{low:+.3f} to {high:+.3f} on {len(curves.experiment.prompts)} prompts."
-    )
+def _said(curves: Curves, between: float, low: float, high: float) -> str:
+    """A positive area says that the relevant heads matter more."""
+    concept, prompts = curves.experiment.concept, len(curves.experiment.prompts)
+    interval = f" ({low:+.3f} to {high:+.3f})" if prompts > 1 else ""
+    return f"Area between the two orders of weakening, {concept}: {between:+.3f}{interval} on {prompts} prompts."
 
 
 def _curves(curves: Curves) -> Table:

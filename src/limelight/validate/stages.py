@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingsError, meant
-from . import calibrate, cost, faithfulness, heads, load, maps, parity
+from . import calibrate, cost, editing, faithfulness, heads, load, maps, parity
 from .context import Context
 from .outcome import Outcome
 
@@ -43,6 +43,7 @@ STAGES: dict[str, Stage] = {
         12,
         faithfulness.run,
     ),
+    "editing": Stage("Editing", "An edit follows its prompt and keeps more than a new image.", 4, editing.run),
     "heads": Stage(
         "Heads", "Heads look at the concepts that the shipped vectors name, and images follow them.", 4, heads.run
     ),
