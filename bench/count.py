@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 from limelight.guidance.attend_and_excite import AttendAndExcite
 from limelight.guidance.base import Steering
 from limelight.models.base import Conditioning
-from limelight.models.unet import UNet, _guided_scale, unet_sites
+from limelight.models.unet import UNet, guided_scale, unet_sites
 from limelight.prompts.prompt import Prompt
 from limelight.prompts.subjects import Subject
 
@@ -139,7 +139,7 @@ class Bare(UNet):
             self.denoiser = UNet2DConditionModel(**CONFIGURATIONS[name])
         config = self.denoiser.config
         self.name, self.sites, self.scheduler = name, unet_sites(self.denoiser), DDIMScheduler()
-        self.guided_scale = _guided_scale(self.sites, config.sample_size)
+        self.guided_scale = guided_scale(self.sites, config.sample_size)
         self.size = (config.sample_size, config.sample_size)
         self.latents = torch.empty(1, 4, *self.size, device="meta")
         states = {"encoder_hidden_states": torch.empty(1, 77, config.cross_attention_dim, device="meta")}

@@ -48,7 +48,7 @@ def test_compare(limelight, tmp_path):
     rows = [f"a-cat-and-a-dog-{kind}-{seed}.png" for kind in ("guided", "plain") for seed in (0, 1, 5)]
     assert names == sorted([*rows, "a-cat-and-a-dog-grid.png"])
     with Image.open(saved(tmp_path / "o", "a-cat-and-a-dog-grid.png")) as sheet:
-        assert sheet.size == (3 * 132 + 4, 2 * (132 + 18) + 4)
+        assert sheet.size == (3 * 260 + 4, 2 * 260 + 4 + 4 * 20)  # twice as large; a title, seeds, and two labels
     with Image.open(saved(tmp_path / "o", "a-cat-and-a-dog-plain-5.png")) as image:
         settings = json.loads(image.text["limelight"])
     assert (settings["seed"], settings["guidance"], settings["model"]) == (5, None, "pocket")
@@ -145,7 +145,7 @@ def test_ctrl_c_while_generating(limelight, tmp_path, monkeypatch, name, message
     monkeypatch.setattr(name, interrupt)
     command = ("generate", "a cat", "--guidance", "none", "--steps", "1", "--out", str(tmp_path))
     code, out, error = limelight(*command)
-    assert (code, out, error.count("\n"), message in error) == (130, "", 1, True)
+    assert (code, out, error.count("\n"), message in error) == (130, "", 2, True)  # the first: what is loaded
     assert bool(list(tmp_path.iterdir())) == ("whole" in message)
 
     monkeypatch.undo()
@@ -161,7 +161,7 @@ def test_many_seeds_fill_rows_of_eight(limelight, tmp_path):
     )
     assert code == 0
     with Image.open(saved(tmp_path, "a-cat-grid.png")) as sheet:
-        assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
+        assert sheet.size == (8 * 260 + 4, 2 * 260 + 4 + 3 * 20)  # a title, and the seeds of each row
 
 
 def test_an_audition(limelight, tmp_path):

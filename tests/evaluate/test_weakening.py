@@ -139,7 +139,7 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
     assert code == 0, text
     assert "area between LeRHF and MoRHF" in text
     with Image.open(saved(tmp_path / "w", "a-cat.png")) as strip:
-        assert strip.size == (3 * 132 + 4, 3 * (132 + 18) + 4)
+        assert strip.size == (3 * 260 + 4, 3 * (260 + 20) + 4)
     assert saved(tmp_path / "w", "curves.png")
 
 

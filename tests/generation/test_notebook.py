@@ -41,13 +41,13 @@ def test_a_comparison_is_its_grid(result):
 
 def test_maps_are_tiles_on_one_scale(result):
     shown, maps = opened(result.maps._repr_png_()), result.maps
-    # Two images and four words; each tile has 64 pixels a side, with a gap of 4 and a label of 18.
-    assert shown.size == (2 * 68 + 4, 4 * (68 + 18) + 4)
+    # Two images and four words; each tile has 128 pixels a side, with a gap of 4 and a label of 20.
+    assert shown.size == (2 * 132 + 4, 4 * (132 + 20) + 4)
     most = max(float(maps[word].max()) for word in maps)
     for y, word in enumerate(maps):
         for x in (0, 1):
-            left, top = 4 + x * 68, 4 + y * 86 + 18
-            tile = shown.crop((left, top, left + 64, top + 64)).resize((8, 8), Image.Resampling.NEAREST)
+            left, top = 4 + x * 132, 4 + y * 152 + 20
+            tile = shown.crop((left, top, left + 128, top + 128)).resize((8, 8), Image.Resampling.NEAREST)
             grey = torch.tensor(list(tile.convert("L").tobytes())).view(8, 8)
             assert torch.allclose(grey / 255, maps[word][x] / most, atol=0.5 / 255 + 1e-4)
     assert limelight.generate(limelight.load("pocket"), "a cat", steps=1, record=False).maps._repr_png_() is None
