@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import CLIPTextConfig
 
 import limelight
 from limelight import PromptError, SettingsError
@@ -161,6 +162,20 @@ def test_clip_skip_leaves_out_layers(tiny):
     assert torch.allclose(tiny.encode([prompt]).conditional["encoder_hidden_states"], norm(hidden[-1]))
     with pytest.raises(SettingsError, match="clip_skip=9 does not fit a text encoder of 3 layers"):
         limelight.generate(tiny, "a cat", clip_skip=9)
+
+
+def test_a_text_encoder_of_one_layer(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    encoder = pipeline.text_encoder
+    config = CLIPTextConfig(**{**encoder.config.to_dict(), "num_hidden_layers": 1})
+    pipeline.text_encoder = type(encoder)(config).to(encoder.dtype).eval()
+    model = limelight.load(pipeline)
+    prompt = model.prompt("a cat")
+    found = model.encode([prompt]).conditional["encoder_hidden_states"]
+    with torch.no_grad():
+        assert torch.equal(found, pipeline.text_encoder(torch.tensor([prompt.ids]))[0])
+    with pytest.raises(SettingsError, match="clip_skip=1 does not fit a text encoder of 1 layers"):
+        model.encode([prompt], clip_skip=1)
 
 
 def test_eta(tiny):

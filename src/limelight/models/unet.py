@@ -127,7 +127,7 @@ class UNet(PipelineModel):
 
     def _check_clip_skip(self, clip_skip: int) -> None:
         depth = self.pipeline.text_encoder.config.num_hidden_layers
-        if not 0 <= clip_skip < depth - 1:
+        if clip_skip and not 0 <= clip_skip < depth - 1:
             raise SettingsError(f"clip_skip={clip_skip} does not fit a text encoder of {depth} layers.")
 
     @property
