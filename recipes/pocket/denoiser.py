@@ -13,6 +13,8 @@ at its own word alone, where attention shows it and edits reach it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -54,23 +56,33 @@ class Denoise(nn.Module):
         return velocity, maps
 
 
+def stored(folder: Path) -> tuple[Tensor, Tensor, list[str], list[list[str]]]:
+    """What `pool.py` wrote: latents, cells of the grounded words [scenes, words, 64], captions, and those words."""
+    states = [torch.load(path, weights_only=True) for path in sorted(folder.glob("part-*.pt"))]
+    latents, masks = (torch.cat([state[name] for state in states]) for name in ("latents", "masks"))
+    captions, words = (list(chain.from_iterable(state[name] for state in states)) for name in ("captions", "words"))
+    return latents, masks.flatten(2), captions, words
+
+
+def occurrences(words: Sequence[str]) -> Iterator[str]:
+    """Which occurrence of a word each is: of "a red car and a red bow" the second red is red#2."""
+    seen: dict[str, int] = {}
+    for word in words:
+        seen[word] = seen.get(word, 0) + 1
+        yield f"{word}#{seen[word]}"
+
+
 class Pool:
     """Stored latents with token ids and, for every grounded word, its token position and its cells."""
 
     def __init__(self, folder: Path, model: StableDiffusion) -> None:
-        states = [torch.load(path, weights_only=True) for path in sorted(folder.glob("part-*.pt"))]
-        self.latents = torch.cat([s["latents"] for s in states])
-        self.masks = torch.cat([s["masks"] for s in states]).flatten(2)
-        captions = [c for s in states for c in s["captions"]]
-        words = [w for s in states for w in s["words"]]
+        self.latents, self.masks, captions, words = stored(folder)
         parsed = {text: model.prompt(text) for text in set(captions)}
         self.ids = torch.tensor([parsed[text].ids for text in captions])
         self.positions = torch.zeros(self.masks.shape[:2], dtype=torch.int64)
         for i, (text, named) in enumerate(zip(captions, words, strict=True)):
-            seen: dict[str, int] = {}
-            for j, word in enumerate(named):
-                seen[word] = seen.get(word, 0) + 1  # "a red car and a red bow": the second red is red#2
-                self.positions[i, j] = parsed[text].find(f"{word}#{seen[word]}")[0]
+            for j, word in enumerate(occurrences(named)):
+                self.positions[i, j] = parsed[text].find(word)[0]
         self.empty = torch.tensor(model.prompt("").ids)
         self.colors = torch.tensor([model.prompt(color).ids[1] for color in COLORS])
 

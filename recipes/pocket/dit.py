@@ -39,7 +39,7 @@ from limelight.models.base import Conditioning
 from limelight.models.stable_diffusion_3 import StableDiffusion3
 from limelight.prompts.prompt import Prompt, aligned
 
-from .denoiser import EMPTY, GROUNDING, RECOLORED
+from .denoiser import EMPTY, GROUNDING, RECOLORED, occurrences, stored
 from .parts import LENGTH, WIDTH, begin_with, denoiser, text_encoder, tokenizer
 from .scenes import OTHER_WORDS
 from .training import Run, arguments, precision
@@ -170,12 +170,7 @@ class Pool:
     """Stored latents with their captions and, for every grounded word, its columns and its cells."""
 
     def __init__(self, folder: Path, model: StableDiffusion3) -> None:
-        states = [torch.load(path, weights_only=True) for path in sorted(folder.glob("part-*.pt"))]
-        self.latents = torch.cat([s["latents"] for s in states])
-        self.masks = torch.cat([s["masks"] for s in states]).flatten(2)
-        captions = [c for s in states for c in s["captions"]]
-        named = [w for s in states for w in s["words"]]
-
+        self.latents, self.masks, captions, named = stored(folder)
         texts = ["", *dict.fromkeys(captions)]
         number = {text: i for i, text in enumerate(texts)}
         self.prompts = aligned([model.prompt(text) for text in texts])
@@ -186,10 +181,8 @@ class Pool:
         self.t5_colors = _ids(model.pipeline.tokenizer_3, list(COLORS))[:, 0]
         self.columns = torch.zeros(*self.masks.shape[:2], 2, dtype=torch.int64)
         for i, (text, words) in enumerate(zip(captions, named, strict=True)):
-            seen: dict[str, int] = {}
-            for j, word in enumerate(words):
-                seen[word] = seen.get(word, 0) + 1  # "a red car and a red bow": the second red is red#2
-                self.columns[i, j] = torch.tensor(self.prompts[number[text]].find(f"{word}#{seen[word]}"))
+            for j, word in enumerate(occurrences(words)):
+                self.columns[i, j] = torch.tensor(self.prompts[number[text]].find(word))
 
     def batch(self, count: int, generator: torch.Generator) -> Batch:
         """Random scenes, some without a caption, some with other colors."""

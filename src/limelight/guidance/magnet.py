@@ -17,7 +17,7 @@ from ..errors import PromptError
 from ..models.base import Conditioning, Model
 from ..prompts.prompt import Prompt
 from ..prompts.subjects import Subject, SubjectChoice, resolve
-from .states import STATES, check_states
+from .states import STATES, check_states, noun_of, with_states
 
 NOUNS = tuple(
     "cat dog horse cow sheep pig bear lion tiger elephant monkey rabbit mouse fox wolf deer giraffe zebra panda bird "
@@ -131,14 +131,13 @@ def magnet(
         near = _nearest(encoder, own.noun, nouns, neighbors)
         others = [other for other in described if other is not own]
         states[:, list(own.positions)] += _move(encoder, own, others, near).to(states)
-    return Conditioning(encoded.prompts, {**encoded.conditional, STATES: states}, encoded.unconditional)
+    return with_states(encoded, states)
 
 
 def _described(prompt: Prompt, subject: Subject) -> _Described:
     """The texts of a subject and of its modifiers."""
-    words = {positions: word.text for word in prompt.words for positions in [word.positions]}
-    noun = next(text for positions, text in words.items() if subject.positions[-1] in positions)
-    return _Described(noun, " ".join(words[own] for own in subject.modifiers), subject.positions)
+    words = {word.positions: word.text for word in prompt.words}
+    return _Described(noun_of(prompt, subject), " ".join(words[own] for own in subject.modifiers), subject.positions)
 
 
 def _nearest(encoder: _Encoder, noun: str, nouns: Sequence[str], count: int) -> list[str]:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ..errors import PromptError
 from ..models.base import Conditioning, Model
-from ..prompts.prompt import Prompt
 from ..prompts.subjects import SubjectChoice, resolve
-from .states import STATES, check_states
+from .states import STATES, check_states, noun_of, with_states
 
 
 def tebopt(
@@ -68,7 +67,7 @@ def tebopt(
 
     encoded = model.encode([parsed], negative)
     places = [subject.positions[-1] for subject in found]
-    alone = _alone(model, [_noun(parsed, place) for place in places])
+    alone = _alone(model, [noun_of(parsed, subject) for subject in found])
 
     states = encoded.conditional[STATES].float().requires_grad_()
     for _ in range(iterations):
@@ -77,14 +76,7 @@ def tebopt(
             break
         (gradient,) = torch.autograd.grad(loss, states)
         states = (states - rate * gradient).detach().requires_grad_()
-
-    moved = states.detach().to(encoded.conditional[STATES])
-    return Conditioning(encoded.prompts, {**encoded.conditional, STATES: moved}, encoded.unconditional)
-
-
-def _noun(prompt: Prompt, place: int) -> str:
-    """The word that has a token."""
-    return next(word.text for word in prompt.words if place in word.positions)
+    return with_states(encoded, states.detach())
 
 
 def _alone(model: Model, nouns: Sequence[str]) -> Tensor:
