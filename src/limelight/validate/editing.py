@@ -33,7 +33,8 @@ def run(context: Context) -> Outcome:
     measure = {**dict.fromkeys(names, "none"), "clip": names["clip"]}
     rows, count = measured_images(context, "editing", cases, METHODS, [0], measure)
     known = [name for name in SCORES if column(rows, name)]
-    lines = {base: _whole(table(rows, base, known), base) for base in ("source", "plain")}
+    lines = {base: _whole(table(rows, base, known)) for base in ("source", "plain")}
+    shown = list(lines["source"].values())
 
     edit = lines["source"]["prompt-to-prompt"]
     follows = edit.changes["full_text"]
@@ -41,11 +42,11 @@ def run(context: Context) -> Outcome:
     summary = f"Similarity to the new prompt {_interval(follows)} on {count} edits of {len(cases)}"
     if keeps is not None:
         summary += f"; structure changed outside, against new images, {_interval(keeps)}"
-    numbers = {f"{METRICS[name].title}, {line.method}": line.means[name] for line in _shown(lines) for name in known}
+    numbers = {f"{METRICS[name].title}, {line.method}": line.means[name] for line in shown for name in known}
     return Outcome(
         verdict=_verdict(follows, keeps, count),
         summary=f"{summary}.",
-        tables=(_table(_shown(lines), known),),
+        tables=(_table(shown, known),),
         numbers=numbers,
     )
 
@@ -61,12 +62,9 @@ def _cases(context: Context) -> list[Case]:
     return found
 
 
-def _whole(lines: Sequence[Line], base: str) -> dict[str, Line]:
+def _whole(lines: Sequence[Line]) -> dict[str, Line]:
+    """The lines of all cases together, by method."""
     return {line.method: line for line in lines if line.subset == "all" and line.method in METHODS}
-
-
-def _shown(lines: dict[str, dict[str, Line]]) -> list[Line]:
-    return list(lines["source"].values())
 
 
 def _interval(change: Difference) -> str:
