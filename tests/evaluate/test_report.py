@@ -18,8 +18,8 @@ from limelight.evaluate.store import read_facts
 from limelight.evaluate.suites import Case, wanted
 
 
-def scored(folder, values):
-    """A scored folder, by hand: method -> prompt -> the score of each seed."""
+def scored(folder, values, right=None):
+    """A scored folder, by hand: method -> prompt -> the score of each seed, and whether all is there and colored."""
     rows = []
     for method, prompts in values.items():
         for prompt, column in prompts.items():
@@ -29,6 +29,8 @@ def scored(folder, values):
                 Image.new("RGB", (200, 100), "red").save(file)
                 row = dict.fromkeys(("source", "caption", *METRICS))
                 row |= {"method": method, "subset": "mine", "prompt": prompt, "seed": str(seed), "full_text": value}
+                if right is not None:
+                    row["success"], row["binding"] = right[method][prompt][seed]
                 calls = {"plain": 100.0, "guided": 150.0}[method]
                 rows.append({**row, "file": str(file.relative_to(folder)), "calls": calls, "seconds": calls / 100})
     parquet.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
@@ -63,6 +65,19 @@ def test_a_report(tmp_path):
     (folder / "scores.parquet").write_bytes(b"PAR1")
     with pytest.raises(FileError, match="cannot be read"):
         report([folder], tmp_path)
+
+
+def test_fixed_and_broken_images(tmp_path):
+    """Per image: two become right (a subject comes, a color comes), one loses its color, one stays wrong."""
+    values = {method: {"a": [0.1] * 3, "b": [0.2] * 2} for method in ("plain", "guided")}
+    plain = {"a": [(0.0, None), (1.0, 0.5), (1.0, 1.0)], "b": [(0.0, 0.0), (1.0, None)]}
+    guided = {"a": [(1.0, None), (1.0, 1.0), (1.0, 0.5)], "b": [(1.0, 0.0), (1.0, None)]}
+    page = report([scored(tmp_path / "run", values, {"plain": plain, "guided": guided})], tmp_path)
+    changes = [line for line in page.with_suffix(".md").read_text().splitlines() if line.startswith("| all | guided")][
+        -1
+    ]
+    assert changes.endswith("| 2 | 1 |")
+    assert "<td>2</td><td>1</td></tr>" in page.read_text()
 
 
 def test_one_prompt_has_no_interval(tmp_path):

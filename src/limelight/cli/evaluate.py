@@ -54,7 +54,7 @@ def run_command(
             help="Methods, with settings after colons, e.g. attend-and-excite:scale=10:until=0.3; "
             "MODULE:OBJECT for a guidance or an objective of your own; an unknown name lists all."
         ),
-    ] = "plain,attend-and-excite",
+    ] = "plain,recommended",
     seeds: Seeds = "0-3",
     every: Every = 1,
     first: Annotated[int, typer.Option(help="Index of the first prompt, from 0.", min=0)] = 0,

@@ -39,6 +39,9 @@ class Line:
     Attributes:
         means: by name, over its images; those of `COLUMNS` come last.
         changes: by name, against the reference; empty for the reference itself.
+        fixed: how many of its images are right where the reference's of the same seed is not; None where no detector
+            looked, or there is nothing to compare with.
+        broken: how many are not where the reference's is.
     """
 
     method: str
@@ -46,6 +49,8 @@ class Line:
     images: int
     means: Mapping[str, float | None]
     changes: Mapping[str, Difference]
+    fixed: int | None = None
+    broken: int | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,24 @@ def _line(method: str, subset: str, own: list[Row], reference: list[Row], names:
                 change = replace(change, wins=1 - change.wins)
             changes[name] = change
     means = {name: mean(own, name) for name in (*names, *COLUMNS)}
-    return Line(method, subset, len(own), means, changes)
+    return Line(method, subset, len(own), means, changes, *_turned(own, reference))
+
+
+def _right(row: Row) -> bool | None:
+    """Whether an image shows all that is wanted, each in its color; None where no detector looked."""
+    if row["success"] is None:
+        return None
+    return row["success"] == 1 and row["binding"] in (None, 1)
+
+
+def _turned(own: Iterable[Row], reference: Iterable[Row]) -> tuple[int | None, int | None]:
+    """How many images a method fixed, and how many it broke."""
+    before = {(_case(row), row["seed"]): _right(row) for row in reference}
+    pairs = [(before.get((_case(row), row["seed"])), _right(row)) for row in own]
+    known = [pair for pair in pairs if None not in pair]
+    if not known:
+        return None, None
+    return known.count((False, True)), known.count((True, False))
 
 
 def _best_line(label: str, count: float, subset: str, reference: list[Row], names: Sequence[str]) -> Line:
@@ -404,16 +426,18 @@ def _scores(folder: Path) -> tuple[list[Row], str]:
 def _markdown(lines: Sequence[Line], names: Sequence[str], base: str) -> str:
     titles = list(map(TITLES.__getitem__, names))
     means = [["subset", "method", "images", *titles, *COLUMNS.values()]]
-    changes = [["subset", "method", *titles]]
+    changes = [["subset", "method", *titles, "fixed", "broken"]]
     for line in lines:
         head = [_text(line.subset), _text(line.method)]
         means.append([*head, str(line.images), *map(shown, line.means.values())])
         if line.changes:
-            changes.append([*head, *map(changed, map(line.changes.get, names))])
+            turned = ["" if count is None else str(count) for count in (line.fixed, line.broken)]
+            changes.append([*head, *map(changed, map(line.changes.get, names)), *turned])
 
     between = (
         f"Change against {base}; from two prompts on with the 95 % interval by bootstrap over prompts and the share of "
-        "prompts won:"
+        "prompts won. Fixed images show all that is wanted in its colors where the same seed's did not, broken ones "
+        "the other way round:"
     )
     return f"{_markdown_table(means)}\n{between}\n\n{_markdown_table(changes)}"
 
