@@ -208,6 +208,8 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
 
     >>> parse("attend-and-excite:scale=10:until=0.3")
     ('attend-and-excite', {'scale': 10, 'until': 0.3})
+    >>> parse("audition:guidance=recommended")
+    ('audition', {'guidance': 'recommended'})
 
     Raises:
         SettingsError: the method is unknown, or a setting cannot be read.
@@ -220,7 +222,7 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
     for change in changes:
         setting, _, value = change.partition("=")  # without "=" the value is empty, which is not JSON
         try:
-            settings[setting] = from_json(Any, value)
+            settings[setting] = value if value in METHODS else from_json(Any, value)
         except ValueError:
             raise SettingsError(
                 f"'{change}' in '{label}' cannot be read. Write for example {name}:scale=10:until=0.3."
