@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -66,10 +67,16 @@ def at_the_top(tree: ast.Module) -> list[ast.stmt]:
     return found
 
 
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules().items()}
+
+
+@cache
 def graph(top_level: bool) -> dict[str, set[str]]:
     known, found = modules(), {}
     for name, path in known.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = trees()[name]
         nodes = at_the_top(tree) if top_level else ast.walk(tree)
         found[name] = set().union(*(targets(node, name, path, known) for node in nodes)) - {name}
     return found

@@ -117,10 +117,10 @@ def test_other_text_encoders_are_refused(method):
 
 def prediction(model, factor, mode=None):
     """One pass with `Temperature`, or with a mode that does the same by hand."""
-    prompt = model.prompt("a cat and a dog")
-    latents = model.noise([torch.Generator().manual_seed(0)], *model.default_size)
-    timestep = model.timesteps(4)[0]
-    conditioning = model.prepare(model.encode([prompt]), 1.0)
+    prompt, size = model.prompt("a cat and a dog"), (32, 32)
+    latents = model.noise([torch.Generator().manual_seed(0)], *size)
+    timestep = model.timesteps(4, size)[0]
+    conditioning = model.prepare(model.encode([prompt], size=size), 1.0)
     edits = bind_edits([Temperature(factor, until=1)], model, [prompt], 4) if mode is None else []
     with torch.no_grad(), Probe(model, (), edits=edits), mode or torch.no_grad():
         return model.predict(latents, timestep, conditioning)

@@ -45,6 +45,9 @@ def test_a_folder_of_every_family(name, request, tmp_path, monkeypatch):
         **SIZES.get(name, {"height": 32, "width": 32}),
     )
     verdicts = {stage: outcome.verdict for stage, outcome in found.items()}
+    runs = 2 if name == "tiny_pipeline" else 1  # the second guided, which diffusers has for this family alone
+    assert found["parity"].summary == f"{runs} runs of 2 steps are diffusers' own, but for rounding."
+    assert "plain run" in found["cost"].summary
     assert verdicts == {**dict.fromkeys(("load", "parity"), "passed"), **dict.fromkeys(STAGES[1:], "measured")}
     assert found["maps"].summary == "The detector finds nothing: none of 2 things in 1 images."
     assert found["faithfulness"].summary.startswith("The detector finds nothing in images of 1 prompts.")

@@ -6,7 +6,6 @@ import torch
 import limelight
 from limelight.models.reference import by_diffusers, decoded_latents, rounded
 from limelight.models.stable_diffusion import StableDiffusion
-from tests import transformers as families
 
 
 def attention_state(model):
@@ -23,23 +22,9 @@ def test_stable_diffusion_passes_and_is_left_as_it_was(check, tiny):
     assert "decode" not in vars(tiny.pipeline.vae)
 
 
-SIZES = {"z_image": {"height": 24, "width": 40}, "sana": {"height": 32, "width": 64}}
-
-
-@pytest.mark.parametrize("name", ["flux", "chroma", "qwen_image", "z_image", "pixart", "sana", "sd3"])
-def test_every_family_of_transformers_passes(check, name):
-    pipeline = getattr(families, name)()
-    if name == "pixart":  # its pipeline knows no shift of the autoencoder's
-        pipeline.vae.register_to_config(shift_factor=None)
-    outcome = check(limelight.load(pipeline), "parity", **SIZES.get(name, {}))["parity"]
-    assert (outcome.verdict, outcome.summary) == ("passed", "1 runs of 2 steps are diffusers' own, but for rounding.")
-
-
-@pytest.mark.parametrize("name", ["tiny_xl", "tiny_ldm"])
-def test_other_families_of_unets_pass(check, name, request):
-    model = request.getfixturevalue(name)
-    outcome = check(model if isinstance(model, limelight.Model) else limelight.load(model), "parity")["parity"]
-    assert outcome.verdict == "passed"
+def test_latent_diffusion_passes(check, tiny_ldm):
+    """The other families: test_families.py."""
+    assert check(tiny_ldm, "parity")["parity"].verdict == "passed"
 
 
 def wrong_branch(self, latents, timestep, conditioning, *, guidance_scale=1.0, until=None, own=StableDiffusion.predict):
