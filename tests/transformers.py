@@ -61,7 +61,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tests.conftest import POCKET, text_config
+from tests.conftest import POCKET
+from tests.tiny import text_config
 
 WORDS = "a an the of on in and with black white red green blue cat dog frog horse tree house hello world photo".split()
 

@@ -1,17 +1,18 @@
 """The commands of `limelight evaluate`."""
 
 import json
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 from PIL import Image
 
+from limelight.cli import app
 from limelight.evaluate.store import Run
+from tests.workers import FORK
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys, pocket):
@@ -41,28 +42,31 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, pocket):
         assert limelight(*arguments, "--out", str(tmp_path / "no"), *bad)[0] == 2
 
 
+def program(arguments, folder):
+    """Run a command line, with what it prints in two files. In a child process, which needs no imports."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+        setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+    sys.argv = ["limelight", *arguments]
+    app.main()
+
+
 def test_ctrl_c_says_what_is_saved_and_the_same_command_goes_on(tmp_path):
-    """In a process of its own, as a terminal would stop it."""
+    """In a process of its own, as a terminal would stop it. At the start: test_cli.py."""
     (tmp_path / "mine.txt").write_text("a cat\n")
     manifest = tmp_path / "run" / "manifest.jsonl"
-    command = [sys.executable, "-m", "limelight.cli.app", "evaluate", "run", "--suite", str(tmp_path / "mine.txt")]
+    command = ["evaluate", "run", "--suite", str(tmp_path / "mine.txt"), "--out", str(tmp_path / "run")]
     command += ["--methods", "plain", "--seeds", "0-200", "--batch", "1", "--steps", "3", "--workers", "1"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=partial(
-            signal.signal, signal.SIGINT, signal.SIG_DFL
-        ),  # where the tests run in the background, it is ignored
-    )
-    while process.poll() is None and not (manifest.exists() and manifest.read_bytes()):
+    process = FORK.Process(target=program, args=(command, tmp_path))
+    process.start()
+    while process.is_alive() and not (manifest.exists() and manifest.read_bytes()):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=100)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(timeout=100)
 
-    done = len(manifest.read_text().splitlines())
-    assert (process.returncode, out) == (130, "")
+    done, error = len(manifest.read_text().splitlines()), (tmp_path / "stderr").read_text()
+    assert (process.exitcode, (tmp_path / "stdout").read_text()) == (130, "")
     (saved,) = re.findall(r"^Stopped: (\d+) of", error)
     place = tmp_path / "run"
     assert error == f"Stopped: {saved} of 201 images are saved in '{place}'; the same command goes on from there.\n"

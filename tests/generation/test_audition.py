@@ -28,15 +28,15 @@ def test_the_winner_has_the_least_loss_of_its_own_run(tiny, objective):
         tiny,
         PROMPT,
         seeds=[0, 5],
-        steps=6,
-        audition=Audition(candidates=3, rounds=[2], objective=objective, targets={}),
+        steps=3,
+        audition=Audition(candidates=3, rounds=[1], objective=objective, targets={}),
     )
     subjects = [resolve(tiny.prompt(PROMPT), "auto")[1]]
     for seed, winner in zip((0, 5), chosen.seeds, strict=True):
         losses = {}
         for candidate in candidate_seeds(seed, 3):
-            run = limelight.generate(tiny, PROMPT, seeds=candidate, steps=6, record="steps")
-            maps = type(run.maps)({k: v.double() for k, v in run.steps[2].layers.items()}, (16, 16), run.maps.prompts)
+            run = limelight.generate(tiny, PROMPT, seeds=candidate, steps=3, record="steps")
+            maps = type(run.maps)({k: v.double() for k, v in run.steps[1].layers.items()}, (16, 16), run.maps.prompts)
             losses[candidate] = objective(maps, subjects).loss.item()
         first, second, *_ = sorted(losses.values())
         assert second - first > 1e-3  # or single steps in half precision could not tell them apart
@@ -59,10 +59,10 @@ def test_the_winning_seed_gives_the_same_image_alone(tiny):
 
 def test_several_prompts_have_winners_of_their_own(tiny):
     prompts = [PROMPT, "a frog and a bear"]
-    audition = Audition(candidates=4, rounds=[0, 2])
-    both = limelight.generate(tiny, prompts, seeds=[0, 1], steps=4, audition=audition, batch=3)
+    audition = Audition(candidates=3, rounds=[0, 1])
+    both = limelight.generate(tiny, prompts, seeds=[0, 1], steps=3, audition=audition, batch=3)
     for prompt, result in zip(prompts, both, strict=True):
-        alone = limelight.generate(tiny, prompt, seeds=[0, 1], steps=4, audition=audition)
+        alone = limelight.generate(tiny, prompt, seeds=[0, 1], steps=3, audition=audition)
         assert result.seeds == alone.seeds
         torch.testing.assert_close(result.latents, alone.latents)
 

@@ -22,12 +22,12 @@ GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.6}, max_refi
 def singles(tiny_pipeline):
     """A call for each prompt."""
     model = limelight.load(tiny_pipeline())
-    return [limelight.generate(model, prompt, seeds=[1, 2], guidance=GUIDANCE, steps=4) for prompt in PROMPTS]
+    return [limelight.generate(model, prompt, seeds=[1, 2], guidance=GUIDANCE, steps=2) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
 def test_several_prompts_equal_single_calls(tiny, singles, batch):
-    together = limelight.generate(tiny, PROMPTS, seeds=[1, 2], guidance=GUIDANCE, steps=4, batch=batch)
+    together = limelight.generate(tiny, PROMPTS, seeds=[1, 2], guidance=GUIDANCE, steps=2, batch=batch)
     assert [result.subjects for result in together] == [("cat", "dog"), ("red car", "frog", "bear")]
     for alone, result in zip(singles, together, strict=True):
         assert float((result.latents - alone.latents).abs().max()) < 1e-7

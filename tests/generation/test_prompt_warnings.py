@@ -131,7 +131,7 @@ def test_warnings_can_be_pickled():
 def test_a_prompt_without_subjects_is_generated_plainly(tiny):
     """Alone or beside others, which are guided as they are alone."""
     plain = limelight.generate(tiny, "best quality, 4k", seeds=[1, 2], steps=2)
-    guidance = limelight.AttendAndExcite(scale=20.0)
+    guidance = limelight.AttendAndExcite(scale=20.0, thresholds={})
     guided = limelight.generate(tiny, "a cat and a dog", seeds=[1, 2], steps=2, guidance=guidance)
     prompts = ["best quality, 4k", "a cat and a dog"]
     with pytest.warns(limelight.NoSubjects, match="'best quality, 4k', so that its images are .* 'best', ") as found:

@@ -26,7 +26,7 @@ def model(request, tiny_pipeline):
 def run(model, i, **options):
     """One call: every second one guided, with its own prompt, seed and number of steps."""
     guidance = GUIDANCE if i % 2 and model.scheduler.order == 1 else None
-    options = {"steps": 2 + i % 3, "guidance": guidance, **options}
+    options = {"steps": 1 + i % 3, "guidance": guidance, **options}
     return limelight.generate(model, PROMPTS[i % len(PROMPTS)], seeds=[i], **options)
 
 
@@ -103,7 +103,7 @@ def test_threads_take_turns_step_by_step(tiny):
         prompt = tiny.prompt(PROMPTS[0])
         subjects = [resolve(prompt, ["cat", "dog"])[1]]
         steps = denoise(
-            tiny, tiny.encode([prompt], ""), noise, steps=3, guidance=GUIDANCE, subjects=subjects, record=True
+            tiny, tiny.encode([prompt], ""), noise, steps=2, guidance=GUIDANCE, subjects=subjects, record=True
         )
         return [(step.latents, step.maps["cat"]) for step in steps]
 
@@ -117,10 +117,10 @@ def test_threads_take_turns_step_by_step(tiny):
 def test_threads_edit_and_calibrate(tiny):
     def job(i):
         if i % 2:
-            edited = limelight.edit(tiny, "a red car", "a blue car", seeds=[i], steps=3, self_steps=0.5)
+            edited = limelight.edit(tiny, "a red car", "a blue car", seeds=[i], steps=2, self_steps=0.5)
             return torch.cat([edited.source.latents, edited.target.latents])
         guidance = limelight.AttendAndExcite(resolution=8, thresholds={1: 0.5})
-        return limelight.calibrate(tiny, ["a cat and a dog"], seeds=i, guidance=guidance, steps=2 + i).presence[1]
+        return limelight.calibrate(tiny, ["a cat and a dog"], seeds=i, guidance=guidance, steps=2 + i // 2).presence[1]
 
     expected = [job(i) for i in range(4)]
     for found, alone in zip(in_threads(4, job), expected, strict=True):
@@ -163,7 +163,7 @@ def test_another_threads_passes_are_neither_recorded_nor_changed(tiny):
     with ThreadPoolExecutor(1) as pool:
         meanwhile = pool.submit(bystander)
         try:
-            for _ in range(3):
+            for _ in range(2):
                 same(generated(), expected)
         finally:
             stop.set()

@@ -16,6 +16,7 @@ from limelight.heads import gains
 from limelight.heads.counting import Counter, Counting, compute, merge
 from limelight.heads.relevance import Relevance, layers_of
 from limelight.heads.vocabulary import Concepts
+from limelight.utils import parallel
 from limelight.utils.parallel import open_executor
 from tests import transformers
 from tests.workers import FORK, forked_workers  # noqa: F401 - a fixture
@@ -200,12 +201,22 @@ def alone(pocket):
     return compute(pocket, SMALL)
 
 
-def test_workers_count_the_same(alone):
-    """In processes of their own, which are no forks. Those that die: tests/evaluate/test_runs.py."""
-    shared = compute("pocket", SMALL, device="cpu", workers=2)
+def counts_are_those_of(alone, shared):
     assert shared.counted.all()
     assert torch.equal(shared.counts, alone.counts)
     assert torch.equal(shared.blocks, alone.blocks)
+
+
+def test_workers_count_the_same(alone, forked_workers):  # noqa: F811
+    """Those that die: tests/evaluate/test_runs.py."""
+    counts_are_those_of(alone, compute("pocket", SMALL, device="cpu", workers=2))
+
+
+def test_a_worker_that_is_no_fork_counts_the_same(alone, monkeypatch):
+    """In a process of its own; one alone, as its imports take most of the time."""
+    processes = parallel._Processes
+    monkeypatch.setattr(parallel, "_Processes", lambda start, _: processes(start, 1))
+    counts_are_those_of(alone, compute("pocket", SMALL, device="cpu", workers=2))
 
 
 def test_the_workers_are_those_that_were_asked_for(monkeypatch):

@@ -21,6 +21,7 @@ from limelight.heads.relevance import relevance_for
 from limelight.integrations.web import build, edit, explain, heads, learn, parts, steer
 from limelight.integrations.web.runs import Progress, Run, Stops
 from limelight.models.base import Model
+from limelight.textual_inversion.training import held_loss
 from tests.conftest import BROWSER
 
 STEPS = 3
@@ -45,8 +46,8 @@ def client(page, tmp_path_factory):
     return Client(page.local_url, verbose=False, download_files=tmp_path_factory.mktemp("client"))
 
 
-def steered(client: Client, prompt: str, seed: int, subjects=None, images: int = 1, method: str = "recommended"):
-    return client.predict(prompt, subjects, method, seed, images, STEPS, 1, api_name="/steer")
+def steered(client: Client, prompt: str, seed: int, steps: int):
+    return client.predict(prompt, None, "conform", seed, 1, steps, 1, api_name="/steer")
 
 
 def pixels(image) -> np.ndarray:
@@ -143,7 +144,9 @@ def test_heads_shows_what_strengthening_gives(pocket):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path, monkeypatch):
+    """Images to learn from, with few measurements of what is learned."""
+    monkeypatch.setattr("limelight.textual_inversion.folder.held_loss", partial(held_loss, count=2))
     paths = []
     for which in range(3):
         noise = np.random.default_rng(which).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -268,19 +271,19 @@ def test_only_this_machine_reaches_the_page_and_nothing_is_shared(page):
 
 
 def test_eight_clients_at_once_get_the_images_of_a_direct_call(page, pocket, tmp_path):
-    asked = [(f"a {color} {noun} and a dog", seed) for seed, (color, noun) in enumerate(
+    steps, asked = 2, [(f"a {color} {noun} and a dog", seed) for seed, (color, noun) in enumerate(
         [("red", "cat"), ("blue", "frog"), ("green", "car"), ("red", "bird")] * 2)]  # fmt: skip
 
     def ask(which: int):
         own = Client(page.local_url, verbose=False, download_files=tmp_path / str(which))
-        plain, guided, _ = steered(own, *asked[which])
+        plain, guided, _ = steered(own, *asked[which], steps=steps)
         return pixels(plain[0]), pixels(guided[0])
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(ask, range(8)))
-    guidance = limelight.preset("recommended", pocket)
+    guidance = limelight.preset("conform", pocket)
     for (prompt, seed), images in zip(asked, found, strict=True):
-        wanted = limelight.compare(pocket, prompt, guidance=guidance, seeds=[seed], steps=STEPS).runs
+        wanted = limelight.compare(pocket, prompt, guidance=guidance, seeds=[seed], steps=steps).runs
         for name, image in zip(("plain", "guided"), images, strict=True):
             assert np.array_equal(image, wanted[name].images[0]), (prompt, seed, name)
 
@@ -324,19 +327,27 @@ def test_uploads_are_bounded(page):
     assert httpx.post(f"{page.local_url}gradio_api/upload", files=large, timeout=60).status_code == 413
 
 
-@pytest.fixture
-def tab(page):
+@pytest.fixture(scope="module")
+def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": 1240, "height": 900})
-        shown.elsewhere = []
-        shown.on("request", lambda request: shown.elsewhere.append(request.url))
-        shown.set_default_timeout(90_000)
-        shown.goto(page.local_url)
-        shown.wait_for_selector(".ll-chip")
-        yield shown
-        browser.close()
+        context = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"]).new_context()
+        yield context
+        context.browser.close()
+
+
+@pytest.fixture
+def tab(browser, page):
+    """The page, opened anew; a browser keeps what it has downloaded."""
+    shown = browser.new_page()
+    shown.set_viewport_size({"width": 1240, "height": 900})
+    shown.elsewhere = []
+    shown.on("request", lambda request: shown.elsewhere.append(request.url))
+    shown.set_default_timeout(90_000)
+    shown.goto(page.local_url)
+    shown.wait_for_selector(".ll-chip")
+    yield shown
+    shown.close()
 
 
 def fill_slider(tab, label: str, value: int) -> None:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 import limelight
 from limelight import FileError, ModelError, SettingsError
 from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline
-from tests.conftest import BETAS
+from tests.tiny import BETAS
 
 
 @pytest.fixture

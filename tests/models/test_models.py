@@ -28,7 +28,7 @@ from limelight import ModelError, SettingsError
 from limelight.models.schedulers import SCHEDULERS
 from limelight.models.stable_diffusion import StableDiffusion
 from limelight.models.unet import guided_scale, unet_sites
-from tests.conftest import BETAS
+from tests.tiny import BETAS
 
 STABLE_DIFFUSION_1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
 STABLE_DIFFUSION_2 = {**STABLE_DIFFUSION_1, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}

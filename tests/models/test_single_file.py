@@ -24,8 +24,8 @@ import limelight
 from limelight import ModelError, SettingsError
 from limelight.models import single_file
 from limelight.models.single_file import clip_pieces
-from tests.conftest import BETAS, text_config
 from tests.models.original import original
+from tests.tiny import BETAS, text_config
 
 SHIPPED = Path(limelight.__file__).parent / "data" / "checkpoints"
 
