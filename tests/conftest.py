@@ -29,12 +29,12 @@ def saved(folder: Path, name: str) -> Path:
 # Files that take longest, first of all: the last file of a run would leave the other process without work.
 LONGEST = (
     "test_attach.py",
-    "test_web.py",
-    "test_diffusers.py",
-    "test_notebooks.py",
     "test_cli.py",
-    "test_docs.py",
-    "test_base.py",
+    "test_counting.py",
+    "test_diffusers.py",
+    "test_families.py",
+    "test_parallel.py",
+    "test_web.py",
 )
 
 

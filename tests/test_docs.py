@@ -33,9 +33,13 @@ def blocks(document: str, language: str) -> str:
 
 # The functions of the cluster's example must be in an importable module; the web page serves until it is stopped.
 APART = ("cluster.md", "web.md")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/quickstart.md"] + [
+DOCUMENTS = ["README.md", "docs/quickstart.md"] + [
     f"docs/guides/{path.name}" for path in sorted(ROOT.glob("docs/guides/*.md")) if path.name not in APART
 ]
+
+
+def in_two_steps(function):
+    return lambda *args, **options: function(*args, **{**options, "steps": 2})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -43,8 +47,8 @@ def test_python_in_the_documents_runs(document, monkeypatch, tmp_path, pocket):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     Image.effect_noise((128, 128), 50).convert("RGB").save(tmp_path / "photos/photo.png")
-    for name in ("generate", "edit"):
-        monkeypatch.setattr(limelight, name, partial(getattr(limelight, name), steps=2))
+    for name in ("generate", "compare", "edit", "calibrate"):
+        monkeypatch.setattr(limelight, name, in_two_steps(getattr(limelight, name)))
 
     monkeypatch.setattr(limelight, "load", LOAD)
     names = {"model": pocket}
@@ -104,7 +108,10 @@ def test_the_first_image_shows_what_guidance_is_for():
 
 
 def test_the_objective_of_the_guide_raises_its_words(monkeypatch, pocket):
-    """Without guidance the monkey has almost none of the attention; with the example it has several times as much."""
+    """The code of CONTRIBUTING.md: without guidance the monkey has almost none of the attention.
+
+    With the example it has several times as much.
+    """
     monkeypatch.setattr(limelight, "generate", partial(limelight.generate, steps=8))
     names = {"model": pocket}
     exec(compile(blocks("CONTRIBUTING.md", "python"), "CONTRIBUTING.md", "exec"), names)

@@ -387,7 +387,7 @@ def test_edit(limelight, tmp_path):
     assert (settings["source"], settings["cross_steps"]) == ("a red car", {"*": 0.5, "car": 1.0})
     given = str(saved(first, "a-red-car-0.png"))
     code, _, _ = limelight(
-        "edit", "a red car", "a blue car", "--image", given, "--steps", "2", "--out", str(second), "--null-text"
+        "edit", "a red car", "a blue car", "--image", given, "--steps", "1", "--out", str(second), "--null-text"
     )
     assert code == 0
     assert len(list(second.glob("*.png"))) == 3

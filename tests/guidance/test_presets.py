@@ -25,11 +25,11 @@ def test_every_name_has_a_preset():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_guides(tiny, name):
     prompt = "a red cat and a blue car"
-    plain = limelight.generate(tiny, prompt, steps=4)
+    plain = limelight.generate(tiny, prompt, steps=2)
     guidance = limelight.preset(name, tiny, resolution=8, until=1)
     if guidance.noise_search is not None:
         guidance = replace(guidance, noise_search=NoiseSearch(rounds=1, tries=1, last=0))
-    guided = limelight.generate(tiny, prompt, guidance=guidance, steps=4)
+    guided = limelight.generate(tiny, prompt, guidance=guidance, steps=2)
     assert guided.latents.isfinite().all()
     assert not torch.equal(plain.latents, guided.latents)
     assert guided.settings["guidance"]["until"] == 1

@@ -47,10 +47,10 @@ def run(*words: str) -> int:
 def test_on_the_command_line(tiny_folder, folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     words = ["learn", str(folder), "--token", "<thing>", "--out", str(out)]
-    rest = ["--init", "cat", "--steps", "6", "--save-every", "3", "--batch", "1", "--model", str(tiny_folder)]
+    rest = ["--init", "cat", "--steps", "4", "--save-every", "2", "--batch", "1", "--model", str(tiny_folder)]
 
     def interrupted(step):
-        if step.state.step == 5:
+        if step.state.step == 3:
             raise KeyboardInterrupt
 
     own = learn
@@ -59,17 +59,17 @@ def test_on_the_command_line(tiny_folder, folder, tmp_path, capsys, monkeypatch)
         lambda *a, **o: own(*a, **{**o, "preview_steps": 1, "on_step": interrupted}),
     )
     assert run(*words, *rest) == 130
-    assert "Stopped after step 5" in capsys.readouterr().err
+    assert "Stopped after step 3" in capsys.readouterr().err
     assert run(*words, *rest) == 2
     assert "holds a training or a learned word already" in capsys.readouterr().err
     assert run(*words, "--resume", "--lr", "7") == 2
     assert "has lr=0.005, not 7.0" in capsys.readouterr().err
     assert run(*words, "--resume") == 0
-    assert "'<thing>' learned in 6 steps" in capsys.readouterr().out
-    assert [row.step for row in read_losses(out / "loss.csv")] == list(range(7))
-    assert json.loads((out / "word.json").read_text())["report"]["steps"] == 6
+    assert "'<thing>' learned in 4 steps" in capsys.readouterr().out
+    assert [row.step for row in read_losses(out / "loss.csv")] == list(range(5))
+    assert json.loads((out / "word.json").read_text())["report"]["steps"] == 4
     names = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
-    assert names >= {"README.md", "loss.png", "previews/000000.png", "previews/000006.png", "token_identifier.txt"}
+    assert names >= {"README.md", "loss.png", "previews/000000.png", "previews/000004.png", "token_identifier.txt"}
     assert limelight.textual_inversion.word.LearnedWord.load(out).token == "<thing>"
 
 
