@@ -133,7 +133,7 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
     code, text, _ = limelight("heads", "show", "sdxl", "--concepts", "Color")
     assert "up\u00a014/6\u00a066.15" in text
     code, text, _ = limelight(
-        *("heads", "weaken", "pocket-animals", "--every", "5", "--seeds", "0", "--counts", "10", "--steps", "2"),
+        *("heads", "weaken", "pocket-animals", "--every", "5", "--seeds", "0", "--counts", "10", "--steps", "1"),
         *("--out", str(tmp_path / "w"), "--head-vectors", str(out)),
     )
     assert code == 0, text

@@ -49,7 +49,7 @@ def foreign(case: Case) -> Any:
 
 
 def run(pipeline: Any, **options: Any) -> torch.Tensor:
-    size = {"height": 32, "width": 48, "num_inference_steps": 4, "output_type": "latent"}
+    size = {"height": 32, "width": 48, "num_inference_steps": 3, "output_type": "latent"}
     return pipeline(prompt=PROMPT, generator=torch.Generator().manual_seed(0), **size, **options).images
 
 
@@ -76,7 +76,7 @@ def test_attached_to_a_pipeline_that_is_driven_it_gives_the_same():
     pipeline = tiny.sd3()
     with limelight.attach(pipeline, subjects=["cat", "dog"], guidance=GUIDANCE) as attached:
         latents = run(pipeline, guidance_scale=5.0, negative_prompt="a frog")
-    settings = {"steps": 4, "height": 32, "width": 48, "seeds": 0, "negative": "a frog", "guidance_scale": 5.0}
+    settings = {"steps": 3, "height": 32, "width": 48, "seeds": 0, "negative": "a frog", "guidance_scale": 5.0}
     result = limelight.generate(
         limelight.load(pipeline), PROMPT, subjects=["cat", "dog"], guidance=GUIDANCE, **settings
     )

@@ -350,7 +350,7 @@ def test_an_edit_is_that_of_the_whole_matrix():
 @every
 def test_guidance_lowers_the_loss(name):
     guidance = limelight.AttendAndExcite(until=1.0, thresholds={}, scale=0.05, step_rule="relative")
-    subjects = {"subjects": ["cat", "dog"], "guidance_scale": 1.0, "steps": 4}
+    subjects = {"subjects": ["cat", "dog"], "guidance_scale": 1.0, "steps": 3}
     still = limelight.AttendAndExcite(until=1.0, thresholds={}, scale=0.0, step_rule="relative")
     guided = run(name, guidance=guidance, **subjects)
     plain = run(name, guidance=still, **subjects)
