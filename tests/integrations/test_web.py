@@ -25,6 +25,7 @@ from limelight.textual_inversion.training import held_loss
 from tests.conftest import BROWSER
 
 STEPS = 3
+PATIENT = {"verbose": False, "httpx_kwargs": {"timeout": 90}}  # on a machine that does other work, too
 BUTTONS = {"Steer": "Generate", "Explain": "Explain", "Edit": "Edit", "Heads": "Strengthen", "Learn": "Learn"}
 
 
@@ -43,7 +44,7 @@ def page(pocket):
 
 @pytest.fixture(scope="module")
 def client(page, tmp_path_factory):
-    return Client(page.local_url, verbose=False, download_files=tmp_path_factory.mktemp("client"))
+    return Client(page.local_url, **PATIENT, download_files=tmp_path_factory.mktemp("client"))
 
 
 def steered(client: Client, prompt: str, seed: int, steps: int):
@@ -275,7 +276,7 @@ def test_eight_clients_at_once_get_the_images_of_a_direct_call(page, pocket, tmp
         [("red", "cat"), ("blue", "frog"), ("green", "car"), ("red", "bird")] * 2)]  # fmt: skip
 
     def ask(which: int):
-        own = Client(page.local_url, verbose=False, download_files=tmp_path / str(which))
+        own = Client(page.local_url, **PATIENT, download_files=tmp_path / str(which))
         plain, guided, _ = steered(own, *asked[which], steps=steps)
         return pixels(plain[0]), pixels(guided[0])
 
