@@ -6,25 +6,17 @@ Memory is of tensors, in float32: what is kept for the gradient, and the most th
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models import attention_processor
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
     pipeline_stable_diffusion_attend_and_excite as deprecated,
 )
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from limelight.guidance.attend_and_excite import AttendAndExcite
 from limelight.guidance.base import Steering
@@ -32,6 +24,7 @@ from limelight.models.base import Conditioning
 from limelight.models.unet import UNet, guided_scale, unet_sites
 from limelight.prompts.prompt import Prompt
 from limelight.prompts.subjects import Subject
+from limelight.utils.counting import Flops, Peak, fused
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -61,58 +54,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 TRIES = (0, 10, 30, 60)
-
-
-class Flops(TorchDispatchMode):
-    """Counts floating-point operations. (torch's own counter follows modules, which diffusers' gradient breaks.)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes of tensors that were made while it was on and were there at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for made in tree_leaves(out):
-            storage = made.untyped_storage() if isinstance(made, Tensor) else None
-            if storage is None or storage._cdata in given or storage._cdata in self._known:
-                continue
-            self._known.add(storage._cdata)
-            self.now += storage.nbytes()
-            weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        self.most = max(self.most, self.now)
-        return out
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def fused() -> Any:
-    """Attention as on a device: in one operation that keeps no probabilities. (The meta device has none of its own.)"""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        if torch._C._len_torch_function_stack():  # a probe answers
-            return F.scaled_dot_product_attention(query, key, value, **options)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
-
-    changed = SimpleNamespace(**{**vars(F), "scaled_dot_product_attention": attend})
-    return mock.patch.object(attention_processor, "F", changed)
 
 
 def saved(denoiser: Any, run: Callable[[], Any]) -> int:

@@ -10,7 +10,7 @@ import pytest
 import limelight
 from limelight.attention import maps, probe, recording
 from limelight.evaluate import clip, detectors, methods, preservation, report, rows, runs, scoring, suites
-from limelight.generation import calibrate, compare, generate, loop, redraw, result
+from limelight.generation import calibrate, compare, generate, loop, redraw, requirements, result
 from limelight.guidance import attend_and_excite, base, magnet, presets, tebopt, temperature
 from limelight.integrations import watch
 from limelight.integrations.web import page
@@ -45,6 +45,7 @@ LOAD = cache(limelight.load)  # many examples open the same model
         recording,
         redraw,
         report,
+        requirements,
         result,
         rows,
         runs,

@@ -336,6 +336,34 @@ def test_info(limelight):
         assert expected in out
 
 
+def test_a_plan(limelight):
+    code, out, err = limelight("info", "--plan", "--steps", "20")
+    assert code == 0
+    assert "counting pocket" in err
+    for expected in ("128x128 pixels, float16", "text_encoder", "guided, checkpointed", "a plain run of 20 steps"):
+        assert expected in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "20"], "--steps is for a plan. Add --plan, or leave it out."),
+        (["--plan", "--device", "cpu"], "Leave out --device and --offload."),
+        (["--plan", "--guidance", "none"], "A plan is of a guided run. Leave out --guidance none."),
+        (
+            ["--plan", "--dtype", "float8"],
+            "Unknown dtype 'float8'. Choose one of: float32, float16, bfloat16, float64.",
+        ),
+        (["--plan", "--quantize", "3bit"], "Unknown quantize='3bit'. Choose one of: 8bit"),
+        (["--plan", "--model", "nowhere"], "'nowhere' is neither a folder in diffusers' layout nor a hub id"),
+    ],
+)
+def test_plans_that_cannot_be_made(limelight, options, message):
+    code, out, err = limelight("info", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import limelight
-from bench.count import Bare, Peak, peak, saved, work
+from bench.count import Bare, peak, saved, work
 from limelight import AttendAndExcite, Guidance, SettingsError
 from limelight.guidance.attend_and_excite import excite
 from limelight.guidance.base import Score, Steering, layers_to_read, reading
@@ -18,6 +18,7 @@ from limelight.guidance.divergence import divergence
 from limelight.guidance.overlap import overlap
 from limelight.guidance.self_cross import peak_overlap, self_cross
 from limelight.prompts.subjects import Subject, resolve
+from limelight.utils.counting import Peak
 
 PROMPT = "a cat and a dog"
 

@@ -55,6 +55,13 @@ CASES = {
         lambda pixels: 0,
         (2,),
     ),
+    "flux-cfg": Case(
+        tiny.flux,
+        {"guidance_scale": 3.5, "true_cfg_scale": 4.0, "negative_prompt": "a frog"},
+        {"true_cfg_scale": 4.0, "negative": "a frog"},
+        lambda pixels: 0,
+        (2,),
+    ),
     "flux-schnell": Case(lambda: tiny.flux(guidance=False), {"max_sequence_length": 256}, {}, lambda pixels: 0, (2,)),
     "sd3": Case(
         tiny.sd3,
@@ -357,6 +364,18 @@ def test_guidance_lowers_the_loss(name):
     assert guided.trace[-1]["loss"][0] < plain.trace[-1]["loss"][0]
 
 
+def test_the_negative_prompt_of_flux_is_read_in_edits_and_stored(tmp_path):
+    model, settings = model_of("flux-cfg"), {"steps": STEPS, "height": SIZE[0], "width": SIZE[1], "true_cfg_scale": 4.0}
+    edited = limelight.edit(model, PROMPT, "a black frog and a white dog", negative="a frog", **settings)
+    result = run("flux-cfg")
+    assert float((edited.source.latents - result.latents).abs().max()) < 1e-10
+    assert edited.source.settings["true_cfg_scale"] == result.settings["true_cfg_scale"] == 4.0
+    assert result.settings["negative"] == "a frog"
+    (saved,) = result.save(tmp_path)
+    assert torch.equal(limelight.redraw(saved, model).latents, result.latents)
+    assert "true_cfg_scale" not in run("flux-dev").settings
+
+
 @pytest.mark.parametrize("name", ["flux-dev", "sd3.5"])
 def test_checkpointing_changes_nothing(name):
     results = [
@@ -510,7 +529,10 @@ def test_watched_layers_call_the_kernel_that_can_be_watched():
 @pytest.mark.parametrize(
     ("name", "options", "what"),
     [
-        ("flux-dev", {"negative": "a frog"}, "no negative prompt"),
+        ("flux-dev", {"negative": "a frog"}, "no negative prompt unless true_cfg_scale is above 1"),
+        ("flux-dev", {"true_cfg_scale": 0.5}, "true_cfg_scale=0.5 must be 1"),
+        ("flux-dev", {"true_cfg_scale": float("nan")}, "true_cfg_scale"),
+        ("sd3", {"true_cfg_scale": 4.0}, r"true_cfg_scale=4.0 .* Set guidance_scale instead"),
         ("flux-schnell", {"guidance_scale": 3.5}, "reads none"),
         ("flux-dev", {"clip_skip": 1}, "clip_skip=1"),
         ("flux-dev", {"height": 34}, "multiples of 4"),

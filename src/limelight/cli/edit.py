@@ -21,6 +21,7 @@ from .options import (
     Quantize,
     Seeds,
     Steps,
+    TrueCfgScale,
     WordFiles,
     check_folder,
     parse_factors,
@@ -89,6 +90,7 @@ def edit_command(
     model: ModelName = "pocket",
     steps: Steps = 50,
     guidance_scale: OwnGuidanceScale = None,
+    true_cfg_scale: TrueCfgScale = 1.0,
     negative: Negative = "",
     device: Device = None,
     quantize: Quantize = None,
@@ -126,6 +128,7 @@ def edit_command(
                 reweight=factors,
                 steps=steps,
                 guidance_scale=guidance_scale,
+                true_cfg_scale=true_cfg_scale,
                 negative=negative,
                 on_step=on_step,
             )

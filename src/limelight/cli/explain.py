@@ -26,12 +26,14 @@ from .options import (
     Scheduler,
     Seeds,
     Steps,
+    TrueCfgScale,
     Width,
     WordFiles,
     check_folder,
     parse_guidance,
     parse_names,
     parse_subjects,
+    was_given,
 )
 from .terminal import console, open_model, saving_at_end, step_bar
 
@@ -86,6 +88,7 @@ def explain_command(
     scheduler: Scheduler = None,
     steps: Steps = 50,
     guidance_scale: OwnGuidanceScale = None,
+    true_cfg_scale: TrueCfgScale = 1.0,
     negative: Negative = "",
     height: Height = None,
     width: Width = None,
@@ -115,7 +118,7 @@ def explain_command(
     with saving_at_end(out) as saving:
         if image is not None:
             _check_image_options(context)
-            if _was_given(context, "steps"):
+            if was_given(context, "steps"):
                 chosen["steps"] = steps
             opened = open_model(
                 model,
@@ -141,6 +144,7 @@ def explain_command(
                 seeds=numbers,
                 steps=steps,
                 guidance_scale=guidance_scale,
+                true_cfg_scale=true_cfg_scale,
                 negative=negative,
                 **chosen,
             )
@@ -167,20 +171,14 @@ def _kinds(export: str | None) -> list[Any]:
     return kinds
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    """Whether an option is on the command line, and has not its default alone."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def _check_image_options(context: typer.Context) -> None:
     """Refuse options of generated images beside --image.
 
     Raises:
         SettingsError: one was given.
     """
-    for name in ("compare", "subjects", "seeds", "guidance", "guidance_scale", "negative"):
-        if _was_given(context, name):
+    for name in ("compare", "subjects", "seeds", "guidance", "guidance_scale", "true_cfg_scale", "negative"):
+        if was_given(context, name):
             raise SettingsError(f"--{name.replace('_', '-')} is for images that are generated. Leave out --image.")
 
 

@@ -37,6 +37,10 @@ ModelName = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cuda, mps or cpu; by default the first that exists.", show_default=False)
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, float16 or bfloat16; by default float16 on CUDA, else float32.", show_default=False),
+]
 Quantize = Annotated[
     str | None, typer.Option(help="8bit: weights as 8-bit integers, with torchao.", show_default=False)
 ]
@@ -56,6 +60,10 @@ Steps = Annotated[int, typer.Option(help="Number of denoising steps.")]
 OwnGuidanceScale = Annotated[
     float | None,
     typer.Option(help="Strength of classifier-free guidance; by default the model's own.", show_default=False),
+]
+TrueCfgScale = Annotated[
+    float,
+    typer.Option(help="FLUX.1: classifier-free guidance with --negative, beside --guidance-scale; 1 is none."),
 ]
 Negative = Annotated[str, typer.Option(help="Negative prompt: what to avoid.")]
 Height = Annotated[int | None, typer.Option(help="Height in pixels; by default the model's own.", show_default=False)]
@@ -90,6 +98,12 @@ RayAddress = Annotated[
     typer.Option(help="Address of a Ray cluster, e.g. auto; by default start Ray here.", show_default=False),
 ]
 GpusPerWorker = Annotated[float, typer.Option(help="GPUs (or CPU cores) that each Ray worker takes.", min=0.01)]
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line, and has not its default alone."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def parse_guidance(model: Model, name: str, **changes: Any) -> Guidance | None:

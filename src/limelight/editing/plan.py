@@ -180,7 +180,7 @@ class EditPlan:
         return {
             "negative": settings.encoded_negative,
             "steps": settings.steps,
-            "guidance_scale": self.model.scale_in_use(settings.guidance_scale, settings.branches),
+            **self.model.scales_in_use(settings.guidance_scale, settings.branches),
             "height": settings.height,
             "width": settings.width,
             "source": self.texts[0],

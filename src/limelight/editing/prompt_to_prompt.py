@@ -24,7 +24,7 @@ from ..attention.edits import Edit
 from ..attention.maps import AttentionMaps, none
 from ..attention.recording import RunningMean
 from ..errors import KeptByLocal, PoorReconstruction, SettingsError
-from ..generation.arguments import check_model
+from ..generation.arguments import check_model, check_scales
 from ..generation.batches import PassResult, decoded, in_passes
 from ..generation.loop import Step, denoise
 from ..generation.plan import checked, negatives, warn_of_prompts
@@ -148,6 +148,7 @@ def edit(
     published: bool = False,
     steps: int = 50,
     guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
     negative: str | None = "",
     height: int | None = None,
     width: int | None = None,
@@ -184,8 +185,8 @@ def edit(
         published: do as the authors' code does. The tokens after a replaced word are shifted where the words differ in
             their number of tokens; `local` looks for its words in the maps after the edits, not before them; and words
             without a window in `cross_steps` have the source's maps in all steps.
-        steps, guidance_scale, negative, height, width, batch, on_step: as in `limelight.generate`; `batch` counts
-            sources and targets, which have one negative prompt.
+        steps, guidance_scale, true_cfg_scale, negative, height, width, batch, on_step: as in `limelight.generate`;
+            `batch` counts sources and targets, which have one negative prompt.
         record: keep the mean attention maps of the run, see `Result.maps`.
 
     Raises:
@@ -207,6 +208,8 @@ def edit(
         >>> sheet = result.grid()  # three rows of two images
     """
     check_model(model)
+    check_scales(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
+    model = model.with_true_cfg(true_cfg_scale)
     if isinstance(target, str):
         target = [target]
     if null_text and image is None:

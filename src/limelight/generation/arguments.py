@@ -14,7 +14,7 @@ from ..guidance.base import Guidance
 from ..guidance.presets import preset
 from ..models.base import Conditioning, Model
 from ..prompts.subjects import Place, SubjectChoice
-from ..utils.numbers import shown
+from ..utils.numbers import check_finite, shown
 from .audition import Audition
 from .loop import Record, Step
 
@@ -24,6 +24,7 @@ class RunOptions(TypedDict, total=False):
 
     steps: int
     guidance_scale: float | None
+    true_cfg_scale: float
     height: int | None
     width: int | None
     latents: Tensor | None
@@ -163,15 +164,29 @@ def audition_of(audition: Any) -> Audition | None:
     return audition
 
 
-def check_types(*, guidance_scale: Any, eta: Any, latents: Any, conditioning: Any, on_step: Any) -> None:
+def check_scales(*, guidance_scale: Any, true_cfg_scale: Any) -> None:
+    """Refuse strengths of classifier-free guidance that are not finite numbers.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    _check_numbers(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
+    check_finite(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
+
+
+def _check_numbers(**values: Any) -> None:
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise SettingsError(f"{name}={shown(value)} must be a number.")
+
+
+def check_types(*, eta: Any, latents: Any, conditioning: Any, on_step: Any) -> None:
     """Refuse options of a wrong type; numbers within limits are checked where they are used.
 
     Raises:
         SettingsError: one has.
     """
-    for name, value in (("guidance_scale", guidance_scale), ("eta", eta)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise SettingsError(f"{name}={shown(value)} must be a number.")
+    _check_numbers(eta=eta)
     if not isinstance(latents, Tensor | None):
         raise SettingsError(f"latents={shown(latents)} must be a tensor [images, channels, height, width].")
     if not isinstance(conditioning, Conditioning | None):

@@ -18,6 +18,7 @@ from .arguments import (
     GenerateOptions,
     audition_of,
     check_model,
+    check_scales,
     check_types,
     edits_of,
     guidance_of,
@@ -79,6 +80,7 @@ def generate(
     place: Place | Sequence[Place | None] | None = None,
     steps: int = 50,
     guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
     negative: str | Sequence[str] | None = "",
     height: int | None = None,
     width: int | None = None,
@@ -118,6 +120,8 @@ def generate(
         steps: inference steps, at least 1.
         guidance_scale: strength of classifier-free guidance, by default the model's own (`Model.guidance_scale`); at 1
             or less there is no unconditional branch.
+        true_cfg_scale: of FLUX.1, whose guidance scale is an input of the denoiser: strength of classifier-free
+            guidance with the negative prompt beside it, which takes a second pass a step; 1 is without.
         negative: the negative prompt, or one for each prompt; None is the empty one.
         height, width: in pixels; by default the model's own.
         latents: unit noise [images, channels, height, width] to start from instead of the seeds' own; the images are
@@ -162,7 +166,9 @@ def generate(
     """
     refuse_unknown("generate", unknown, _OPTIONS)
     check_model(model)
-    check_types(guidance_scale=guidance_scale, eta=eta, latents=latents, conditioning=conditioning, on_step=on_step)
+    check_scales(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
+    model = model.with_true_cfg(true_cfg_scale)
+    check_types(eta=eta, latents=latents, conditioning=conditioning, on_step=on_step)
 
     texts = texts_of(prompt)
     asked = per_prompt(subjects, len(texts), listed=not isinstance(prompt, str)) if texts else []

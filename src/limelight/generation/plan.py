@@ -164,8 +164,8 @@ class GenerationPlan:
 
     def facts(self, which: int) -> dict[str, Any]:
         """The settings of one prompt as plain values, to be stored with its result."""
-        scale = self.model.scale_in_use(self.settings.guidance_scale, 1 + self.settings.two_branches)
-        return {**self.settings.facts(which), "guidance_scale": scale}
+        scales = self.model.scales_in_use(self.settings.guidance_scale, 1 + self.settings.two_branches)
+        return {**self.settings.facts(which), **scales}
 
     def generators(self, rows: range) -> list[torch.Generator]:
         """Those of the seeds of some images."""

@@ -79,6 +79,7 @@ def redraw(
         on_step=on_step,
         **{name: settings[name] for name in _SAMPLING},
         clip_skip=settings["clip_skip"] or 0,
+        true_cfg_scale=settings.get("true_cfg_scale", 1.0),
     )
 
 

@@ -44,6 +44,11 @@ class Conditioning:
         """All images, conditional branch only."""
         return Conditioning(self.prompts, self.conditional)
 
+    def with_states(self, **states: Tensor) -> Conditioning:
+        """Both branches with further states, the same in each."""
+        unconditional = None if self.unconditional is None else {**self.unconditional, **states}
+        return Conditioning(self.prompts, {**self.conditional, **states}, unconditional)
+
     def rows(self, index: Sequence[int]) -> Conditioning:
         """Some of the images, in the given order."""
         return self._changed(tuple(map(self.prompts.__getitem__, index)), lambda value: value[list(index)])
@@ -209,6 +214,27 @@ class Model(ABC):
         """Whether it generates by flow matching."""
         return "FlowMatch" in type(self.scheduler).__name__
 
+    true_cfg_scale: float = 1.0
+    """Strength of classifier-free guidance with a negative prompt, beside a guidance scale that the denoiser reads."""
+
+    def with_true_cfg(self, scale: float) -> Self:
+        """The same model with classifier-free guidance beside the guidance scale that its denoiser reads; at 1 without.
+
+        Raises:
+            SettingsError: it has none.
+        """
+        if scale == 1:
+            return self
+        raise SettingsError(
+            f"true_cfg_scale={scale} is for models whose denoiser reads the guidance scale as a number (FLUX.1), and "
+            f"'{self.name}' is not such a model. Set guidance_scale instead."
+        )
+
+    @property
+    def reads_negative(self) -> bool:
+        """Whether a negative prompt is read at some guidance scale."""
+        return not self.embeds_guidance
+
     def branches(self, guidance_scale: float) -> int:
         """How many branches a run of this strength of classifier-free guidance has: 2, or 1 without the unconditional
         one.
@@ -217,11 +243,14 @@ class Model(ABC):
             return 2
         return 1
 
-    def scale_in_use(self, guidance_scale: float, branches: int) -> float:
-        """The strength of classifier-free guidance that a run of so many branches has: 1 where nothing reads it."""
-        if branches == 2 or self.embeds_guidance:
-            return guidance_scale
-        return 1.0
+    def scales_in_use(self, guidance_scale: float, branches: int) -> dict[str, float]:
+        """The strengths of classifier-free guidance that a run of so many branches has, as settings of `generate`: 1
+        where nothing reads it.
+        """
+        scales = {"guidance_scale": guidance_scale if branches == 2 or self.embeds_guidance else 1.0}
+        if self.true_cfg_scale != 1:
+            scales["true_cfg_scale"] = self.true_cfg_scale
+        return scales
 
     def negative_in_use(self, guidance_scale: float, negative: str) -> str | None:
         """The negative prompt, where a run of this strength of classifier-free guidance reads one; else None."""
@@ -236,7 +265,7 @@ class Model(ABC):
             SettingsError: one is not empty, and there is no unconditional branch at any scale.
         """
         refused = next(filter(None, texts), None)
-        if refused is not None and self.embeds_guidance:
+        if refused is not None and not self.reads_negative:
             raise SettingsError(
                 f"'{self.name}' reads the guidance scale as a number and has no negative prompt; leave out "
                 f"negative={refused!r}."

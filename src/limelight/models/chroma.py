@@ -19,6 +19,7 @@ class Chroma(Transformer):
     """Chroma: the sequence of FLUX.1, text first, with a mask of the padding and a second branch."""
 
     about = About.family("Chroma")
+    mask = "mask"
 
     @property
     def _family_sites(self) -> tuple[AttentionSite, ...]:
@@ -31,6 +32,10 @@ class Chroma(Transformer):
     @property
     def streams(self) -> tuple[Stream, ...]:
         return (Stream(self.pipeline.tokenizer, 512),)
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return self.streams[0].length, self.denoiser.config.joint_attention_dim
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         states, _, mask, *_ = encoded_by(

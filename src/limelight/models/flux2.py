@@ -56,6 +56,10 @@ class Flux2(Transformer):
             raise PromptError(f"The prompt '{text}' contains '[IMG]', which FLUX.2 leaves out; remove it.")
         return super().prompt(text)
 
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return LENGTH, self.denoiser.config.joint_attention_dim
+
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         states, _ = encoded_by(self.pipeline, prompt.text, device=self.device)
         return {"encoder_hidden_states": states}

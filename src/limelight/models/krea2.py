@@ -23,6 +23,7 @@ class Krea2(OneFrame):
     """Krea 2: one text stream of hidden states of several layers, which the denoiser merges before its blocks."""
 
     about = About.family("Krea2")
+    mask = "mask"
     # Merging lets the text's tokens attend to each other, so that words beside the prompt would change it.
     can = Transformer.can - {"also", "heads"}
 
@@ -48,6 +49,10 @@ class Krea2(OneFrame):
         length = _LENGTH + dropped - pipeline.prompt_template_encode_num_suffix_tokens
         template = f"{pipeline.prompt_template_encode_prefix}{{}}"
         return (Stream(pipeline.tokenizer, length, template=template, dropped=dropped),)
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return _LENGTH, self.denoiser.config.num_text_layers, self.denoiser.config.text_hidden_dim
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         states, mask = encoded_by(self.pipeline, prompt.text, device=self.device)

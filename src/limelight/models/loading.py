@@ -18,6 +18,7 @@ from ..errors import ModelError, SettingsError, meant
 from ..utils.files import user_path
 from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
+from ..utils.torch import dtype_of
 from .base import About, Model
 from .families import FAMILIES, why_not
 from .memory import Offload, Quantize, check_memory, place
@@ -39,7 +40,7 @@ def load(
     source: str | Path | DiffusionPipeline | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     scheduler: str | None = None,
     config: str | Path | None = None,
     quantize: Quantize | None = None,
@@ -54,7 +55,8 @@ def load(
             diffusers' layout, a hub id such as "CompVis/stable-diffusion-v1-4", a checkpoint of Stable Diffusion 1.x,
             2.x or XL in a single file (.safetensors or .ckpt), or a live diffusers pipeline.
         device: by default CUDA, MPS or CPU, whichever is there first; a live pipeline stays where it is.
-        dtype: by default float16 on CUDA and float32 elsewhere; a live pipeline keeps its own.
+        dtype: or its name, e.g. "bfloat16"; by default float16 on CUDA and float32 elsewhere; a live pipeline keeps its
+            own.
         scheduler: one of `SCHEDULERS`, set up for this model's noise levels; by default the model's own.
         config: for a single file a folder in diffusers' layout with the settings and tokenizers of its model; by
             default those of Stable Diffusion 1.x, 2.x or XL, which are in this package.
@@ -65,8 +67,8 @@ def load(
 
     Raises:
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
-        SettingsError: the device does not exist here, the scheduler is unknown, `config` is given for something else
-            than a single file, or a way to save memory does not work here.
+        SettingsError: the device does not exist here, the scheduler or the dtype is unknown, `config` is given for
+            something else than a single file, or a way to save memory does not work here.
         MissingDependency: `quantize` needs torchao.
 
     Examples:
@@ -78,6 +80,7 @@ def load(
         also = meant(str(scheduler), SCHEDULERS)
         raise SettingsError(f"Unknown scheduler '{scheduler}'. Choose one of: {', '.join(SCHEDULERS)}.{also}")
     folder = None if config is None else _config_folder(config, source)
+    dtype = None if dtype is None else dtype_of(dtype)
     with quiet_loading():
         if _is_pipeline(source):
             _check_live(quantize, offload)
@@ -155,7 +158,7 @@ def _live_family(pipeline: Any, name: str) -> str:
             known = [family.parts.get(part) for family in FAMILIES.values()]
             # A derived class counts as the class that it is derived from.
             index[part] = ("", next((base for base in bases if base in known), bases[0]))
-    return _family(type(pipeline).__name__, index, name)
+    return find_family(type(pipeline).__name__, index, name)
 
 
 def _driven(adapter: type[PipelineModel], pipeline: Any, name: str) -> Model:
@@ -185,7 +188,7 @@ def _stored(
         pipeline, adapter = _open(source, name, dtype)
     place(pipeline, where, *memory)
     model = _driven(adapter, pipeline, name)
-    model.about = _about(user_path(source) / "limelight.json", model.about)
+    model.about = about_of(user_path(source) / "limelight.json", model.about)
     return model
 
 
@@ -209,7 +212,7 @@ _FACTS = record(
 """The content of `limelight.json`."""
 
 
-def _about(path: Path, family: About) -> About:
+def about_of(path: Path, family: About) -> About:
     """What is known about a model: what its folder says, and for the methods that it does not name its family's."""
     if not path.exists():
         return family
@@ -232,15 +235,14 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
     import diffusers
 
     folder = os.path.expanduser(source)
-    is_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)
-    if not os.path.isdir(folder) and not is_id:
+    if not os.path.isdir(folder) and not is_hub_id(source):
         raise ModelError(
             f"'{name}' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id (owner/name); 'pocket' is "
             "always there."
         )
 
     where = str(folder) if os.path.isdir(folder) else str(source)
-    family, index = _read_index(where, name)
+    family, index = read_index(where, name)
     cls, adapter = getattr(diffusers, family), FAMILIES[family].adapter
     safe: dict[str, Any] = {"use_safetensors": True, **adapter.loading}
     with _no_alarm(), readable(name):
@@ -251,9 +253,14 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
             for part in FAMILIES[family].parts
             if part in index
         }
-        pipeline = cls.from_pretrained(stored, **parts, **{**dict.fromkeys(_idle(cls)), **safe})
+        pipeline = cls.from_pretrained(stored, **parts, **{**dict.fromkeys(idle_of(cls)), **safe})
         pipeline.register_to_config(_name_or_path=where)
     return pipeline, adapter
+
+
+def is_hub_id(source: Any) -> bool:
+    """Whether it has the form of a hub id: owner/name."""
+    return isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
 
 
 def _open_file(
@@ -266,7 +273,7 @@ def _open_file(
     return pipeline, FAMILIES[family].adapter
 
 
-def _read_index(where: str, name: str) -> tuple[str, Index]:
+def read_index(where: str, name: str) -> tuple[str, Index]:
     """The family of a stored model, and what `model_index.json` says of its parts."""
     from diffusers import DiffusionPipeline
 
@@ -284,10 +291,10 @@ def _read_index(where: str, name: str) -> tuple[str, Index]:
     # Of a community pipeline it names the file and the class.
     pipeline = str(pipeline[-1] if isinstance(pipeline, list | tuple) and pipeline else pipeline)
     index = index_of(config)
-    return _family(pipeline, index, name), index
+    return find_family(pipeline, index, name), index
 
 
-def _family(pipeline: str, index: Index, name: str) -> str:
+def find_family(pipeline: str, index: Index, name: str) -> str:
     """The family that can drive these parts, whatever the pipeline calls itself.
 
     Raises:
@@ -313,7 +320,7 @@ def _family(pipeline: str, index: Index, name: str) -> str:
 _IDLE = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def _idle(cls: Any) -> tuple[str, ...]:
+def idle_of(cls: Any) -> tuple[str, ...]:
     """The idle parts that a pipeline class knows."""
     return tuple(part for part in _IDLE if part in inspect.signature(cls.__init__).parameters)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..prompts.prompt import Prompt, Stream
 from .base import About
 from .sites import Group
-from .transformer import States, Transformer, encoded_by
+from .transformer import USUAL_LENGTH, States, Transformer, encoded_by
 
 _LENGTH = 256  # diffusers' own, with the system prompt
 
@@ -27,6 +27,7 @@ class Lumina2(Transformer):
     """Lumina-Image 2.0: one text stream behind a system prompt; each branch runs alone."""
 
     about = About.family("Lumina2")
+    mask = "mask"
     ragged = True
     # A longer text moves the image's positions, so that words beside the prompt would change what they read.
     can = Transformer.can - {"also", "heads"}
@@ -36,6 +37,10 @@ class Lumina2(Transformer):
     def streams(self) -> tuple[Stream, ...]:
         template = f"{self.pipeline.system_prompt} <Prompt Start> {{}}"
         return (Stream(self.pipeline.tokenizer, _LENGTH, template=template),)
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return USUAL_LENGTH, self.denoiser.config.cap_feat_dim
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         # The pipeline writes its system prompt before all but the negative one.

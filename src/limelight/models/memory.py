@@ -13,6 +13,19 @@ Quantize = Literal["8bit"]
 Offload = Literal["model", "sequential"]
 QUANTIZE: tuple[Quantize, ...] = ("8bit",)
 OFFLOAD: tuple[Offload, ...] = ("model", "sequential")
+_QUANTIZED = ("unet", "transformer", "text_encoder", "bert")
+"""Beginnings of the names of the parts whose linear layers are quantized."""
+
+
+def check_known(quantize: str | None, offload: str | None) -> None:
+    """Refuse ways to save memory that do not exist.
+
+    Raises:
+        SettingsError: one is unknown.
+    """
+    for name, value, known in (("quantize", quantize, QUANTIZE), ("offload", offload, OFFLOAD)):
+        if value is not None and value not in known:
+            raise SettingsError(f"Unknown {name}='{value}'. Choose one of: {', '.join(known)}.{meant(value, known)}")
 
 
 def check_memory(quantize: str | None, offload: str | None, device: torch.device) -> None:
@@ -21,9 +34,7 @@ def check_memory(quantize: str | None, offload: str | None, device: torch.device
     Raises:
         SettingsError: one is unknown, or parts are to leave a device that is the CPU.
     """
-    for name, value, known in (("quantize", quantize, QUANTIZE), ("offload", offload, OFFLOAD)):
-        if value is not None and value not in known:
-            raise SettingsError(f"Unknown {name}='{value}'. Choose one of: {', '.join(known)}.{meant(value, known)}")
+    check_known(quantize, offload)
     if offload is not None and device.type == "cpu":
         raise SettingsError(
             f"offload='{offload}' keeps parts of a model in the main memory until a graphics card needs them, and the "
@@ -59,6 +70,22 @@ def place(pipeline: Any, device: torch.device, quantize: str | None, offload: st
         ) from error
 
 
+def weight_bytes(part: torch.nn.Module, name: str, quantize: str | None = None) -> int:
+    """How many bytes the weights of a part take.
+
+    Args:
+        name: of the part in its pipeline.
+        quantize: how they are kept, see `limelight.load`.
+    """
+    small = set[torch.Tensor]()
+    if quantize is not None and name.startswith(_QUANTIZED):
+        small = {module.weight for module in part.modules() if isinstance(module, torch.nn.Linear)}
+    total = 0
+    for weight in part.parameters():
+        total += weight.numel() * (1 if weight in small else weight.element_size())
+    return total
+
+
 def _quantize(pipeline: Any) -> None:
     try:
         with quiet_loading():
@@ -69,5 +96,5 @@ def _quantize(pipeline: Any) -> None:
         ) from error
 
     for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and name.startswith(("unet", "transformer", "text_encoder", "bert")):
+        if isinstance(part, torch.nn.Module) and name.startswith(_QUANTIZED):
             quantize_(part, Int8WeightOnlyConfig())

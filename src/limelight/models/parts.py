@@ -71,13 +71,13 @@ def load_part(folder: Path, name: str, part: str, source: tuple[str, str], optio
     from transformers import PreTrainedModel
 
     with readable(name, part):
-        cls, kind = _class(*source), {"torch_dtype": options["dtype"]}
+        cls, kind = class_of(*source), {"torch_dtype": options["dtype"]}
         if not issubclass(cls, torch.nn.Module):
             _configs(folder / part, "*config.json")  # diffusers takes for a hub id what cannot be read
             return cls.from_pretrained(folder, subfolder=part)
 
         for config in _configs(folder / part, "config.json"):
-            _check_sizes(config)
+            check_sizes(config)
         safe = options["use_safetensors"]
         _check_files(folder, name, part, bool(safe))
         if issubclass(cls, PreTrainedModel):  # describes misfits in its log, a class of diffusers in its error
@@ -114,7 +114,7 @@ def _configs(folder: Path, pattern: str) -> list[dict[str, Any]]:
     return [from_json(dict[str, Any], path.read_bytes()) for path in filter(Path.is_file, folder.glob(pattern))]
 
 
-def _check_sizes(config: Mapping[str, Any]) -> None:
+def check_sizes(config: Mapping[str, Any]) -> None:
     """Refuse numbers that no model has: to build it would take the whole memory, or never end.
 
     Raises:
@@ -131,7 +131,7 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key}={number} in its config.json is more than {most}")
 
 
-def _class(package: str, name: str) -> Any:
+def class_of(package: str, name: str) -> Any:
     """A class of diffusers or transformers. Nothing else is imported, whatever an index names."""
     if package in ("diffusers", "transformers"):
         return getattr(importlib.import_module(package), name)

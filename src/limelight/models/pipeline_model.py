@@ -75,6 +75,14 @@ class PipelineModel(Model):
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         """Encode one prompt: keyword tensors of the denoiser, first axis 1."""
 
+    @abstractmethod
+    def blank(self) -> dict[str, Tensor]:
+        """States of one prompt as `_states` has them, without values: to count passes with."""
+
+    def _empty(self, *shape: int) -> Tensor:
+        """A tensor of one row without values."""
+        return torch.empty(1, *shape, dtype=self.dtype, device=self.device)
+
     def encode(
         self,
         prompts: Sequence[Prompt],
@@ -113,7 +121,7 @@ class PipelineModel(Model):
         if texts is None:
             return None
         self.check_negative(texts)
-        return None if self.embeds_guidance else list(texts)
+        return list(texts) if self.reads_negative else None
 
     @contextmanager
     def _fetched(self) -> Iterator[None]:
@@ -224,7 +232,7 @@ class PipelineModel(Model):
     def posterior(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         vae, dtype = self.pipeline.vae, self._image_dtype
         pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, dtype)
-        with exclusive(self.denoiser), _cast(vae, dtype):
+        with exclusive(self.denoiser), cast(vae, dtype):
             mean, std = self._encoded(pixels)
         return mean.to(self.dtype), std.to(self.dtype)
 
@@ -237,7 +245,7 @@ class PipelineModel(Model):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         vae, dtype = self.pipeline.vae, self._image_dtype
-        with exclusive(self.denoiser), _cast(vae, dtype):
+        with exclusive(self.denoiser), cast(vae, dtype):
             pixels = self._decoded(latents.to(dtype))
             self.pipeline.maybe_free_model_hooks()  # with CPU offload, the autoencoder leaves the device again
         if not bool(pixels.isfinite().all()):
@@ -279,7 +287,8 @@ def _black(name: str, dtype: torch.dtype) -> LimelightError:
 
 
 @contextmanager
-def _cast(module: Any, dtype: torch.dtype) -> Iterator[None]:
+def cast(module: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Let a module compute in a dtype for the time of a ``with``."""
     with exclusive(module):  # models of other denoisers may share it
         before = module.dtype
         if dtype == before:

@@ -25,6 +25,7 @@ class PixArtSigma(Transformer):
     """PixArt-Sigma: one text stream, read by cross-attention in every block."""
 
     about = About.family("PixArtSigma")
+    mask = "encoder_attention_mask"
     stacks: ClassVar[Mapping[str, Group]] = {"transformer_blocks": "block"}
     attention: ClassVar = {"attn1": "self", "attn2": "cross"}
     joint = False
@@ -49,6 +50,10 @@ class PixArtSigma(Transformer):
     @property
     def streams(self) -> tuple[Stream, ...]:
         return (Stream(self.pipeline.tokenizer, 300, lower=True),)
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return 300, self.denoiser.config.caption_channels
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         states, mask, *_ = encoded_by(self.pipeline, prompt.text, device=self.device, do_classifier_free_guidance=False)

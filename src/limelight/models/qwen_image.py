@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..prompts.prompt import Prompt, Stream
 from .base import About
-from .transformer import States, Transformer, encoded_by, packed, unpacked
+from .transformer import USUAL_LENGTH, States, Transformer, encoded_by, packed, unpacked
 
 
 class OneFrame(Transformer):
@@ -41,6 +41,7 @@ class QwenImage(OneFrame):
     """Qwen-Image: one text stream inside a chat template; texts are as long as they are, and each branch runs alone."""
 
     about = About.family("QwenImage")
+    mask = "mask"
     can = Transformer.can | {"attach"}
     ragged = True
 
@@ -59,6 +60,10 @@ class QwenImage(OneFrame):
         dropped: int = pipeline.prompt_template_encode_start_idx
         length = pipeline.tokenizer_max_length + dropped
         return (Stream(pipeline.tokenizer, length, template=pipeline.prompt_template_encode, dropped=dropped),)
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return USUAL_LENGTH, self.denoiser.config.joint_attention_dim
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         states, _ = encoded_by(self.pipeline, prompt.text, device=self.device)

@@ -29,6 +29,7 @@ class Sana(Transformer):
     """Sana: one text stream, read by cross-attention in every block."""
 
     about = About.family("Sana")
+    mask = "encoder_attention_mask"
     stacks: ClassVar[Mapping[str, Group]] = {"transformer_blocks": "block"}
     attention: ClassVar = {"attn2": "cross"}
     joint = False
@@ -61,6 +62,10 @@ class Sana(Transformer):
         dropped = len(tokenizer.encode(instruction)) - 2
         template = f"{instruction}{{}}"
         return (Stream(tokenizer, _LENGTH + dropped, template=template, dropped=dropped, lower=True),)
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return _LENGTH, self.denoiser.config.caption_channels
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         states, mask, *_ = encoded_by(

@@ -59,6 +59,10 @@ class StableDiffusion3(Transformer):
             raise ModelError(f"The two CLIP tokenizers of '{self.name}' split '{text}' differently.")
         return prompt
 
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return self.pipeline.tokenizer_max_length + self._t5_length, self.denoiser.config.joint_attention_dim
+
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         states, _, pooled, _ = encoded_by(
             self.pipeline,

@@ -28,6 +28,10 @@ States = Mapping[str, Tensor]
 """What the denoiser reads of one branch: keyword tensors, first axis images."""
 
 
+USUAL_LENGTH = 64
+"""How many tokens a prompt is taken to have where texts are as long as they are."""
+
+
 @dataclass
 class _Pass:
     """The pass that runs, or ran last. Copies of a model share it, as they share the denoiser, which has one at a time.
@@ -58,6 +62,8 @@ class Transformer(PipelineModel):
     """Whether image and text attend to each other in one softmax."""
     guided: ClassVar[tuple[float, float]] = (1 / 3, 2 / 3)
     """From which share of the layers to which the maps carry semantics."""
+    mask: ClassVar[str | None] = None
+    """Which of the states of a prompt says which tokens are its own, if one does."""
     together: ClassVar[bool] = False
     """Whether both branches run as one batch, as in the family's pipeline."""
     even_sigmas: ClassVar[bool] = True
@@ -105,6 +111,22 @@ class Transformer(PipelineModel):
             for stream in streams:
                 stack.enter_context(exclusive(stream.tokenizer))  # tokenizers remember how they were last called
             return parse_streams(text, streams)
+
+    @property
+    @abstractmethod
+    def text_shape(self) -> tuple[int, ...]:
+        """The shape of an encoded prompt: tokens, and what each of them is; a usual length where there is no common
+        one.
+        """
+
+    def blank(self) -> dict[str, Tensor]:
+        states = {"encoder_hidden_states": self._empty(*self.text_shape)}
+        if self.mask is not None:
+            states[self.mask] = torch.ones(1, self.text_shape[0])  # with values: passes ask how long a text is
+        pooled = self.denoiser.config.get("pooled_projection_dim")
+        if pooled is not None:
+            states["pooled_projections"] = self._empty(pooled)
+        return states
 
     def _check_clip_skip(self, clip_skip: int) -> None:
         if clip_skip:
@@ -174,7 +196,7 @@ class Transformer(PipelineModel):
         if not self.embeds_guidance:
             return conditioning
         scale = torch.full((len(conditioning.prompts),), guidance_scale, dtype=torch.float32, device=self.device)
-        return Conditioning(conditioning.prompts, {**conditioning.conditional, "guidance": scale})
+        return conditioning.with_states(guidance=scale)
 
     def predict(
         self,

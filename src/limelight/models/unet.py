@@ -43,6 +43,8 @@ class UNet(PipelineModel):
         self.guided_scale = guided_scale(self.sites, min(self._latent_size), self.guided_side)
 
     def _check_tokenizer(self) -> None:
+        if self.pipeline.tokenizer is None:  # of a blueprint, which reads no prompts
+            return
         known, trained = len(self.pipeline.tokenizer), self.pipeline.text_encoder.config.vocab_size
         if known < trained:
             raise ModelError(
@@ -133,6 +135,16 @@ class UNet(PipelineModel):
     @property
     def _context(self) -> str:
         return f"{self._length} tokens of width {self.denoiser.config.cross_attention_dim}"
+
+    def blank(self) -> dict[str, Tensor]:
+        config, text = self.denoiser.config, getattr(self.pipeline.text_encoder, "config", None)
+        length = getattr(text, "max_position_embeddings", None) or 77
+        states = {"encoder_hidden_states": self._empty(length, config.cross_attention_dim)}
+        if config.addition_embed_type == "text_time":
+            added = 6 * config.addition_time_embed_dim
+            width = config.projection_class_embeddings_input_dim - added
+            states |= {"text_embeds": self._empty(width), "time_ids": self._empty(6)}
+        return states
 
     def predict(
         self,

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..prompts.prompt import Prompt, Stream
 from .base import About
 from .sites import Group
-from .transformer import States, Transformer, encoded_by
+from .transformer import USUAL_LENGTH, States, Transformer, encoded_by
 
 _MULTIPLE = 32  # of tokens
 
@@ -27,6 +27,7 @@ class ZImage(Transformer):
     """Z-Image: one text stream inside a chat template; texts are as long as they are, and each branch runs alone."""
 
     about = About.family("ZImage")
+    mask = "mask"
     ragged = True
     # A longer text moves the image's positions, so that words beside the prompt would change what they read.
     can = Transformer.can - {"also", "heads"}
@@ -55,6 +56,10 @@ class ZImage(Transformer):
             [{"role": "user", "content": "{}"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
         return (Stream(tokenizer, 512, template=template),)
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return USUAL_LENGTH, self.denoiser.config.cap_feat_dim
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         (text,), _ = encoded_by(self.pipeline, prompt.text, device=self.device, do_classifier_free_guidance=False)

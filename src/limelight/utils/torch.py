@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from ..errors import ModelError
+from ..errors import ModelError, SettingsError, meant
 
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -47,6 +47,20 @@ def undone(undo: Callable[[], Any]) -> Iterator[None]:
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 """Names of the numbers that models compute with."""
+
+
+def dtype_of(value: torch.dtype | str) -> torch.dtype:
+    """A dtype by its name.
+
+    Raises:
+        SettingsError: it is not one of `DTYPES`.
+    """
+    if isinstance(value, torch.dtype):
+        return value
+    if value not in DTYPES:
+        raise SettingsError(f"Unknown dtype '{value}'. Choose one of: {', '.join(DTYPES)}.{meant(value, DTYPES)}")
+    found: torch.dtype = getattr(torch, value)
+    return found
 
 
 def seeded(seeds: Iterable[int]) -> list[torch.Generator]:

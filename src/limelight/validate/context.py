@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ..evaluate.scoring import REAL
@@ -83,8 +82,7 @@ class Context:
     def model(self) -> Model:
         """The model, loaded at its first use."""
         settings = self.settings
-        dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
-        return load(settings.source, device=settings.device, dtype=dtype, scheduler=settings.scheduler)
+        return load(settings.source, device=settings.device, dtype=settings.dtype, scheduler=settings.scheduler)
 
     @property
     def size(self) -> tuple[int, int]:
