@@ -336,6 +336,41 @@ def test_info(limelight):
         assert expected in out
 
 
+LOADING = {
+    "generate": ["generate", "a cat"],
+    "edit": ["edit", "a cat", "a dog"],
+    "explain": ["explain", "a cat"],
+    "info": ["info"],
+    "calibrate": ["calibrate"],
+    "web": ["web"],
+    "heads compute": ["heads", "compute", "--out", "x"],
+    "heads weaken": ["heads", "weaken"],
+    "evaluate run": ["evaluate", "run", "--out", "x"],
+    "validate": ["validate"],
+}
+
+
+@pytest.mark.parametrize("command", LOADING)
+def test_how_weights_are_kept_is_an_option_of_every_command(limelight, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for options, message in (
+        (["--quantize", "3bit"], "Unknown quantize='3bit'. Choose one of: 8bit, 4bit"),
+        (["--offload", "model", "--dtype", "float8"], "Unknown dtype 'float8'"),
+        (["--offload", "group"], "Unknown offload='group'. Choose one of: model, sequential"),
+    ):
+        code, _, err = limelight(*LOADING[command], *options)
+        assert code == 2
+        assert message in err
+
+
+@pytest.mark.parametrize("options", [["--quantize", "8bit"], ["--offload", "model"]])
+def test_words_are_learned_of_whole_weights(limelight, options, tmp_path):
+    code, _, err = limelight("learn", str(tmp_path), "--token", "<cat>", *options)
+    assert code == 2
+    assert f"A word is not learned with {' '.join(options)}: " in err
+    assert "Use --checkpoint or --dtype bfloat16" in err
+
+
 def test_a_plan(limelight):
     code, out, err = limelight("info", "--plan", "--steps", "20")
     assert code == 0
@@ -354,7 +389,7 @@ def test_a_plan(limelight):
             ["--plan", "--dtype", "float8"],
             "Unknown dtype 'float8'. Choose one of: float32, float16, bfloat16, float64.",
         ),
-        (["--plan", "--quantize", "3bit"], "Unknown quantize='3bit'. Choose one of: 8bit"),
+        (["--plan", "--quantize", "3bit"], "Unknown quantize='3bit'. Choose one of: 8bit, 4bit"),
         (["--plan", "--model", "nowhere"], "'nowhere' is neither a folder in diffusers' layout nor a hub id"),
     ],
 )

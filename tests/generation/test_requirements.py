@@ -18,6 +18,7 @@ from limelight import AttendAndExcite
 from limelight.errors import ModelError
 from limelight.generation.requirements import Passes, required
 from limelight.models.blueprint import blueprint
+from limelight.models.memory import weight_bytes
 from limelight.utils.counting import counted
 from tests import transformers as tiny
 
@@ -78,11 +79,12 @@ def test_every_family_is_counted(name, tmp_path):
     assert needs.memory(needs.guiding) > needs.memory(needs.guiding, offload="model") > 0
 
 
-def test_8_bit_weights_take_half_as_much(tmp_path):
+@pytest.mark.parametrize(("quantize", "share"), [("8bit", 0.5), ("4bit", 0.25)])
+def test_small_weights_take_a_half_or_a_quarter(quantize, share, tmp_path):
     opened = blueprint(configurations(tiny.flux(), tmp_path))
-    whole, small = (required(opened, size=SIZE, quantize=x).weights for x in (None, "8bit"))
-    assert small["vae"] == whole["vae"]
-    assert 0.5 < small["transformer"] / whole["transformer"] < 0.6
+    small = {name: weight_bytes(part, name, quantize) / weight_bytes(part, name) for name, part in opened.parts.items()}
+    assert share < small["transformer"] < share + 0.1
+    assert small["vae"] == 1 > small["text_encoder_2"]
 
 
 def test_of_a_hub_id_the_configurations_alone_are_fetched(tmp_path, monkeypatch):

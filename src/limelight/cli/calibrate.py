@@ -10,7 +10,20 @@ from rich.table import Table
 
 from ..evaluate.suites import load as load_suite
 from ..utils.numbers import parse_seeds
-from .options import Device, Every, ModelName, OwnGuidanceScale, Scheduler, Seeds, Steps, Suite
+from .options import (
+    Device,
+    Dtype,
+    Every,
+    ModelName,
+    Offload,
+    OwnGuidanceScale,
+    Quantize,
+    Scheduler,
+    Seeds,
+    Steps,
+    Suite,
+    loading,
+)
 from .terminal import bar, console, open_model
 
 if TYPE_CHECKING:
@@ -30,13 +43,16 @@ def calibrate_command(
     guidance_scale: OwnGuidanceScale = None,
     batch: Annotated[int, typer.Option(help="Most images in one pass.", min=1)] = 4,
     device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
 ) -> None:
     """Propose thresholds of Attend-and-Excite for a model, from what its better subjects reach without guidance."""
     cases, numbers = load_suite(suite)[::every], parse_seeds(seeds)
 
     from ..generation.calibrate import calibrate
 
-    opened = open_model(model, device, scheduler)
+    opened = open_model(model, device, scheduler, **loading(dtype, quantize, offload))
     with bar("calibrating") as show:
         calibration = calibrate(
             opened,

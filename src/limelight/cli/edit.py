@@ -12,6 +12,7 @@ from ..utils.files import user_path
 from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
+    Dtype,
     HeadVectors,
     ModelName,
     Negative,
@@ -24,6 +25,7 @@ from .options import (
     TrueCfgScale,
     WordFiles,
     check_folder,
+    loading,
     parse_factors,
     parse_strengthen,
 )
@@ -93,6 +95,7 @@ def edit_command(
     true_cfg_scale: TrueCfgScale = 1.0,
     negative: Negative = "",
     device: Device = None,
+    dtype: Dtype = None,
     quantize: Quantize = None,
     offload: Offload = None,
     out: Out = Path("out"),
@@ -110,7 +113,8 @@ def edit_command(
 
     with saving_at_end(out) as saving:
         given = None if image is None else open_image(image)
-        opened = open_model(model, device, "ddim" if image else None, word, context, quantize=quantize, offload=offload)
+        scheduler = "ddim" if image else None
+        opened = open_model(model, device, scheduler, word, context, **loading(dtype, quantize, offload))
         with step_bar("editing") as on_step:
             result = edit(
                 opened,

@@ -14,6 +14,7 @@ from ..utils.files import json_text, user_path
 from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
+    Dtype,
     GuidanceName,
     Height,
     ModelName,
@@ -30,6 +31,7 @@ from .options import (
     Width,
     WordFiles,
     check_folder,
+    loading,
     parse_guidance,
     parse_names,
     parse_subjects,
@@ -93,6 +95,7 @@ def explain_command(
     height: Height = None,
     width: Width = None,
     device: Device = None,
+    dtype: Dtype = None,
     quantize: Quantize = None,
     offload: Offload = None,
     out: Out = Path("out"),
@@ -126,13 +129,12 @@ def explain_command(
                 scheduler or ("ddim" if exact else None),
                 word,
                 context,
-                quantize=quantize,
-                offload=offload,
+                **loading(dtype, quantize, offload),
             )
             with step_bar("reading") as on_step:
                 explanation = explain(opened, prompt, image=image, exact=exact, on_step=on_step, **chosen)
         else:
-            opened = open_model(model, device, scheduler, word, context, quantize=quantize, offload=offload)
+            opened = open_model(model, device, scheduler, word, context, **loading(dtype, quantize, offload))
             explanation = explain(
                 opened,
                 prompt,

@@ -16,6 +16,7 @@ from ..guidance.names import RECOMMENDED
 from ..utils.numbers import check_sampling, parse_seeds
 from .options import (
     Device,
+    Dtype,
     GuidanceName,
     HeadVectors,
     Height,
@@ -33,6 +34,7 @@ from .options import (
     Width,
     WordFiles,
     check_folder,
+    loading,
     parse_gains,
     parse_guidance,
     parse_place,
@@ -125,6 +127,7 @@ def generate_command(
         typer.Option(help="Most images in one pass; less where memory is short.", min=1, show_default=False),
     ] = None,
     device: Device = None,
+    dtype: Dtype = None,
     quantize: Quantize = None,
     offload: Offload = None,
     out: Out = Path("out"),
@@ -141,7 +144,7 @@ def generate_command(
 
     with saving_at_end(out) as saving:
         opened = open_model(
-            SD_2_1 if sd_2_1 else model, device, scheduler, word, context, quantize=quantize, offload=offload
+            SD_2_1 if sd_2_1 else model, device, scheduler, word, context, **loading(dtype, quantize, offload)
         )
         parsed = opened.prompt(prompt)
         gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)

@@ -16,13 +16,17 @@ from ..utils.files import png, slug, user_path, write_new
 from ..utils.numbers import parse_seeds
 from .options import (
     Device,
+    Dtype,
     Engine,
     Every,
     HeadVectors,
     ModelName,
+    Offload,
     OwnGuidanceScale,
+    Quantize,
     RayAddress,
     Workers,
+    loading,
     parse_numbers,
     parse_part,
     read_lines,
@@ -70,6 +74,9 @@ def compute(
     guidance_scale: OwnGuidanceScale = None,
     batch: Annotated[int, typer.Option(help="Prompts in one pass; the counts depend on it.", min=1)] = 4,
     device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
     engine: Engine = "local",
     workers: Workers = None,
     ray_address: RayAddress = None,
@@ -91,6 +98,7 @@ def compute(
             out,
             part=portion,
             device=device,
+            loading=loading(dtype, quantize, offload),
             engine=engine,
             workers=workers,
             address=ray_address,
@@ -198,6 +206,9 @@ def weaken(
     ] = "pocket",
     batch: Annotated[int | None, typer.Option(help="Most images in one pass.", min=1, show_default=False)] = None,
     device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
 ) -> None:
     """Weaken the most and the least relevant heads first, and measure when the concept is lost."""
     numbers = parse_seeds(seeds)
@@ -213,7 +224,7 @@ def weaken(
 
     chosen = Experiment.of(experiment)
     chosen = replace(chosen, prompts=chosen.prompts[::every])
-    opened = open_model(model, device)
+    opened = open_model(model, device, **loading(dtype, quantize, offload))
     relevance = relevance_for(opened, head_vectors)
     relevance.index(chosen.concept)  # an unknown concept is refused before CLIP is loaded
     with resumable_bar(experiment, "numbers of heads", out) as show:

@@ -23,6 +23,7 @@ from .options import (
     Quantize,
     Steps,
     Width,
+    loading,
     parse_guidance,
     was_given,
 )
@@ -61,7 +62,7 @@ def info(
         return
     _check_unplanned(context)
     table = Table(show_header=False)
-    opened = open_model(model, device, dtype=dtype, quantize=quantize, offload=offload)
+    opened = open_model(model, device, **loading(dtype, quantize, offload))
     for key, value in opened.describe().items():
         table.add_row(key, escape(value))
     if opened.about.words is not None:

@@ -94,6 +94,8 @@ def learn_command(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16.", show_default="bfloat16 on CUDA, else float32")
     ] = None,
+    quantize: Annotated[str | None, typer.Option(hidden=True)] = None,
+    offload: Annotated[str | None, typer.Option(hidden=True)] = None,
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="Recompute activations: less memory, more time.")
     ] = False,
@@ -103,6 +105,7 @@ def learn_command(
     ] = None,
 ) -> None:
     """Learn a word from a few images of a thing."""
+    _check_whole(quantize, offload)
     if token is None and not (resume and out):
         raise SettingsError("Name the word to learn, for example --token '<my-cat>'.")
     folder = out or Path("learned") / slug(token or "")
@@ -154,6 +157,24 @@ def learn_command(
         raise typer.Exit(130) from None
 
     _print_report(report, folder)
+
+
+def _check_whole(quantize: str | None, offload: str | None) -> None:
+    """Refuse ways to save memory under which words are not learned.
+
+    Raises:
+        SettingsError: one was given.
+    """
+    if quantize is not None:
+        raise SettingsError(
+            f"A word is not learned with --quantize {quantize}: it would fit the rounded weights, and not the model. "
+            "Use --checkpoint or --dtype bfloat16 for less memory."
+        )
+    if offload is not None:
+        raise SettingsError(
+            f"A word is not learned with --offload {offload}: a training step needs text encoder and denoiser at "
+            "the same time. Use --checkpoint or --dtype bfloat16 for less memory."
+        )
 
 
 def _sentences(style: bool, file: Path | None) -> str | list[str] | None:

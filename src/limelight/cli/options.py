@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..heads.gains import HeadGain
     from ..heads.relevance import Relevance
     from ..models.base import Model
+    from ..models.loading import LoadOptions
     from ..textual_inversion.word import LearnedWord
 
 PromptText = Annotated[
@@ -42,7 +43,7 @@ Dtype = Annotated[
     typer.Option(help="float32, float16 or bfloat16; by default float16 on CUDA, else float32.", show_default=False),
 ]
 Quantize = Annotated[
-    str | None, typer.Option(help="8bit: weights as 8-bit integers, with torchao.", show_default=False)
+    str | None, typer.Option(help="8bit or 4bit: smaller weights, with torchao or bitsandbytes.", show_default=False)
 ]
 Offload = Annotated[
     str | None,
@@ -117,6 +118,20 @@ def parse_guidance(model: Model, name: str, **changes: Any) -> Guidance | None:
     from ..guidance.presets import preset
 
     return preset(name, model, **given)
+
+
+def loading(dtype: str | None, quantize: str | None, offload: str | None) -> LoadOptions:
+    """The options of `limelight.load` that --dtype, --quantize and --offload are, without those that were not given.
+
+    Raises:
+        SettingsError: one is unknown.
+    """
+    found = without_none({"dtype": dtype, "quantize": quantize, "offload": offload})
+    if found:
+        from ..models.loading import check_options
+
+        check_options(found)
+    return cast("LoadOptions", found)
 
 
 def parse_subjects(text: str) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Table
 from ..errors import SettingsError
 from ..utils.files import user_path
 from ..utils.mappings import without_none
-from .options import Device, Height, Scheduler, Steps, Width, parse_names
+from .options import Device, Dtype, Height, Offload, Quantize, Scheduler, Steps, Width, loading, parse_names
 from .terminal import bar, console, say
 
 if TYPE_CHECKING:
@@ -65,10 +65,9 @@ def validate_command(
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, float16 or bfloat16; by default float16 on CUDA.", show_default=False),
-    ] = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
     scheduler: Scheduler = None,
     steps: Steps = 50,
     height: Height = None,
@@ -102,7 +101,7 @@ def validate_command(
             stages=None if stages is None else parse_names(stages),
             budget=seconds,
             device=device,
-            dtype=dtype,
+            loading=loading(dtype, quantize, offload),
             scheduler=scheduler,
             steps=steps,
             height=height,

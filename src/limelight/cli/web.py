@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import SettingsError
-from .options import Device, ModelName, Scheduler, WordFiles
+from .options import Device, Dtype, ModelName, Offload, Quantize, Scheduler, WordFiles, loading
 from .terminal import console, log, open_model
 
 
@@ -27,11 +27,15 @@ def web_command(
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
     share: Annotated[bool, typer.Option("--share", help="Make a public link through a server of Gradio.")] = False,
     device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
 ) -> None:
     """Serve a web page around a model: steer, explain, edit, heads, learn."""
     from ..integrations.web import build
 
-    page = build(open_model(model, device, scheduler, word, context), at_once=at_once)
+    opened = open_model(model, device, scheduler, word, context, **loading(dtype, quantize, offload))
+    page = build(opened, at_once=at_once)
     try:
         _, here, public = page.launch(
             server_name=host, server_port=port, share=share, inbrowser=browser, quiet=True, prevent_thread_lock=True

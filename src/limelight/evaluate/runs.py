@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, product, starmap
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -24,7 +24,7 @@ from ..generation.plan import checked, negatives, prompt_warnings
 from ..generation.provenance import exact_provenance
 from ..generation.result import Result
 from ..models.base import Model
-from ..models.loading import load
+from ..models.loading import LoadOptions, check_options, load
 from ..textual_inversion.word import LearnedWord
 from ..utils.files import png
 from ..utils.jsonl import Say
@@ -84,7 +84,7 @@ class Worker:
 
     Args:
         methods: by their labels, see `methods.named`.
-        source, device, scheduler: see `limelight.load`; an open model is taken as it is.
+        source, device, scheduler, loading: see `limelight.load`; an open model is taken as it is.
         options: of `limelight.generate`, the same for all methods.
         words: learned words that the prompts may use.
         slot: which of this machine's GPUs to take.
@@ -96,6 +96,7 @@ class Worker:
         source: str | Path | Model | DiffusionPipeline,
         device: str | None,
         scheduler: str | None,
+        loading: LoadOptions,
         options: dict[str, Any],
         words: Sequence[LearnedWord] = (),
         slot: int = 0,
@@ -106,7 +107,7 @@ class Worker:
             own = (
                 device_of(slot, device) if isinstance(source, str | Path) else device
             )  # a live pipeline stays where it is
-            self.model = load(source, device=own, scheduler=scheduler)
+            self.model = load(source, device=own, scheduler=scheduler, **cast(Any, loading))
         self._bound = ExitStack()  # for as long as the worker lives
         for word in words:
             self._bound.enter_context(word.bind(self.model))
@@ -217,6 +218,7 @@ def run(
     model: str | Path | Model | DiffusionPipeline = "pocket",
     device: str | None = None,
     scheduler: str | None = None,
+    loading: LoadOptions | None = None,
     words: Sequence[LearnedWord] = (),
     batch: int = 8,
     steps: int = 50,
@@ -245,6 +247,8 @@ def run(
         seeds: the same for all methods.
         model: see `limelight.load`. What is open (a model, or a live pipeline with its LoRA) works in this process.
         device, scheduler: see `limelight.load`; not of an open model.
+        loading: how the weights are kept, ``{"dtype": "bfloat16", "quantize": "8bit", "offload": "model"}`` or a part
+            of these, see `limelight.load`; not of an open model.
         words: learned words that the prompts may use.
         batch: most images in one pass, all of one case.
         engine, workers, address, gpus_per_worker: see `limelight.utils.parallel.open_executor`.
@@ -272,12 +276,13 @@ def run(
     """
     # Before workers are started.
     check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale, batch=batch)
+    check_options(loading or {})
     own = named(methods)
     if not isinstance(model, str | Path):
-        workers = _in_this_process(model, engine, workers, device, scheduler)
+        workers = _in_this_process(model, engine, workers, device, scheduler, loading)
     jobs = _jobs(list(own), cases, sorted(set(checked(seeds))), batch)
     options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
-    start = partial(Worker, own, model, device, scheduler, options, tuple(words))
+    start = partial(Worker, own, model, device, scheduler, loading or {}, options, tuple(words))
     with (
         Run(folder, say) as store,
         open_executor(
@@ -294,12 +299,14 @@ def run(
         return _add_missing(store, executor, jobs, settings, on_progress)
 
 
-def _in_this_process(model: Any, engine: str, workers: int | None, device: str | None, scheduler: str | None) -> int:
+def _in_this_process(
+    model: Any, engine: str, workers: int | None, device: str | None, scheduler: str | None, loading: Any
+) -> int:
     """The one worker of an open model."""
     if engine != "local" or (workers or 1) > 1:
         raise SettingsError(f"The open {type(model).__name__} cannot go to other workers; give its name, or workers=1.")
-    if isinstance(model, Model) and (device or scheduler):
-        raise SettingsError("device and scheduler are for a model that is opened; set them where you open it.")
+    if isinstance(model, Model) and (device or scheduler or loading):
+        raise SettingsError("device, scheduler and loading are for a model that is opened; set them where you open it.")
     return 1
 
 

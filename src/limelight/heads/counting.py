@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from ..errors import ModelError, SettingsError, UnknownWords
 from ..generation.loop import denoise
 from ..generation.provenance import provenance
 from ..models.base import Model
-from ..models.loading import load
+from ..models.loading import LoadOptions, check_options, load
 from ..models.sites import AttentionSite, head_slices
 from ..models.transformer import Transformer
 from ..models.unet import projections, text_keys, text_states
@@ -486,6 +486,7 @@ def compute(
     part: tuple[int, int] = (1, 1),
     every: float = 20.0,
     device: str | None = None,
+    loading: LoadOptions | None = None,
     engine: str = "local",
     workers: int | None = None,
     address: str | None = None,
@@ -500,6 +501,7 @@ def compute(
         part: (which, of how many) parts of the work to do, from 1; `merge` adds the parts' files.
         every: least seconds between two writings.
         device: of the workers' models, see `limelight.load`.
+        loading: how their weights are kept, ``{"dtype": "bfloat16", "quantize": "8bit"}`` for example, see there.
         engine, workers, address: see `limelight.utils.parallel.open_executor`.
         on_job: called after every pass with the prompts done and the prompts of this part.
 
@@ -515,14 +517,17 @@ def compute(
         >>> relevance.vectors.shape, int(relevance.counts.sum())
         (torch.Size([2, 24]), 24)
     """
+    check_options(loading or {})
     if isinstance(model, Model):
+        if loading:
+            raise SettingsError("loading is for a model that is opened; set it where you open it.")
         if engine != "local" or (workers or 1) > 1:
             raise SettingsError(f"The open model '{model.name}' cannot go to other workers; give its name instead.")
         workers = 1
     jobs = counting.jobs(part)
     prompts = sum(map(len, jobs))
 
-    start = partial(_start, model, device, counting)
+    start = partial(_start, model, device, loading or {}, counting)
     path = None if out is None else Path(out)
     # Two parts that write one file at the same time would lose the counts of one.
     with (
@@ -543,8 +548,12 @@ def compute(
     return tally.relevance
 
 
-def _start(model: str | Path | Model, device: str | None, counting: Counting, slot: int) -> Counter:
-    return Counter(model if isinstance(model, Model) else load(model, device=device_of(slot, device)), counting)
+def _start(
+    model: str | Path | Model, device: str | None, loading: LoadOptions, counting: Counting, slot: int
+) -> Counter:
+    if not isinstance(model, Model):
+        model = load(model, device=device_of(slot, device), **cast(Any, loading))
+    return Counter(model, counting)
 
 
 def merge(parts: Sequence[Relevance]) -> Relevance:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 
@@ -21,7 +21,7 @@ from ..utils.reading import Record, from_json, reading, record
 from ..utils.torch import dtype_of
 from .base import About, Model
 from .families import FAMILIES, why_not
-from .memory import Offload, Quantize, check_memory, place
+from .memory import Offload, Quantize, check_known, check_memory, place
 from .parts import Index, index_of, load_part, readable
 from .pipeline_model import PipelineModel
 from .schedulers import SCHEDULERS
@@ -34,6 +34,25 @@ if TYPE_CHECKING:
 METHODS = ("attend_and_excite", "guidance", "recommended", "textual_inversion", "generate", "maps")
 """What `limelight.json` has settings of."""
 POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
+
+
+class LoadOptions(TypedDict, total=False):
+    """Options of `load` about how weights are kept, as names, which workers can be given."""
+
+    dtype: str
+    quantize: str
+    offload: str
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `LoadOptions` that do not exist, before a model is opened.
+
+    Raises:
+        SettingsError: one is unknown.
+    """
+    check_known(options.get("quantize"), options.get("offload"))
+    if "dtype" in options:
+        dtype_of(options["dtype"])
 
 
 def load(
@@ -61,7 +80,8 @@ def load(
         config: for a single file a folder in diffusers' layout with the settings and tokenizers of its model; by
             default those of Stable Diffusion 1.x, 2.x or XL, which are in this package.
         quantize: "8bit" keeps the weights of the denoiser and the text encoders in half of the memory that float16
-            takes, and needs torchao. Images differ a little.
+            takes, and needs torchao; "4bit" in a quarter, and needs bitsandbytes. Images differ a little, with "4bit"
+            more.
         offload: keep in the main memory what a graphics card does not need just now: "model" leaves one part at a time
             on it, "sequential" one layer, which is slow.
 
@@ -69,7 +89,7 @@ def load(
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
         SettingsError: the device does not exist here, the scheduler or the dtype is unknown, `config` is given for
             something else than a single file, or a way to save memory does not work here.
-        MissingDependency: `quantize` needs torchao.
+        MissingDependency: `quantize` needs torchao or bitsandbytes.
 
     Examples:
         >>> model = limelight.load("pocket", device="cpu", scheduler="ddim")

@@ -14,6 +14,7 @@ from PIL import Image
 from ..evaluate.scoring import REAL
 from ..models.base import Model
 from ..models.loading import load
+from ..models.memory import Offload, Quantize
 from ..utils.files import png, write
 from ..utils.jsonl import Say
 from .outcome import Figure, Outcome
@@ -35,7 +36,7 @@ class Settings:
     Attributes:
         source: of the model, see `limelight.load`.
         device, scheduler: see `limelight.load`.
-        dtype: "float32", ...; None is the device's own.
+        dtype, quantize, offload: how the weights are kept, see there.
         steps: of every image.
         height, width: in pixels; None is the model's own.
         budget: seconds for all stages.
@@ -45,6 +46,8 @@ class Settings:
     source: str
     device: str | None = None
     dtype: str | None = None
+    quantize: Quantize | None = None
+    offload: Offload | None = None
     scheduler: str | None = None
     steps: int = 50
     height: int | None = None
@@ -82,7 +85,14 @@ class Context:
     def model(self) -> Model:
         """The model, loaded at its first use."""
         settings = self.settings
-        return load(settings.source, device=settings.device, dtype=settings.dtype, scheduler=settings.scheduler)
+        return load(
+            settings.source,
+            device=settings.device,
+            dtype=settings.dtype,
+            scheduler=settings.scheduler,
+            quantize=settings.quantize,
+            offload=settings.offload,
+        )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -8,16 +8,16 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import LimelightError, MissingDependency, PromptWarning, SettingsError, SizeWarning
 from ..evaluate.store import difference
 from ..generation.provenance import fingerprint
+from ..models.loading import LoadOptions, check_options
 from ..utils.files import check_free, json_text, lock_folder, user_path, write
 from ..utils.jsonl import Say
 from ..utils.numbers import check_sampling
 from ..utils.reading import first_line, from_json, reading
-from ..utils.torch import DTYPES
 from .context import BUDGET, Context, Settings, Skip
 from .machine import versions
 from .outcome import FINAL, Outcome
@@ -32,7 +32,7 @@ def validate(
     stages: Sequence[str] | None = None,
     budget: float = BUDGET,
     device: str | None = None,
-    dtype: str | None = None,
+    loading: LoadOptions | None = None,
     scheduler: str | None = None,
     steps: int = 50,
     height: int | None = None,
@@ -54,7 +54,7 @@ def validate(
         stages: names of `limelight.validate.stages.STAGES`; by default all. "load" is always among them.
         budget: seconds; how many images a stage takes follows from it.
         device, scheduler: see `limelight.load`.
-        dtype: one of `limelight.utils.torch.DTYPES`; by default float16 on CUDA and float32 elsewhere.
+        loading: how the weights are kept, ``{"dtype": "bfloat16", "quantize": "8bit"}`` for example, see there.
         steps, height, width: of the images; see `limelight.generate`.
         backbones: "clip", "captioner" and "detector", each a hub id, a folder, "pocket" or "none"; by default the
             embedded ones for the embedded model, and the papers' for others.
@@ -81,11 +81,11 @@ def validate(
     names = chosen(stages)
     if save_preset is not None and "calibrate" not in names:
         raise SettingsError("save_preset needs the stage 'calibrate'; add it to stages.")
-    _check(budget, dtype, steps, height, width)
+    _check(budget, loading or {}, steps, height, width)
     settings = Settings(
         source=source,
         device=device,
-        dtype=dtype,
+        **cast(Any, loading or {}),
         scheduler=scheduler,
         steps=steps,
         height=height,
@@ -125,12 +125,11 @@ def _save_preset(path: Path, outcome: Outcome) -> None:
     write(path, content)
 
 
-def _check(budget: float, dtype: str | None, steps: int, height: int | None, width: int | None) -> None:
+def _check(budget: float, loading: LoadOptions, steps: int, height: int | None, width: int | None) -> None:
     check_sampling(steps=steps, height=height, width=width)
     if not 1 <= budget <= 1e7:
         raise SettingsError(f"budget={budget} must be a number of seconds, at least 1.")
-    if dtype is not None and dtype not in DTYPES:
-        raise SettingsError(f"Unknown dtype '{dtype}'. Choose one of: {', '.join(DTYPES)}.")
+    check_options(loading)
 
 
 def _expect(folder: Path, settings: Settings) -> None:
