@@ -15,7 +15,7 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 import limelight
-from limelight.errors import ModelError, SettingsError
+from limelight.errors import ModelError, ProbeError, SettingsError
 from limelight.models.base import FEATURES
 from limelight.models.families import FAMILIES, features
 from tests import transformers as tiny
@@ -524,6 +524,39 @@ def test_watched_layers_call_the_kernel_that_can_be_watched():
     assert first._attention_backend == "flex"
     other = model.denoiser.get_submodule(model.sites[1].name).processor
     assert "_attention_backend" not in vars(other)
+
+
+class CausalProcessor:
+    """Attention of a kind that no family has."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+        values = hidden_states[:, None]
+        return F.scaled_dot_product_attention(values, values, values, is_causal=True), encoder_hidden_states
+
+
+def test_an_attention_call_that_cannot_be_watched_is_named():
+    model = limelight.load(tiny.flux())
+    model.denoiser.get_submodule(model.sites[0].name).set_processor(CausalProcessor())
+    message = r"'transformer_blocks.0.attn' cannot be watched: its processor 'CausalProcessor' uses dropout, causal or"
+    with pytest.raises(ProbeError, match=message):
+        one_pass("flux-dev", model=model)
+
+
+def test_keys_are_not_edited_where_texts_of_a_batch_end_at_different_places():
+    model, size = model_of("lumina2").for_one_run(), CASES["lumina2"].size
+    conditioning = model.encode([model.prompt(PROMPT), model.prompt("a frog")], size=size)
+    latents, timestep = model.noise([torch.Generator().manual_seed(s) for s in (0, 1)], *size), model.timesteps(1)[0]
+
+    def doubled(layer, keys, step):
+        return keys * 2.0
+
+    doubled.before_softmax = True
+    with (
+        torch.no_grad(),
+        limelight.Probe(model, layers=(), edits=[doubled]),
+        pytest.raises(ProbeError, match=r"needs texts of one length.*Generate the prompts one by one"),
+    ):
+        model.predict(latents, timestep, conditioning)
 
 
 @pytest.mark.parametrize(

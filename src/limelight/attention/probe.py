@@ -330,8 +330,9 @@ class _Intercept(TorchFunctionMode):
 
     def _answer(self, call: Call, layout: Layout) -> Tensor:
         if call.dropout_p or call.is_causal or call.enable_gqa:
+            hidden = describe_attention(self.probe.model.denoiser.get_submodule(self.layer.name))
             raise ProbeError(
-                f"The layer '{self.layer.name}' uses dropout, causal or grouped attention, which cannot be watched."
+                f"The layer '{self.layer.name}' cannot be watched: {hidden} uses dropout, causal or grouped attention."
             )
         if self.probe.answer is not None:
             self.probe._seen[self.layer] = None
