@@ -36,6 +36,7 @@ CASES = {
     "flux-img2img-cfg": Case("FluxImg2ImgPipeline", tiny.flux, {**IMAGE, **CFG}),
     "flux-inpaint": Case("FluxInpaintPipeline", tiny.flux, PARTS),
     "sd3-img2img": Case("StableDiffusion3Img2ImgPipeline", tiny.sd3, IMAGE),
+    "qwen-inpaint": Case("QwenImageInpaintPipeline", tiny.qwen_image, {**PARTS, **CFG}),
     "qwen-img2img": Case("QwenImageImg2ImgPipeline", tiny.qwen_image, {**IMAGE, **CFG}),
 }
 
