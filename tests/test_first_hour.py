@@ -40,4 +40,4 @@ def test_the_documents_have_commands():
 @pytest.mark.slow
 @pytest.mark.skipif("not config.getoption('markexpr')", reason="runs for half an hour: pytest -m slow")
 def test_the_first_hour(tmp_path):
-    assert main(tmp_path) == 0
+    assert main(tmp_path, []) == 0
