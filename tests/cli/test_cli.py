@@ -555,7 +555,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 import limelight
-limelight.load("pocket", device="cpu")
+from limelight.evaluate.clip import Captioner, Clip
+limelight.load("pocket", device="cpu"), Clip(), Captioner()
 print("loaded", file=sys.stderr)
 from limelight.__main__ import main
 own = sys.argv
@@ -572,7 +573,7 @@ for arguments in (own[1:], ["generate", "a cat", "--subjects", "dig", "--out", "
 def test_a_terminal_without_letters(tmp_path):
     """In a process of its own: nothing but what each command says, no notices of other libraries, no traceback.
 
-    Loading a model prints nothing at all.
+    Loading models prints nothing at all.
     """
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     out = os.fsencode(tmp_path) + "/caf\u00e9".encode()
@@ -697,3 +698,38 @@ def test_what_was_meant(limelight, options, message):
     code, _, err = limelight("generate", "a cat", "--steps", "1", *options)
     assert code == 2
     assert message in err
+
+
+# Torch, whose import takes seconds, cannot be imported: each command ends there, and has said something before.
+AT_ONCE = """
+import shlex, sys
+sys.modules["torch"] = None
+from typer.testing import CliRunner
+from limelight.cli.app import app
+for line in sys.argv[1:]:
+    print(line, repr(CliRunner().invoke(app, shlex.split(line)).stderr), sep="|")
+"""
+
+LOADING = {
+    "generate 'a cat'": "pocket",
+    "redraw image.png": "image.png",
+    "edit 'a cat' 'a dog'": "pocket",
+    "explain 'a cat'": "pocket",
+    "calibrate": "pocket",
+    "validate --out v": "pocket",
+    "tokens 'a cat'": "pocket",
+    "info": "pocket",
+    "learn photos --token '<a>'": "pocket",
+    "web": "pocket",
+    "heads compute --out a.safetensors": "pocket",
+    "heads weaken pocket-animals": "pocket",
+    "word show a.safetensors": "a.safetensors",
+    "evaluate run --out e": "pocket",
+    "evaluate score e": "what measures",
+}
+
+
+def test_every_command_says_at_once_what_it_loads(tmp_path):
+    done = process("-c", AT_ONCE, *LOADING, environment={"PYTHONUTF8": "1"}, cwd=tmp_path)
+    said = dict(line.split("|") for line in done.stdout.decode().splitlines())
+    assert said == {line: repr(f"loading {what} ...\n") for line, what in LOADING.items()}, done.stderr.decode()

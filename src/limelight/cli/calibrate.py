@@ -24,7 +24,7 @@ from .options import (
     Suite,
     loading,
 )
-from .terminal import bar, console, open_model
+from .terminal import bar, console, open_model, say_loading
 
 if TYPE_CHECKING:
     from ..generation.calibrate import Calibration
@@ -49,6 +49,8 @@ def calibrate_command(
 ) -> None:
     """Propose thresholds of Attend-and-Excite for a model, from what its better subjects reach without guidance."""
     cases, numbers = load_suite(suite)[::every], parse_seeds(seeds)
+
+    say_loading(model)
 
     from ..generation.calibrate import calibrate
 

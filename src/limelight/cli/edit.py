@@ -29,7 +29,7 @@ from .options import (
     parse_factors,
     parse_strengthen,
 )
-from .terminal import console, open_model, saving_at_end, step_bar
+from .terminal import console, open_model, saving_at_end, say_loading, step_bar
 
 if TYPE_CHECKING:
     from ..editing.prompt_to_prompt import EditResult
@@ -107,6 +107,7 @@ def edit_command(
     strengthened = dict(map(parse_strengthen, strengthen or []))
     check_sampling(steps=steps, guidance_scale=guidance_scale)
     check_folder(out)
+    say_loading(model)
 
     from ..editing.prompt_to_prompt import edit
     from ..utils.images import open_image

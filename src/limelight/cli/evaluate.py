@@ -38,7 +38,7 @@ from .options import (
     parse_names,
     read_words,
 )
-from .terminal import console, resumable_bar, say
+from .terminal import console, resumable_bar, say, say_loading
 
 app = typer.Typer(help="Compare methods on many prompts: run, score, report.", no_args_is_help=True)
 
@@ -85,6 +85,8 @@ def run_command(
     if not cases:
         raise SettingsError(f"The suite '{suite}' has no prompt {first}.")
     names = parse_names(methods)
+
+    say_loading(model)
 
     from ..evaluate.runs import run
 
@@ -146,6 +148,8 @@ def score_command(
     gpus_per_worker: GpusPerWorker = 1,
 ) -> None:
     """Measure every image: scores.parquet has the values, scores.json the means."""
+    say_loading("what measures")
+
     from ..evaluate.scoring import score
 
     backbones = without_none({"clip": clip, "captioner": captioner, "detector": detector})

@@ -37,7 +37,7 @@ from .options import (
     parse_subjects,
     was_given,
 )
-from .terminal import console, open_model, saving_at_end, step_bar
+from .terminal import console, open_model, saving_at_end, say_loading, step_bar
 
 if TYPE_CHECKING:
     from ..generation.result import Result
@@ -108,6 +108,7 @@ def explain_command(
     check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale)
     check_folder(out)
     kinds = _kinds(export)
+    say_loading(model)
 
     from ..viz.explain import explain
 

@@ -40,7 +40,7 @@ from .options import (
     parse_place,
     parse_subjects,
 )
-from .terminal import console, log, open_model, saving_at_end, step_bar, step_table
+from .terminal import console, log, open_model, saving_at_end, say_loading, step_bar, step_table
 from .tokens import show_tokens
 
 if TYPE_CHECKING:
@@ -142,10 +142,11 @@ def generate_command(
     check_sampling(steps=steps, height=height, width=width, guidance_scale=guidance_scale, batch=batch)
     check_folder(out)
 
+    model = SD_2_1 if sd_2_1 else model
+    say_loading(model)
+
     with saving_at_end(out) as saving:
-        opened = open_model(
-            SD_2_1 if sd_2_1 else model, device, scheduler, word, context, **loading(dtype, quantize, offload)
-        )
+        opened = open_model(model, device, scheduler, word, context, **loading(dtype, quantize, offload))
         parsed = opened.prompt(prompt)
         gains = parse_gains(opened, strengthen, adjust, clamp, head_vectors)
         names = _subjects(parsed, subjects, guided or audition is not None, boxes)

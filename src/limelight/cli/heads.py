@@ -31,7 +31,7 @@ from .options import (
     parse_part,
     read_lines,
 )
-from .terminal import console, open_model, resumable_bar
+from .terminal import console, open_model, resumable_bar, say_loading
 
 if TYPE_CHECKING:
     from ..evaluate.weakening import Curves
@@ -87,6 +87,8 @@ def compute(
     if prompts:
         lines = read_lines(prompts, "prompts")
     chosen = Concepts.read(concepts) if concepts else Concepts.suited(model)
+
+    say_loading(model)
 
     from ..heads import counting
 
@@ -214,6 +216,7 @@ def weaken(
     numbers = parse_seeds(seeds)
     sizes = parse_numbers(counts, "--counts") if counts else None
     out = out or Path("out/weakening") / experiment
+    say_loading(model)
 
     from dataclasses import replace
 

@@ -27,7 +27,7 @@ from .options import (
     parse_guidance,
     was_given,
 )
-from .terminal import console, log, open_model
+from .terminal import console, log, open_model, say_loading
 
 if TYPE_CHECKING:
     from ..generation.requirements import Requirements
@@ -61,6 +61,7 @@ def info(
         _plan(model, guidance, (height, width), steps, dtype or "float16", quantize)
         return
     _check_unplanned(context)
+    say_loading(model)
     table = Table(show_header=False)
     opened = open_model(model, device, **loading(dtype, quantize, offload))
     for key, value in opened.describe().items():

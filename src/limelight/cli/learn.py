@@ -15,7 +15,7 @@ from ..errors import SettingsError
 from ..utils.files import slug, user_path
 from ..utils.mappings import without_none
 from .options import Device, read_lines
-from .terminal import bar, console, log
+from .terminal import bar, console, log, say_loading
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +128,8 @@ def learn_command(
         "seed": seed,
     }
 
+    say_loading(model or _own_model(folder, resume))
+
     from ..textual_inversion.folder import learn
 
     def begin(state: TrainState) -> None:
@@ -175,6 +177,11 @@ def _check_whole(quantize: str | None, offload: str | None) -> None:
             f"A word is not learned with --offload {offload}: a training step needs text encoder and denoiser at "
             "the same time. Use --checkpoint or --dtype bfloat16 for less memory."
         )
+
+
+def _own_model(folder: Path, resume: bool) -> str:
+    """What is loaded where no model is given."""
+    return str(folder) if resume else "pocket"
 
 
 def _sentences(style: bool, file: Path | None) -> str | list[str] | None:
@@ -227,7 +234,7 @@ def _print_report(report: Report, folder: Path) -> None:
     from ..textual_inversion.card import summary
 
     token = escape(report.word.token)
-    console.print(f"'{token}' learned in {report.rows[-1].step} steps. {escape(summary(report))}")
+    console.print(f"'{token}' learned in {report.rows[-1].step} steps. {escape(summary(report))}", soft_wrap=True)
     if report.stopped:
         console.print(f"Ended early: nothing gained since step {report.best.step}, whose word is kept.")
     prompt = shlex.quote(f"a {report.word.token} and a dog")

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ..utils.files import user_path
 from .options import Device, Out, WordFiles, check_folder
-from .terminal import console, open_model, saving_at_end, step_bar
+from .terminal import console, open_model, saving_at_end, say_loading, step_bar
 
 
 def redraw_command(
@@ -27,6 +27,7 @@ def redraw_command(
 ) -> None:
     """Generate an image again from the settings inside its PNG, and say whether it is the same."""
     check_folder(out)
+    say_loading(image)
 
     from ..generation.redraw import difference, read_settings, redraw
 

@@ -24,6 +24,7 @@ from rich.text import Text
 from ..errors import LimelightError, PromptWarning, SettingsError, SizeWarning, WorkerWarning
 from ..utils.progress import Show, quiet
 from .options import read_words
+from .threads import choose_threads
 
 if TYPE_CHECKING:
     from ..generation.loop import Step
@@ -114,6 +115,12 @@ def say(text: object, kind: str = "note") -> None:
     log.print(f"{kind}: {line}", markup=False, soft_wrap=True)
 
 
+def say_loading(what: object) -> None:
+    """Say at once what is loaded: what a command imports for it takes seconds. Threads are chosen before that."""
+    log.print(f"loading {escape(str(what))} ...", soft_wrap=True)
+    choose_threads(what)
+
+
 def open_model(
     source: str,
     device: str | None,
@@ -122,10 +129,11 @@ def open_model(
     context: typer.Context | None = None,
     **options: Any,
 ) -> Model:
-    """Load a model, with learned words from files for as long as the command of this context runs."""
-    learned = read_words(words or ())  # first: models take longer
+    """Load a model, with learned words from files for as long as the command of this context runs.
 
-    log.print(f"loading {escape(str(source))} ...")  # before torch is imported, which takes seconds
+    `say_loading` comes first.
+    """
+    learned = read_words(words or ())  # first: models take longer
 
     from ..models.loading import load
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .options import Device, ModelName, PromptText, WordFiles
-from .terminal import console, open_model
+from .terminal import console, open_model, say_loading
 
 if TYPE_CHECKING:
     from ..prompts.prompt import Prompt
@@ -23,6 +23,7 @@ def tokens(
     device: Device = None,
 ) -> None:
     """Show the tokens of a prompt and the words that they belong to."""
+    say_loading(model)
     show_tokens(open_model(model, device, words=word, context=context).prompt(prompt))
 
 

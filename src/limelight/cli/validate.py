@@ -15,7 +15,7 @@ from ..errors import SettingsError
 from ..utils.files import user_path
 from ..utils.mappings import without_none
 from .options import Device, Dtype, Height, Offload, Quantize, Scheduler, Steps, Width, loading, parse_names
-from .terminal import bar, console, say
+from .terminal import bar, console, say, say_loading
 
 if TYPE_CHECKING:
     from ..validate.outcome import Outcome
@@ -84,6 +84,8 @@ def validate_command(
     if files:
         raise SettingsError(f"'{files[0]}' is one argument too many. Give one model, or: compare A.json B.json.")
     seconds = parse_budget(budget)
+
+    say_loading(model)
 
     from ..validate.runner import validate
 

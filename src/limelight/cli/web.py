@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -9,7 +11,7 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from .options import Device, Dtype, ModelName, Offload, Quantize, Scheduler, WordFiles, loading
-from .terminal import console, log, open_model
+from .terminal import console, log, open_model, say_loading
 
 
 def web_command(
@@ -32,6 +34,8 @@ def web_command(
     offload: Offload = None,
 ) -> None:
     """Serve a web page around a model: steer, explain, edit, heads, learn."""
+    say_loading(model)
+
     from ..integrations.web import build
 
     opened = open_model(model, device, scheduler, word, context, **loading(dtype, quantize, offload))
@@ -46,6 +50,7 @@ def web_command(
     console.print(f"limelight is at {escape(public or here)}", soft_wrap=True)
     log.print("Press Ctrl-C to end it.")
     try:
-        page.block_thread()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()  # Gradio's own waiting prints at its end
     finally:
         page.close(verbose=False)

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..errors import SettingsError
 from ..utils.files import user_path
 from .options import ModelName
-from .terminal import console, log, open_model
+from .terminal import console, log, open_model, say_loading
 
 if TYPE_CHECKING:
     from ..models.base import Model
@@ -29,6 +29,8 @@ def show(
     nearest: Annotated[int, typer.Option(help="How many words of the model to list for each vector.", min=0)] = 5,
 ) -> None:
     """Show the learned words of a file: vectors, their lengths, facts, and the nearest words of the model."""
+    say_loading(file)
+
     from ..textual_inversion.word import LearnedWord
 
     words = LearnedWord.load_all(file)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..models.loading import POCKET
 from ..utils.files import DATA
+from ..utils.progress import quiet_loading
 
 # The prompts with which CLIP was evaluated on ImageNet: Alec Radford et al., "Learning Transferable Visual Models From
 # Natural Language Supervision", 2021, https://arxiv.org/abs/2103.00020
@@ -31,6 +32,7 @@ class Clip:
         source: "pocket", a folder in transformers' layout, or a hub id such as "openai/clip-vit-base-patch16".
     """
 
+    @quiet_loading()
     def __init__(self, source: str | Path = "pocket", device: str | torch.device = "cpu") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
@@ -73,6 +75,7 @@ class Captioner:
         source: "pocket", a folder in transformers' layout, or a hub id such as "Salesforce/blip-image-captioning-base".
     """
 
+    @quiet_loading()
     def __init__(self, source: str | Path = "pocket", device: str | torch.device = "cpu") -> None:
         from transformers import BlipForConditionalGeneration, BlipProcessor
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..models.loading import POCKET
 from ..prompts.subjects import Box
+from ..utils.progress import quiet_loading
 from ..utils.tensors import read_tensors
 from .clip import Clip
 from .suites import COLORS, Wanted
@@ -248,6 +249,7 @@ class OpenVocabulary:
         threshold: the score from which something counts as found.
     """
 
+    @quiet_loading()
     def __init__(
         self, source: str | Path, clip: Clip, device: str | torch.device = "cpu", threshold: float = 0.3
     ) -> None:
