@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 import limelight
 from limelight.generation.sentences import sentences
@@ -25,11 +28,37 @@ AT = {
 
 def test_sentences():
     assert sentences([FIRST, AT], SETTINGS, [0, 1, 7, 8], ["cat", "monkey"]) == (
-        "seed 0: nothing to fix (cat 0.55, monkey 0.62)",
+        "seed 0: nothing to fix at step 5 (cat 0.55, monkey 0.62)",
         "seed 1: monkey 0.00 -> 0.58 at step 5, fixed",
         "seed 7: monkey 0.10 -> 0.15, mixing 0.30 -> 0.05 at step 5, not yet fixed",
         "seed 8: mixing 0.48 -> 0.02 at step 5, fixed",
     )
+
+
+def test_a_subject_that_was_there_early_and_is_lost_is_named():
+    peaks = [[0.26, 0.02], [0.28, 0.25], [0.2, 0.06], [0.2, 0.06]]
+    told = sentences([FIRST, AT], SETTINGS, [0, 1, 7, 8], ["cat", "monkey"], peaks)
+    assert told[0] == (
+        "seed 0: nothing to fix at step 5 (cat 0.55, monkey 0.62); "
+        "perhaps missing: monkey 0.02 in the mean over the run, of up to 0.26"
+    )
+    assert ["perhaps missing" in line for line in told] == [True, False, False, False]
+    assert told[2].endswith("not yet fixed; in the end none seems to be missing")
+    assert told[1].endswith("fixed")
+    assert told[3].endswith("fixed")
+
+
+def test_the_sentences_of_a_result_read_its_maps(tiny):
+    """A word of which the maps are taken away is named; without maps there is nothing to say of the end."""
+    options = {"steps": 1, "subjects": ["cat", "dog"], "guidance": limelight.AttendAndExcite(scale=0.0, thresholds={})}
+    result = limelight.generate(tiny, "a cat and a dog", **options)
+    (dog,) = result.maps.prompts[0].find("dog")
+    without = result.maps.each(lambda p: p.index_fill(-1, torch.tensor([dog]), 0.0))
+    (sentence,) = replace(result, maps=without).sentences()
+    assert sentence.endswith(
+        f"perhaps missing: dog 0.00 in the mean over the run, of up to {result.maps['cat'].max():.2f}"
+    )
+    assert "missing" not in limelight.generate(tiny, "a cat and a dog", record=False, **options).sentences()[0]
 
 
 def test_nothing_is_said_of_a_step_that_was_not_guided():

@@ -61,12 +61,24 @@ class Result:
     def sentences(self) -> tuple[str, ...]:
         """What guidance did, one sentence per seed; none without guidance.
 
-        "seed 0: nothing to fix (cat 0.55, dog 0.62)": the plain run lacks nothing, and the image is that one.
+        "seed 0: nothing to fix at step 5 (cat 0.55, dog 0.62)": the plain run lacks nothing there, and the image is
+        that one.
         "seed 1: monkey 0.00 -> 0.58 at step 5, fixed": the presence in the attention (0..1), or a part of the score, in
         the plain run and in the guided one, at the same step; "fixed" where there no part is wrong any more. Without
         `Guidance.look` nothing is known of the plain run, and the sentence has the presences at the last guided step.
+        "...; perhaps missing: dog 0.02 in the mean over the run, of up to 0.26": of a subject whose noun has less than
+        a quarter of the attention of another one in `maps`, whatever was seen early. Where there is none, "not yet
+        fixed" is followed by "in the end none seems to be missing".
         """
-        return sentences(self.trace, self.settings, self.seeds, self.subjects)
+        return sentences(self.trace, self.settings, self.seeds, self.subjects, self._peaks())
+
+    def _peaks(self) -> list[list[float]]:
+        """For each image the largest attention to each subject's noun, its last word; none without maps."""
+        if not self.maps.layers or not self.subjects:
+            return []
+        size = max(layer.size(self.maps.latent_size) for layer in self.maps.layers)
+        nouns = [name.split()[-1] if isinstance(name, str) else name for name in self.subjects]
+        return torch.stack([self.maps.map(noun, size).amax(dim=(1, 2)) for noun in nouns], dim=1).tolist()
 
     def grid(self, columns: int = 8) -> Image.Image:
         """The prompt, and all images with their seeds in rows of at most `columns`.

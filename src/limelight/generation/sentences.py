@@ -7,30 +7,55 @@ from typing import Any
 
 from ..guidance.base import limits_of, step_of
 
+_LITTLE = 0.25
+"""Share of the strongest subject's attention: in the embedded model a missing subject has a tenth to a fifth."""
+
 
 def sentences(
-    trace: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], seeds: Sequence[int], names: Sequence[Any]
+    trace: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    names: Sequence[Any],
+    peaks: Sequence[Sequence[float]] = (),
 ) -> tuple[str, ...]:
     """One sentence per seed, see `limelight.generation.result.Result.sentences`.
 
     Args:
         trace, settings, seeds: of a result.
         names: its subjects.
+        peaks: for each image the largest attention to each subject in the mean over the run, 0..1, where it is known.
     """
     if not trace:
         return ()
+
+    found = []
+    for i, seed in enumerate(seeds):
+        acted = _acted(trace, settings, i, names)
+        end = _end(names, peaks[i], acted.endswith("not yet fixed")) if peaks else ""
+        found.append(f"seed {seed}: {acted}{end}")
+    return tuple(found)
+
+
+def _acted(trace: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], index: int, names: Sequence[Any]) -> str:
+    """What guidance did to one image."""
     if "plain_presence" not in trace[0]:
-        return tuple(f"seed {seed}: {_presences(trace[-1], i, names)}" for i, seed in enumerate(seeds))
+        return _presences(trace[-1], index, names)
 
     guidance = settings["guidance"]
     limits = limits_of(guidance["enough"], guidance["targets"])
     at = step_of(guidance["look"], settings["steps"])
-    found = []
-    for i, seed in enumerate(seeds):
-        plain = _at(trace[0], i, "plain_")
-        guided = next((_at(row, i) for row in trace if row["step"] == at), None)
-        found.append(f"seed {seed}: {_change(plain, guided, limits, names, at + 1)}")
-    return tuple(found)
+    plain = _at(trace[0], index, "plain_")
+    guided = next((_at(row, index) for row in trace if row["step"] == at), None)
+    return _change(plain, guided, limits, names, at + 1)
+
+
+def _end(names: Sequence[Any], peaks: Sequence[float], doubtful: bool) -> str:
+    """What the whole run says of the finished image, where that is another thing than what was seen early."""
+    most = max(peaks)
+    weak = [f"{name} {peak:.2f}" for name, peak in zip(names, peaks, strict=True) if peak < _LITTLE * most]
+    if weak:
+        return f"; perhaps missing: {', '.join(weak)} in the mean over the run, of up to {most:.2f}"
+    return "; in the end none seems to be missing" if doubtful else ""
 
 
 def _presences(row: Mapping[str, Any], index: int, names: Sequence[Any]) -> str:
@@ -60,7 +85,7 @@ def _change(
 ) -> str:
     """What was wrong with the plain image, and what became of it by the same step."""
     if not _wrong(plain, limits):
-        return f"nothing to fix ({_listed(names, plain['presence'])})"
+        return f"nothing to fix at step {at} ({_listed(names, plain['presence'])})"
 
     before = _values(plain, names)
     shown = _shown(plain, limits, names)
