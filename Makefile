@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check docs format bench evaluate clean
+.PHONY: demo test check docs images format bench evaluate clean
 
 demo: $(STAMP)  ## "a cat and a monkey and a chair", plain and guided, from the embedded model -> out/demo.png
 	$(BIN)/python examples/demo.py out/demo.png
@@ -17,8 +17,12 @@ check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs: $(STAMP)  ## the site, with every warning an error -> out/site/index.html
+docs: $(STAMP)  ## the site, with every warning an error -> out/site/index.html; its images show what they should
+	$(BIN)/python -m examples.images --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+images: $(STAMP)  ## the images of README and the site that commands make -> docs/images
+	$(BIN)/python -m examples.images
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix

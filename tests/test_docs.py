@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import replace
@@ -17,13 +16,13 @@ import yaml
 from PIL import Image
 
 import limelight
-from limelight.evaluate.detectors import PocketDetector, check_scene
-from limelight.evaluate.suites import wanted
+from examples.images import COMMANDS, STEERED, mistakes, right, rows_of
 from limelight.guidance.names import NAMES
 from limelight.models.base import FEATURES
 from limelight.models.families import features
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTED = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/guides/*.md")]
 LOAD = cache(limelight.load)  # many documents open the same model
 
 
@@ -86,25 +85,21 @@ def test_loggers_in_the_guide(monkeypatch, pocket):
     assert seen["tensorboard"] == ("images", (304, 524, 3), "uint8", "HWC")
 
 
-def test_the_first_image_shows_what_guidance_is_for():
-    """The embedded detector finds every subject in most images of the guided row, and in few of the plain one."""
-    with Image.open(ROOT / "docs/images/demo.png") as file:
-        settings, sheet = json.loads(file.text["limelight"]), file.convert("RGB")
-    things, detector, side = wanted(settings["prompt"]), PocketDetector.load(), 2 * settings["width"]
-    assert f"![{settings['prompt']}, plain and guided](docs/images/demo.png)" in (ROOT / "README.md").read_text()
-    assert f"![{settings['prompt']}, plain and guided](images/demo.png)" in (ROOT / "docs/index.md").read_text()
+@pytest.mark.parametrize("name", [*STEERED, *COMMANDS])
+def test_the_images_show_what_they_should(name):
+    """The embedded detector finds every subject in its color; of leading images most plain ones lack something."""
+    assert mistakes(name) == []
+    shown = [path for path in DOCUMENTED if f"images/{name})" in path.read_text()]
+    assert shown, f"{name} is shown nowhere"
 
-    missing, line = {}, 20
-    for row, name in enumerate(reversed(settings["rows"])):
-        bottom = sheet.height - 4 - row * (side + 4 + line)
-        tiles = []
-        for column in range(len(settings["seeds"])):
-            left = 4 + column * (side + 4)
-            tile = sheet.crop((left, bottom - side, left + side, bottom))
-            tiles.append(tile.resize((settings["width"], settings["height"]), Image.Resampling.BOX))
-        missing[name] = sum(check_scene(found, things).missing for found in detector.find(tiles, things))
-    assert missing["guided"] <= 1
-    assert missing["plain"] >= len(settings["seeds"]) // 2
+
+def test_the_detector_sees_what_is_wrong():
+    """The plain row of the first image fails the check that the guided one passes."""
+    rows = rows_of("demo.png")
+    prompt, images = rows["plain"]
+    assert right(prompt, images) <= len(images) // 2
+    assert right("a frog and a purple crown", rows_of("steer-crown.png")["guided"][1]) == 4
+    assert right("a frog and a red crown", rows_of("steer-crown.png")["guided"][1]) == 0
 
 
 def test_the_objective_of_the_guide_raises_its_words(monkeypatch, pocket):
