@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bench.count import Flops
 from limelight.integrations.diffusers import StableDiffusionAttendAndExcitePipeline
-from limelight.models.loading import POCKET
+from limelight.models.embedded import POCKET
 
 # What is measured: steps, how many of them are guided, and tries of refinement (20 at a threshold that is never met).
 RUNS = {"plain": (4, 0, 0), "guided": (4, 4, 0), "20 tries": (4, 4, 20)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from limelight.models.loading import POCKET
+from limelight.models.embedded import POCKET
 from limelight.models.stable_diffusion_3 import StableDiffusion3
 from recipes.pocket import dit, parts
 

@@ -27,7 +27,7 @@ from limelight.evaluate.clip import TEMPLATES, Captioner, Clip, in_templates, mi
 from limelight.evaluate.detectors import Detection, OpenVocabulary, PocketDetector
 from limelight.evaluate.metrics import METRICS, Before, Instruments, Sample
 from limelight.evaluate.suites import Case, Wanted, wanted
-from limelight.models.loading import POCKET
+from limelight.models.embedded import POCKET
 
 PROMPT = "a cat and a red bow"
 

@@ -25,9 +25,12 @@ from diffusers import (
 
 import limelight
 from limelight import ModelError, SettingsError
+from limelight.models.embedded import EMBEDDED
 from limelight.models.schedulers import SCHEDULERS
 from limelight.models.stable_diffusion import StableDiffusion
 from limelight.models.unet import guided_scale, unet_sites
+from limelight.validate.context import Settings
+from tests import transformers as families
 from tests.tiny import BETAS
 
 STABLE_DIFFUSION_1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -244,6 +247,7 @@ def test_pocket_is_an_ordinary_diffusers_folder(pocket):
     [
         ("no/such/folder", "'no/such/folder' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id"),
         ("./missing", "'./missing' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id"),
+        ("pocket-dit", "'pocket-dit' is not shipped with this version of limelight; 'pocket' is."),
         ("nobody", "'nobody' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id (owner/name);"),
     ],
 )
@@ -251,6 +255,14 @@ def test_what_is_not_there(source, message):
     with pytest.raises(ModelError) as error:
         limelight.load(source)
     assert message in str(error.value)
+
+
+def test_an_embedded_model_is_opened_by_its_name(monkeypatch, tmp_path):
+    families.sd3().save_pretrained(tmp_path)
+    monkeypatch.setitem(EMBEDDED, "pocket-dit", tmp_path)
+    model = limelight.load("pocket-dit", device="cpu")
+    assert (model.name, type(model).__name__) == ("pocket-dit", "StableDiffusion3")
+    assert set(Settings(source="pocket-dit").measured_by.values()) == {"pocket"}
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):

@@ -28,7 +28,7 @@ def test_thresholds_are_saved_and_loaded(tiny_folder, tmp_path):
     validate(str(tmp_path / "model"), tmp_path / "out", **options)
     facts = json.loads((tmp_path / "out/stages/calibrate.json").read_text())
     assert facts["summary"] == (
-        "Thresholds of 2 subjects proposed. No step size brings more things than the model's own, 20, on 1 prompts."
+        "Thresholds of 2 subjects proposed. 1 prompt, too few to choose a step size by; the model's own is 20."
     )
     wanted = facts["facts"]["preset"]["attend_and_excite"]["thresholds"]
     assert [row[2] for row in facts["tables"][0]["rows"]] == [f"{value:.2f}" for value in wanted.values()]

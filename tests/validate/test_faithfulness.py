@@ -24,7 +24,7 @@ def test_no_prompt_is_both_tuned_and_reported():
 def test_a_model_of_random_weights_shows_nothing(check, tiny):
     outcome = check(tiny, "faithfulness", backbones=POCKETS)["faithfulness"]
     assert outcome.verdict == "measured"
-    assert outcome.summary == "The detector finds nothing in images of 1 prompts. Guidance lowers its own objective."
+    assert outcome.summary == "The detector finds nothing in images of 1 prompt. Guidance lowers its own objective."
     assert outcome.numbers["things there, plain"] == 0
     assert [table.title for table in outcome.tables][-1].startswith("Published, Stable Diffusion 1.4")
 
@@ -49,13 +49,16 @@ def test_guidance_that_loses_things_fails():
         change = None if change is None else {"present": change}
         return faithfulness.Line("focus", "all", 9, {"present": 0.5}, change or {})
 
-    def judged(low, high, rises=0):
-        return faithfulness._judged([line(faithfulness.Difference((low + high) / 2, low, high, 0.5, 9))], rises, 9)[1]
+    def judged(low, high, rises=0, prompts=9):
+        return faithfulness._judged(
+            [line(faithfulness.Difference((low + high) / 2, low, high, 0.5, 9))], rises, prompts
+        )[1]
 
     assert judged(-0.3, -0.1) == "failed"
     assert judged(-0.3, 0.1) == "measured"
     assert judged(0.1, 0.3) == "passed"
     assert judged(0.1, 0.3, rises=1) == "failed"
+    assert judged(0.1, 0.3, prompts=5) == "measured"
 
 
 def test_published_rows_name_their_source():

@@ -21,7 +21,18 @@ def _pipeline(name, request):
     return pipeline
 
 
-FAMILIES = ["tiny_pipeline", "tiny_xl", "flux", "chroma", "qwen_image", "z_image", "pixart", "sana", "sd3"]
+FAMILIES = [
+    "tiny_pipeline",
+    "tiny_ldm_pipeline",
+    "tiny_xl",
+    "flux",
+    "chroma",
+    "qwen_image",
+    "z_image",
+    "pixart",
+    "sana",
+    "sd3",
+]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -45,9 +56,12 @@ def test_a_folder_of_every_family(name, request, tmp_path, monkeypatch):
         **SIZES.get(name, {"height": 32, "width": 32}),
     )
     verdicts = {stage: outcome.verdict for stage, outcome in found.items()}
-    runs = 2 if name == "tiny_pipeline" else 1  # the second guided, which diffusers has for this family alone
-    assert found["parity"].summary == f"{runs} runs of 2 steps are diffusers' own, but for rounding."
+    # A second, guided run, which diffusers has for this family alone.
+    runs = "2 runs" if name == "tiny_pipeline" else "1 run"
+    assert (
+        found["parity"].summary == f"The same latents and images as diffusers, but for rounding, in {runs} of 2 steps."
+    )
     assert "plain run" in found["cost"].summary
     assert verdicts == {**dict.fromkeys(("load", "parity"), "passed"), **dict.fromkeys(STAGES[1:], "measured")}
-    assert found["maps"].summary == "The detector finds nothing: none of 2 things in 1 images."
-    assert found["faithfulness"].summary.startswith("The detector finds nothing in images of 1 prompts.")
+    assert found["maps"].summary == "The detector finds nothing: none of 2 things in 1 image."
+    assert found["faithfulness"].summary.startswith("The detector finds nothing in images of 1 prompt.")

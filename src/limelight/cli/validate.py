@@ -128,11 +128,13 @@ def _compare(files: Sequence[Path]) -> None:
     from ..validate.comparison import compare
 
     found = compare(*files)
-    for name, values in found.differ.items():
-        console.print(f"{name}: {' | '.join(values)}", markup=False)
+    for letter, file in zip("AB", files, strict=True):
+        console.print(f"{letter}: {file}", markup=False, highlight=False)
+    for name, (first, second) in found.differ.items():
+        console.print(f"{name}: A {first}, B {second}", markup=False, highlight=False)
     table = Table("stage", "number", "A", "B", "B - A")
     for stage, verdicts in found.verdicts.items():
-        table.add_row(stage, "verdict", *verdicts, "")
+        table.add_row(stage, "verdict", *(verdict or "not run" for verdict in verdicts), "")
         for (of, name), (ours, theirs) in found.numbers.items():
             if of == stage:
                 change = "" if ours is None or theirs is None else f"{theirs - ours:+.4g}"

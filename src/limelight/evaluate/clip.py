@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models.loading import POCKET
+from ..models.embedded import POCKET
 from ..utils.files import DATA
 from ..utils.progress import quiet_loading
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..models.loading import POCKET
+from ..models.embedded import POCKET
 from ..prompts.subjects import Box
 from ..utils.progress import quiet_loading
 from ..utils.tensors import read_tensors

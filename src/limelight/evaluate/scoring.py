@@ -15,7 +15,7 @@ from typing import Any, NotRequired
 import torch
 
 from ..errors import FileError, LimelightError, MissingDependency, ModelError, SettingsError
-from ..models.loading import POCKET
+from ..models.embedded import EMBEDDED, POCKET
 from ..utils.files import json_text, lock_file, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say, read_rows
@@ -283,7 +283,7 @@ def _work(folder: Path, backbones: Mapping[str, Any], say: Say) -> _Work:
         entries = _foreign_entries(folder)
     else:
         entries = _run_entries(folder, facts, say)
-        embedded = all(method["settings"].get("model") == "pocket" for method in facts["methods"].values())
+        embedded = all(method["settings"].get("model") in EMBEDDED for method in facts["methods"].values())
     if not embedded:
         backbones = {**REAL, **backbones}
     names = Backbones(**backbones)

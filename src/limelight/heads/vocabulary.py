@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..errors import FileError, SettingsError
+from ..models.embedded import EMBEDDED
 from ..utils.files import DATA, user_path
 from ..utils.reading import from_python, reading
 
@@ -83,8 +84,8 @@ class Concepts:
 
     @classmethod
     def suited(cls, model: str) -> Concepts:
-        """The shipped concepts of a model, by its name: the embedded model has its own, all others have the paper's."""
-        return cls.read("pocket" if model == "pocket" else "paper")
+        """The shipped concepts of a model, by its name: embedded models have their own, all others the paper's."""
+        return cls.read("pocket" if model in EMBEDDED else "paper")
 
     @classmethod
     def read(cls, source: str | Path) -> Concepts:

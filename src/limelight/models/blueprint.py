@@ -14,8 +14,9 @@ import torch
 from ..errors import ModelError
 from ..utils.progress import quiet_loading
 from ..utils.reading import from_json
+from .embedded import folder_of
 from .families import FAMILIES
-from .loading import POCKET, about_of, find_family, idle_of, is_hub_id, read_index
+from .loading import about_of, find_family, idle_of, is_hub_id, read_index
 from .parts import Index, check_sizes, class_of, index_of, readable
 from .pipeline_model import PipelineModel
 
@@ -29,13 +30,13 @@ def blueprint(source: str | Path | None, dtype: torch.dtype = torch.float16) -> 
     It has no tokenizers, and its weights no values: its passes can be counted, and give nothing.
 
     Args:
-        source: None or "pocket", a folder in diffusers' layout, or a hub id.
+        source: None or the name of an embedded model, a folder in diffusers' layout, or a hub id.
 
     Raises:
         ModelError: nothing is there, it cannot be reached, or its family is not supported.
     """
     name = "pocket" if source is None else str(source)
-    source = POCKET if source in (None, "pocket") else source
+    source = folder_of(source)
     folder = os.path.expanduser(source)
     if not os.path.isdir(folder) and not is_hub_id(source):
         raise ModelError(f"'{name}' is neither a folder in diffusers' layout nor a hub id (owner/name).")

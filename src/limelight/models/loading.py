@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import inspect
 import logging
 import os
@@ -20,6 +19,7 @@ from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
 from ..utils.torch import dtype_of
 from .base import About, Model
+from .embedded import folder_of
 from .families import FAMILIES, why_not
 from .memory import Offload, Quantize, check_known, check_memory, place
 from .parts import Index, index_of, load_part, readable
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 METHODS = ("attend_and_excite", "guidance", "recommended", "textual_inversion", "generate", "maps")
 """What `limelight.json` has settings of."""
-POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
 
 
 class LoadOptions(TypedDict, total=False):
@@ -201,7 +200,7 @@ def _stored(
     check_memory(*memory, where)
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     name = "pocket" if source is None else str(source)
-    source = POCKET if source in (None, "pocket") else source
+    source = folder_of(source)
     if Path(source).suffix.lower() in SUFFIXES:
         pipeline, adapter = _open_file(user_path(source), name, dtype, config)
     else:

@@ -14,12 +14,12 @@ from ..guidance.attend_and_excite import AttendAndExcite
 from ..guidance.base import Guidance
 from ..guidance.presets import preset
 from ..models.base import Model
-from ..models.loading import POCKET
+from ..models.embedded import EMBEDDED
 from ..utils.files import json_text
 from ..utils.reading import reading
 from .context import TUNING, Context, Skip
 from .instruments import backbones, measured_images, tuning
-from .outcome import Outcome, Table, number
+from .outcome import LEAST, Outcome, Table, amount, number
 
 FACTORS = (0.5, 1.0, 2.0)
 """Step sizes that are tried, relative to the model's own."""
@@ -35,7 +35,7 @@ def run(context: Context) -> Outcome:
         found = _thresholds(context)
         changes["attend_and_excite"] = {"thresholds": found.preset["attend_and_excite"]["thresholds"]}
         tables.append(_threshold_table(context.model, found))
-        said.append(f"Thresholds of {found.subjects} subjects proposed.")
+        said.append(f"Thresholds of {amount(found.subjects, 'subject')} proposed.")
 
     scale, text, sizes = _step_size(context)
     said.append(text)
@@ -94,11 +94,18 @@ def _step_size(context: Context) -> tuple[float | None, str, list[Table]]:
         methods[f"step size {size:g}"] = replace(guidance, scale=size)
     rows, count = measured_images(context, "calibrate", tuning(), methods, [TUNING], names)
     lines = [line for line in table(rows, own, ["present"]) if line.subset == "all" and line.method in methods]
+    if count < LEAST:
+        text = f"{amount(count, 'prompt')}, too few to choose a step size by; the model's own is {guidance.scale:g}."
+        return None, text, [_sizes(lines)]
     better = _better(lines)
     if better is None:
-        text = f"No step size brings more things than the model's own, {guidance.scale:g}, on {count} prompts."
+        text = (
+            f"No step size brings more things than the model's own, {guidance.scale:g}, on {amount(count, 'prompt')}."
+        )
         return None, text, [_sizes(lines)]
-    text = f"Step size {methods[better].scale:g} brings more things than {guidance.scale:g} on {count} prompts."
+    text = (
+        f"Step size {methods[better].scale:g} brings more things than {guidance.scale:g} on {amount(count, 'prompt')}."
+    )
     return methods[better].scale, text, [_sizes(lines)]
 
 
@@ -116,9 +123,9 @@ def _sizes(lines: Sequence[Line]) -> Table:
         change = line.changes.get("present")
         interval = "" if change is None else f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
         rows.append((line.method.removeprefix("step size "), number(line.means["present"]), interval))
-    return Table(
-        "Step sizes of the recommended guidance", ("step size", "things there", "against its own"), tuple(rows)
-    )
+    note = "Things there: the share of the things that the detector finds; in brackets 95 % intervals."
+    columns = ("step size", "things there", "against the model's own")
+    return Table("Step sizes of the recommended guidance", columns, tuple(rows), note)
 
 
 def _method(model: Model) -> str:
@@ -134,7 +141,7 @@ def _blocks(context: Context) -> list[str]:
 def _preset(context: Context, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A whole limelight.json: what the model's own says, with the changes."""
     model = context.model
-    folder = POCKET if model.name == "pocket" else Path(context.settings.source).expanduser()
+    folder = EMBEDDED.get(model.name, Path(context.settings.source).expanduser())
     content: dict[str, Any] = {}
     if (folder / "limelight.json").is_file():
         with reading(folder / "limelight.json", "settings", "correct it, or remove it"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..evaluate.scoring import REAL
 from ..models.base import Model
+from ..models.embedded import EMBEDDED
 from ..models.loading import load
 from ..models.memory import Offload, Quantize
 from ..utils.files import png, write
@@ -57,8 +58,8 @@ class Settings:
 
     @property
     def measured_by(self) -> dict[str, str]:
-        """The backbones: the embedded ones for the embedded model, else those of the papers."""
-        own = dict.fromkeys(REAL, "pocket") if self.source == "pocket" else REAL
+        """The backbones: the embedded ones for an embedded model, else those of the papers."""
+        own = dict.fromkeys(REAL, "pocket") if self.source in EMBEDDED else REAL
         return {**own, **self.backbones}
 
 
@@ -71,7 +72,8 @@ class Context:
         say: called with notes.
         show: called with how much of a stage is done, and of how much.
         done: the outcomes until now, by stage.
-        until: when the stage that runs should end, by `time.monotonic`; None is without limit.
+        began, until: when the stage that runs began and should end, by `time.monotonic`; without `until` it has no
+            limit.
     """
 
     settings: Settings
@@ -79,6 +81,7 @@ class Context:
     say: Say = lambda text: None
     show: Callable[[int, int], None] = lambda done, total: None
     done: dict[str, Outcome] = field(default_factory=dict)
+    began: float = 0.0
     until: float | None = None
 
     @cached_property
@@ -111,6 +114,12 @@ class Context:
         if self.until is None:
             return float("inf")
         return self.until - time.monotonic()
+
+    def room(self, done: int) -> bool:
+        """Whether one more of the same kind fits into the stage, of which some are done; the first always does."""
+        if done == 0:
+            return True
+        return self.left >= (time.monotonic() - self.began) / done
 
     def figure(self, stage: str, name: str, title: str, image: Image.Image) -> Figure:
         """Keep an image of a stage for the page."""

@@ -21,7 +21,7 @@ from ..utils.measure import Cost, measured, median_ratio
 from ..utils.torch import seeded
 from .context import Context
 from .deprecated import PROMPT, SUBJECTS, Published, has_deprecated
-from .outcome import Outcome, Table, number
+from .outcome import Outcome, Table, amount, number
 
 STEPS, MOST_TURNS = 4, 5
 UNIT = "one pass, one branch"
@@ -53,14 +53,15 @@ def run(context: Context) -> Outcome:
         if theirs in taken:
             ratio = median_ratio(taken[ours], taken[theirs])
             numbers[f"seconds over diffusers', {ours}"] = ratio
-            pairs.append(f"{ours} {ratio:.2f}")
+            pairs.append(f"{ours} {ratio:.2f} times")
     turns = len(taken[UNIT])
     note = (
-        f"Medians of {turns} turns in one process. F is {UNIT}. A run has {STEPS} steps with decoding, all of them "
-        "guided where guidance acts. Memory is the most above what was there before: of the GPU, or of the process."
+        f"Medians of {amount(turns, 'turn')} in one process; passes: the time as a multiple of {UNIT}. A run has "
+        f"{STEPS} steps with decoding, all of them guided where guidance acts. Attend-and-Excite has {2 * STEPS}, half "
+        "of them guided. Memory is the most above what was there before: of the GPU, or of the process."
     )
-    table = Table("Cost", ("what", "seconds", "F", "GiB"), tuple(rows), note)
-    summary = f"Seconds over diffusers' in turns: {', '.join(pairs)}; medians of {turns} pairs."
+    table = Table("Cost", ("what", "seconds", "passes", "GiB"), tuple(rows), note)
+    summary = f"Time beside diffusers' own: {', '.join(pairs)} (medians of {amount(turns, 'pair')} in turns)."
     return Outcome(verdict="measured", summary=summary, tables=(table,), numbers=numbers, facts={"turns": turns})
 
 

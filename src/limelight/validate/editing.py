@@ -12,7 +12,7 @@ from ..evaluate.suites import Case, load
 from ..utils.statistics import Difference
 from .context import Context, Skip
 from .instruments import backbones, measured_images
-from .outcome import Outcome, Table, Verdict, number
+from .outcome import LEAST, Outcome, Table, Verdict, number
 
 METHODS = ("source", "plain", "prompt-to-prompt")
 SCORES = ("full_text", "image_image", "structure", "pixels")
@@ -39,9 +39,13 @@ def run(context: Context) -> Outcome:
     edit = lines["source"]["prompt-to-prompt"]
     follows = edit.changes["full_text"]
     keeps = lines["plain"]["prompt-to-prompt"].changes.get("structure")
-    summary = f"Similarity to the new prompt {_interval(follows)} on {count} edits of {len(cases)}"
+    summary = (
+        f"On {count} of {len(cases)} edits, similarity to the new prompt {_change(follows, count)} against the source"
+    )
     if keeps is not None:
-        summary += f"; structure changed outside, against new images, {_interval(keeps)}"
+        summary += f", and structure changed outside {_change(keeps, count)} against new images"
+    if count < LEAST:
+        summary += "; too few for a verdict"
     numbers = {f"{METRICS[name].title}, {line.method}": line.means[name] for line in shown for name in known}
     return Outcome(
         verdict=_verdict(follows, keeps, count),
@@ -67,13 +71,15 @@ def _whole(lines: Sequence[Line]) -> dict[str, Line]:
     return {line.method: line for line in lines if line.subset == "all" and line.method in METHODS}
 
 
-def _interval(change: Difference) -> str:
-    return f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+def _change(change: Difference, count: int) -> str:
+    """The mean, and its interval where there are enough edits for one."""
+    interval = "" if count < LEAST else f" ({change.low:+.3f} to {change.high:+.3f})"
+    return f"{change.mean:+.3f}{interval}"
 
 
 def _verdict(follows: Difference, keeps: Difference | None, count: int) -> Verdict:
     """Failed where an edit leads away from its prompt, or changes more than a new image does."""
-    if count < 2:
+    if count < LEAST:
         return "measured"
     if follows.high < 0 or (keeps is not None and keeps.low > 0):
         return "failed"

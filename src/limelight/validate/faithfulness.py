@@ -19,6 +19,7 @@ from ..evaluate.suites import Case
 from ..guidance.base import Guidance, Steering
 from ..guidance.presets import preset
 from ..models.base import Model
+from ..models.embedded import EMBEDDED
 from ..prompts.subjects import resolve
 from ..utils.files import DATA
 from ..utils.images import fit_image, grid, open_image
@@ -27,7 +28,7 @@ from ..utils.statistics import Difference
 from ..utils.torch import seeded
 from .context import TUNING, Context
 from .instruments import backbones, measured_images, reported, tuning
-from .outcome import Figure, Outcome, Table, Verdict, number
+from .outcome import LEAST, Figure, Outcome, Table, Verdict, amount, number
 
 METHODS = ("plain", "attend-and-excite", "recommended", "audition")
 SCORES = ("success", "present", "binding", "full_text", "minimum_object", "text_text")
@@ -131,13 +132,18 @@ def _judged(lines: Sequence[Line], rises: int, prompts: int) -> tuple[str, Verdi
     if rises > 0:
         return "Guidance raises its own objective: its steps go the wrong way.", "failed"
     if not any(line.means.get("present") for line in whole):
-        return f"The detector finds nothing in images of {prompts} prompts.{_lowered(rises)}", "measured"
+        return f"The detector finds nothing in images of {amount(prompts, 'prompt')}.{_lowered(rises)}", "measured"
 
-    said = ", ".join(
-        f"{method} {change.mean:+.1%} ({change.low:+.1%} to {change.high:+.1%})" for method, change in things
-    )
-    summary = f"Things there against plain, on {prompts} prompts: {said}.{_lowered(rises)}"
-    return summary, _verdict([change for _, change in things])
+    said = ", ".join(f"{method} {_points(change)}" for method, change in things)
+    verdict = _verdict([change for _, change in things]) if prompts >= LEAST else "measured"
+    unclear = " They are too few to tell a method from chance." if verdict == "measured" else ""
+    summary = f"Things there, in percentage points against plain on {amount(prompts, 'prompt')}: {said}."
+    return f"{summary}{unclear}{_lowered(rises)}", verdict
+
+
+def _points(change: Difference) -> str:
+    mean, low, high = 100 * change.mean, 100 * change.low, 100 * change.high
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _lowered(rises: int) -> str:
@@ -160,9 +166,13 @@ def _tables(lines: Sequence[Line], names: Sequence[str]) -> tuple[Table, Table]:
         means.append((*head, str(line.images), *(number(line.means[name]) for name in names)))
         if line.changes:
             changes.append((*head, *(_change(line.changes.get(name)) for name in names)))
-    note = "95 % intervals by paired bootstrap over prompts. All there and things there are 1 minus what is missing."
+    about = (
+        "All there: the share of images with every thing of the prompt. Things there: the share of the things. CLIP's "
+        "numbers are cosines."
+    )
+    note = "In brackets 95 % intervals by paired bootstrap over prompts."
     return (
-        Table("Means", ("subset", "method", "images", *titles), tuple(means)),
+        Table("Means", ("subset", "method", "images", *titles), tuple(means), about),
         Table("Change against plain", ("subset", "method", *titles), tuple(changes), note),
     )
 
@@ -190,8 +200,8 @@ def published() -> list[Mapping[str, Any]]:
 
 
 def _papers(model: Model) -> tuple[Table, ...]:
-    """What papers report of the family; nothing beside the embedded model, which is no checkpoint of theirs."""
-    if model.name == "pocket":
+    """What papers report of the family; nothing beside an embedded model, which is no checkpoint of theirs."""
+    if model.name in EMBEDDED:
         return ()
     return tuple(_paper(paper) for paper in published() if paper["family"] == type(model).__name__)
 

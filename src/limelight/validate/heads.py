@@ -16,10 +16,11 @@ from ..evaluate.weakening import Curves, Experiment, weakened
 from ..heads.counting import Counting, compute
 from ..heads.relevance import Relevance, relevance_for
 from ..heads.vocabulary import Concepts
+from ..models.embedded import EMBEDDED
 from ..utils.statistics import bootstrap_interval
 from .context import TUNING, Context, Skip
 from .instruments import clip, reported
-from .outcome import Outcome, Table, Verdict, number
+from .outcome import LEAST, Outcome, Table, Verdict, amount, number
 
 PROMPTS, BATCH = 20, 4
 SHARES = (0.1, 0.3, 0.6)
@@ -38,7 +39,7 @@ def run(context: Context) -> Outcome:
     counted, prompts = _counted(context)
     known = _known(context)
 
-    summary, verdict, tables = f"{prompts} prompts counted.", list[Verdict](), list[Table]()
+    summary, verdict, tables = f"{amount(prompts, 'prompt')} counted.", list[Verdict](), list[Table]()
     numbers: dict[str, float | None] = {}
     if known is None:
         summary += " No vectors are shipped for this model, so there is nothing to compare with."
@@ -55,7 +56,7 @@ def run(context: Context) -> Outcome:
         numbers |= {"area between the orders": between, "prompts weakened": len(curves.experiment.prompts)}
         summary += f" {_said(curves, between, low, high)}"
         tables.append(_curves(curves))
-        if len(curves.experiment.prompts) > 1:
+        if len(curves.experiment.prompts) >= LEAST:
             verdict.append(_verdict(low, high))
     return Outcome(verdict=_worst(verdict), summary=summary, tables=tuple(tables), numbers=numbers)
 
@@ -137,7 +138,7 @@ def _weakened(context: Context, relevance: Relevance) -> tuple[Curves | None, st
     except Skip as reason:
         return None, str(reason)
     model = context.model
-    whole = Experiment.of("pocket-animals" if model.name == "pocket" else "animals")
+    whole = Experiment.of("pocket-animals" if model.name in EMBEDDED else "animals")
     counts = [round(share * len(relevance.heads)) for share in SHARES]
 
     found: Curves | None = None
@@ -162,8 +163,10 @@ def _weakened(context: Context, relevance: Relevance) -> tuple[Curves | None, st
 def _said(curves: Curves, between: float, low: float, high: float) -> str:
     """A positive area says that the relevant heads matter more."""
     concept, prompts = curves.experiment.concept, len(curves.experiment.prompts)
-    interval = f" ({low:+.3f} to {high:+.3f})" if prompts > 1 else ""
-    return f"Area between the two orders of weakening, {concept}: {between:+.3f}{interval} on {prompts} prompts."
+    interval = f" ({low:+.3f} to {high:+.3f})" if prompts >= LEAST else ""
+    return (
+        f"Area between the two orders of weakening, {concept}: {between:+.3f}{interval} on {amount(prompts, 'prompt')}."
+    )
 
 
 def _curves(curves: Curves) -> Table:

@@ -100,7 +100,7 @@ def measured_images(
     """
     folder, count = context.out / stage, 0
     options: dict[str, Any] = {"batch": len(seeds), "say": context.say, **context.common}
-    while count < len(cases) and (count == 0 or context.left > 0):
+    while count < len(cases) and context.room(count):
         count += 1
         generate_images(folder, cases[:count], methods, seeds, model=context.model, **options)
         context.show(count, len(cases))

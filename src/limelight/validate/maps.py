@@ -22,11 +22,9 @@ from ..utils.torch import seeded
 from ..viz.sheets import strip
 from .context import TUNING, Context
 from .instruments import detector, tuning
-from .outcome import Figure, Outcome, Table, Verdict, number
+from .outcome import LEAST, Figure, Outcome, Table, Verdict, amount, number
 
 MOST, SHOWN = 20, 8
-LEAST = 6
-"""Of fewer things nothing is said."""
 
 
 class Found(NamedTuple):
@@ -48,7 +46,7 @@ def run(context: Context) -> Outcome:
     model, finds = context.model, detector(context)
     found, wanted, images, figures = list[Found](), 0, 0, list[Figure]()
     for case in tuning()[:MOST]:
-        if images and context.left <= 0:
+        if not context.room(images):
             break
         maps, image = _recorded(context, model, case)
         seen = _boxes(case, finds.find([image], case.wanted)[0])
@@ -61,7 +59,7 @@ def run(context: Context) -> Outcome:
         context.show(images, MOST)
 
     if not found:
-        summary = f"The detector finds nothing: none of {wanted} things in {images} images."
+        summary = f"The detector finds nothing: none of {wanted} things in {amount(images, 'image')}."
         return Outcome(verdict="measured", summary=summary, figures=tuple(figures), numbers={"things found": 0})
     return _outcome(model, found, wanted, images, figures)
 
@@ -72,8 +70,8 @@ def _outcome(model: Model, found: Sequence[Found], wanted: int, images: int, fig
     pairs = [(thing.own, thing.other) for thing in found if thing.other is not None]
     other = fmean(b for _, b in pairs) if pairs else None
     verdict, compared = _compared(pairs)
-    summary = f"IoU of a word's box with its own thing {own:.2f}{compared}. "
-    summary += f"{len(found)} of {wanted} things found in {images} images."
+    summary = f"Overlap (IoU) of the box of a word's map with its own thing {own:.2f}{compared}. "
+    summary += f"{len(found)} of {wanted} things found in {amount(images, 'image')}."
 
     best = _by_layer(model, found)
     numbers = {"IoU, own thing": own, "IoU, other thing": other, "IoU, best layer": best[0][1]}
@@ -82,7 +80,8 @@ def _outcome(model: Model, found: Sequence[Found], wanted: int, images: int, fig
         "Layers",
         ("layer", "IoU", "read by guidance"),
         rows,
-        "The layers whose maps alone cover the things best. Prompts and seeds are of the tuning part.",
+        "The layers whose maps alone cover the things best; IoU is 1 where both boxes are the same. Prompts and seeds "
+        "are of the tuning part.",
     )
     better = _better(model, found)
     if better:
@@ -122,7 +121,7 @@ def _compared(pairs: Sequence[tuple[float, float]]) -> tuple[Verdict, str]:
         return "measured", ""
     low, high = bootstrap_interval([own - other for own, other in pairs])
     other = fmean(other for _, other in pairs)
-    said = f", with the other thing {other:.2f}; the difference is {low:+.2f} to {high:+.2f}"
+    said = f", with the other thing {other:.2f} (difference {low:+.2f} to {high:+.2f})"
     return "passed" if low > 0 else "failed", said
 
 

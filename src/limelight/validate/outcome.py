@@ -10,6 +10,8 @@ from ..utils.reading import Record, from_json
 
 Verdict = Literal["passed", "failed", "measured", "skipped", "broken"]
 """Whether a claim holds; "measured" has numbers and no claim, "skipped" could not run, "broken" ended with an error."""
+LEAST = 6
+"""Prompts, edits or things that a verdict needs."""
 FINAL = ("passed", "failed", "measured")
 """Outcomes that a resumed validation keeps; the others are tried again."""
 
@@ -108,6 +110,11 @@ class Outcome:
             tables.append(Table(table["title"], tuple(table["columns"]), rows, table["note"]))
         figures = [Figure(figure["title"], figure["file"]) for figure in facts.pop("figures")]
         return cls(tables=tuple(tables), figures=tuple(figures), **facts)
+
+
+def amount(count: int, thing: str) -> str:
+    """A count with its noun: "1 prompt", "2 prompts"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -17,7 +17,7 @@ from ..models.reference import by_diffusers, decoded_latents, reads_negative, ro
 from ..utils.images import grid
 from .context import Context
 from .deprecated import PROMPT, SUBJECTS, Published, has_deprecated
-from .outcome import Outcome, Table, number
+from .outcome import Outcome, Table, amount
 
 STEPS = 8
 PLAIN, STEERED = 4.0, 32.0
@@ -64,7 +64,8 @@ def run(context: Context) -> Outcome:
         checks.append(_steered(model, (height, width), steps))
 
     wrong = [check.name for check in checks if not check.equal]
-    summary = f"{len(checks)} runs of {steps} steps are diffusers' own, but for rounding."
+    runs = f"{amount(len(checks), 'run')} of {amount(steps, 'step')}"
+    summary = f"The same latents and images as diffusers, but for rounding, in {runs}."
     if wrong:
         summary = f"Not diffusers' images: {', '.join(wrong)}."
     numbers = {}
@@ -76,7 +77,7 @@ def run(context: Context) -> Outcome:
         verdict="failed" if wrong else "passed",
         summary=summary,
         tables=(_table(checks),),
-        figures=(context.figure("parity", "plain", "limelight and diffusers, seed 0", sheet),),
+        figures=(context.figure("parity", "plain", f"“{PROMPT}”, seed 0: limelight (left), diffusers (right)", sheet),),
         numbers=numbers,
     )
 
@@ -138,12 +139,16 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 def _table(checks: list[Check]) -> Table:
     rows = []
     for check in checks:
-        cells = (number(check.distance, 6), number(check.allowed, 6), f"{check.pixels} of 255")
+        cells = (_small(check.distance), _small(check.allowed), f"{check.pixels} of 255")
         rows.append((check.name, *cells, "equal" if check.equal else "different"))
     return Table(
         "limelight and diffusers",
-        ("run", "difference of latents", "allowed by rounding", "largest of a pixel", ""),
+        ("run", "difference of latents", "allowed by rounding", "largest difference of a pixel", "result"),
         tuple(rows),
         "The difference is a root mean square, relative to the latents. Allowed is four times, of the "
         "steered run 32 times, what diffusers differs from itself when the last digit of every prediction is another.",
     )
+
+
+def _small(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,8 @@ from .stages import STAGES
 
 PAGE = importlib.resources.files("limelight.validate") / "templates" / "validation.html.jinja"
 FORMAT = 1
+OPTIONS = ("device", "dtype", "scheduler", "steps", "height", "width")
+"""Settings that the command line has options of, besides the backbones."""
 
 
 def write_report(folder: Path, settings: Settings, done: Mapping[str, Outcome]) -> Path:
@@ -55,15 +58,30 @@ def document(settings: Settings, done: Mapping[str, Outcome]) -> dict[str, Any]:
     }
 
 
+def command(settings: Mapping[str, Any]) -> str:
+    """The command line that validates so again, without its folder.
+
+    Args:
+        settings: as `document` has them.
+    """
+    words, plain = ["limelight", "validate", settings["source"]], Settings(source=settings["source"])
+    own = {**plain.measured_by, **{name: getattr(plain, name) for name in OPTIONS}}
+    given = {**settings["backbones"], **{name: settings[name] for name in OPTIONS}}
+    for name, value in given.items():
+        if value != own[name]:
+            words += [f"--{name}", str(value)]
+    return shlex.join([*words, "--budget", f"{settings['budget']:g}s"])
+
+
 def markdown(facts: Mapping[str, Any], done: Mapping[str, Outcome]) -> str:
     """A short block to paste into an issue."""
     hardware = facts["hardware"]
     where = hardware.get("GPU") or hardware.get("processor", "unknown")
     libraries = ", ".join(f"{name} {facts['versions'][name]}" for name in ("limelight", "torch", "diffusers"))
     lines = [
-        f"**limelight validate {_plain(facts['model'])}** (weights `{facts['weights']}`)",
+        f"**{_plain(command(facts['settings']))}** (weights `{facts['weights']}`)",
         "",
-        f"{_plain(where)}; {libraries}; budget {facts['settings']['budget']:.0f} s",
+        f"{_plain(where)}; {libraries}",
         "",
         "| stage | verdict | finding | seconds |",
         "|---|---|---|---|",
@@ -85,6 +103,8 @@ def _page(folder: Path, facts: Mapping[str, Any], done: Mapping[str, Outcome], b
             images[figure.file] = _inline(folder / figure.file)
     values = {
         "facts": facts,
+        "command": command(facts["settings"]),
+        "settings": {**facts["settings"], "budget": f"{facts['settings']['budget']:g} s"},
         "done": done,
         "stages": STAGES,
         "images": images,

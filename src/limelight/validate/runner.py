@@ -169,9 +169,9 @@ def _read(folder: Path) -> dict[str, Outcome]:
 def _work(context: Context, names: Sequence[str], name: str, on_stage: Callable[[str, Outcome | None], None]) -> None:
     """Run a stage, and keep its outcome."""
     on_stage(name, None)
-    start = time.monotonic()
-    context.until = start + _seconds(context, names, name)
-    outcome = replace(_outcome(context, name), stage=name, seconds=round(time.monotonic() - start, 2))
+    context.began = time.monotonic()
+    context.until = context.began + _seconds(context, names, name)
+    outcome = replace(_outcome(context, name), stage=name, seconds=round(time.monotonic() - context.began, 2))
     context.done[name] = outcome
     write(context.out / "stages" / f"{name}.json", json_text(outcome.record(), indent=1).encode() + b"\n")
 
