@@ -213,6 +213,8 @@ def _paper(paper: Mapping[str, Any]) -> Table:
     for row in paper["rows"]:
         cells = (number(row.get(name)) for name in names)
         rows.append((row["method"], *cells))
-    note = f"{paper['source'].strip()}. Other prompts and seeds than here."
+    note = " ".join(
+        filter(None, (f"{paper['source'].strip()}.", paper.get("note"), "Other prompts and seeds than here."))
+    )
     title = f"Published, {paper['checkpoint']}: {paper['prompts']}"
     return Table(title, ("method", *(titles[name] for name in names)), tuple(rows), note)
