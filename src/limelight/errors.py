@@ -85,7 +85,9 @@ class LostWords(PromptWarning):
             others: how many further prompts are too long.
         """
         words = list(dict.fromkeys(words))
-        also = f", and {others} other prompts are too long as well" if others else ""
+        also = ""
+        if others:
+            also = f", and {others} other prompt{' is' if others == 1 else 's are'} too long as well"
         return cls(
             f"The model '{model}' reads {tokens} tokens of a prompt and leaves out {_listed(words)} of "
             f"'{_short(text)}', which has {size}{also}; shorten it."

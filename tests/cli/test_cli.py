@@ -245,6 +245,16 @@ def test_words_that_the_model_has_never_seen(limelight, tmp_path):
     assert " elephant " in limelight("info")[1]
 
 
+def test_words_beyond_the_length(limelight, tmp_path):
+    """One warning, also where guided and plain images are generated; the lost words are quoted."""
+    prompt = "a cat and a dog, " + "red " * 40 + "car"
+    options = ["--subjects", "cat,dog", "--steps", "1", "--out", str(tmp_path)]
+    code, _, err = limelight("generate", prompt, "--compare", *options)
+    assert code == 0
+    assert err.count("warning: ") == 1
+    assert "warning: The model 'pocket' reads 32 tokens of a prompt and leaves out 'red', 'car' of 'a cat and" in err
+
+
 def test_explain(limelight, tmp_path):
     arguments = [
         "explain",

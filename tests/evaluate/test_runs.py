@@ -73,6 +73,20 @@ def test_unknown_words_are_named_once(tmp_path, pocket, quick, recwarn):
     assert not [warning for warning in recwarn if "never seen" in str(warning.message)]
 
 
+def test_words_beyond_the_length_are_named_once(tmp_path, quick, recwarn):
+    """Of all methods and prompts together, before the first image."""
+    said = []
+    long = "a cat, " + "red " * 40
+    cases = [Case(long + "car", "mine"), Case(long + "frog", "mine"), Case("a cat and a dog", "mine")]
+    methods = {"plain": "plain", "again": "plain"}
+    run(tmp_path / "run", cases, methods, [0], workers=1, say=said.append, **SMALL)
+    assert said == [
+        "The model 'pocket' reads 32 tokens of a prompt and leaves out 'red', 'car' of "
+        f"'{long[:77]}...', which has 46, and 1 other prompt is too long as well; shorten it."
+    ]
+    assert not [warning for warning in recwarn if "leaves out" in str(warning.message)]
+
+
 def test_a_killed_worker_changes_nothing(whole, tmp_path, forked_workers):  # noqa: F811
     """Workers that are no forks: tests/heads/test_counting.py; of Ray: tests/utils/test_parallel.py."""
     kill, killed = kill_a_worker()
