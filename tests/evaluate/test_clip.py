@@ -1,8 +1,25 @@
 from __future__ import annotations
 
-import torch
+import shutil
+from pathlib import Path
 
-from limelight.evaluate.clip import TEMPLATES, image_text, in_templates, minimum_object, parts, text_text
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limelight import ModelError
+from limelight.evaluate.clip import (
+    TEMPLATES,
+    Captioner,
+    Clip,
+    image_text,
+    in_templates,
+    minimum_object,
+    parts,
+    text_text,
+)
+from limelight.evaluate.scoring import Backbones, Scorer
+from limelight.models.loading import POCKET
 
 
 class Bag:
@@ -50,3 +67,32 @@ def test_similarities_by_hand():
     assert parts("a cat with a red bow and a dog") == ["a cat", "a red bow", "a dog"]
     said = text_text(Bag(), ["a cat and a dog", "a dog"], "a cat and a dog")
     assert torch.allclose(said, torch.tensor([1.0, 0.5**0.5]), atol=1e-4)
+
+
+class Program:
+    """A pickle of it makes a file where it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(("kind", "cls"), [("clip", Clip), ("captioner", Captioner)])
+def test_of_older_files_only_weights_are_read(tmp_path, kind, cls):
+    folder, made = tmp_path / kind, tmp_path / "made"
+    shutil.copytree(POCKET / kind, folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.save({**weights, "program": Program(made)}, folder / "pytorch_model.bin")
+    names = {"clip": "none", "captioner": "none", "detector": "none", kind: str(folder)}
+    Scorer(Backbones(**names))  # safetensors come first
+
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=f"^The {kind} '.*' cannot be opened: .* more than weights, .* safetensors.$"):
+        Scorer(Backbones(**names))
+    assert not made.exists()
+
+    torch.save(weights, folder / "pytorch_model.bin")
+    ours = cls().model.state_dict()
+    assert all(torch.equal(weight, ours[name]) for name, weight in cls(folder).model.state_dict().items())

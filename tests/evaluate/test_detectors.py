@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from limelight import ModelError
 from limelight.evaluate.detectors import Detection, PocketDetector, check_scene, overlap
+from limelight.evaluate.scoring import Backbones, Scorer
 from limelight.evaluate.suites import COLORS, Wanted, attend_excite, wanted
 
 BOX = (0.0, 0.0, 0.5, 0.5)
@@ -91,3 +93,14 @@ def test_the_benchmarks_things():
     # 108 prompts with one colored object and 66 with two.
     assert sum(thing.color is not None for case in cases for thing in case.wanted) == 108 + 132
     assert {thing.color for case in cases for thing in case.wanted} == {None, *COLORS}
+
+
+@pytest.mark.parametrize("kind", ["mine", "owlv2"])
+def test_no_program_of_a_detector_is_run(tmp_path, kind):
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Mine: pass\n")
+    classes = dict.fromkeys(("AutoConfig", "AutoProcessor", "AutoModelForZeroShotObjectDetection"), "code.Mine")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": classes}))
+    with pytest.raises(ModelError, match=r"^The detector '.*' cannot be opened: ") as error:
+        Scorer(Backbones(clip="pocket", captioner="none", detector=str(tmp_path)))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -24,6 +24,11 @@ from ..utils.progress import quiet_loading
 # Natural Language Supervision", 2021, https://arxiv.org/abs/2103.00020
 TEMPLATES = tuple((DATA / "imagenet_templates.txt").read_text().splitlines())
 
+# How models of others are read: no question whether to run a program of theirs; safetensors where there are some, and
+# of older files only weights.
+CODELESS: dict[str, Any] = {"trust_remote_code": False}
+WEIGHTS: dict[str, Any] = {**CODELESS, "weights_only": True, "dtype": torch.float32}
+
 
 class Clip:
     """Features of images and texts by a `CLIPModel`.
@@ -37,8 +42,8 @@ class Clip:
         from transformers import CLIPModel, CLIPProcessor
 
         where = _embedded(source, "clip")
-        self.model = CLIPModel.from_pretrained(where, dtype=torch.float32).to(device).eval()
-        self.processor = CLIPProcessor.from_pretrained(where)
+        self.model = CLIPModel.from_pretrained(where, **WEIGHTS).to(device).eval()
+        self.processor = CLIPProcessor.from_pretrained(where, **CODELESS)
         self._known: dict[tuple[str, bool], Tensor] = {}
 
     @torch.inference_mode()
@@ -80,8 +85,8 @@ class Captioner:
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
         where = _embedded(source, "captioner")
-        self.model: Any = BlipForConditionalGeneration.from_pretrained(where, dtype=torch.float32).to(device).eval()
-        self.processor = BlipProcessor.from_pretrained(where)
+        self.model: Any = BlipForConditionalGeneration.from_pretrained(where, **WEIGHTS).to(device).eval()
+        self.processor = BlipProcessor.from_pretrained(where, **CODELESS)
 
     @torch.inference_mode()
     def captions(self, images: Sequence[Image.Image], paper: bool = False) -> list[str]:

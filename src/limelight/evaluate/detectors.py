@@ -18,7 +18,7 @@ from ..models.embedded import POCKET
 from ..prompts.subjects import Box
 from ..utils.progress import quiet_loading
 from ..utils.tensors import read_tensors
-from .clip import Clip
+from .clip import CODELESS, WEIGHTS, Clip
 from .suites import COLORS, Wanted
 
 SIDE, STRIDE = 128, 8
@@ -255,12 +255,8 @@ class OpenVocabulary:
     ) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-        safe = {"trust_remote_code": False}  # no question whether to run a program of the model's
-        self._model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, **safe
-        )
-        self._model.to(device).eval()
-        self._processor: Any = AutoProcessor.from_pretrained(source, **safe)
+        self._model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(source, **WEIGHTS).to(device).eval()
+        self._processor: Any = AutoProcessor.from_pretrained(source, **CODELESS)
         self._clip, self._threshold = clip, threshold
 
     def knows(self, word: str) -> bool:

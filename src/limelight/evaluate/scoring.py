@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NotRequired
 
 import torch
@@ -448,6 +449,11 @@ def _opened(kind: str, name: str, make: Callable[[], Any]) -> Any:
         return make()
     except LimelightError:
         raise
+    except UnpicklingError as error:
+        raise ModelError(
+            f"The {kind} '{name}' cannot be opened: its weight file holds more than weights, which could be a program; "
+            "get its safetensors."
+        ) from error
     except Exception as error:  # of others' files
         raise ModelError(f"The {kind} '{name}' cannot be opened: {first_line(error)}") from error
 
