@@ -63,8 +63,15 @@ def test_passes_shrink_where_memory_is_short(tiny, monkeypatch):
     assert passes == [5, 3, 2, 2, 1]
     assert float((result.latents - expected.latents).abs().max()) < 1e-7
 
+
+@pytest.mark.parametrize(
+    "text", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte", "could not create a primitive"]
+)
+def test_an_image_that_does_not_fit(tiny, monkeypatch, text):
+    """The texts of torch's allocator and of oneDNN."""
+
     def never(self, *args, **kwargs):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+        raise RuntimeError(text)
 
     monkeypatch.setattr(type(tiny), "predict", never)
     with pytest.raises(SettingsError, match="An image of 32x32 does not fit into memory"):

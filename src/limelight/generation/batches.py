@@ -170,8 +170,8 @@ def _broken_weight(model: Model) -> str | None:
     return None
 
 
-# Where the error has no class of its own: CPU, MPS, cuBLAS.
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+# Where the error has no class of its own: CPU, MPS, cuBLAS, oneDNN.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "could not create a primitive")
 
 
 def in_passes(
