@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -132,3 +133,33 @@ def test_bad_files(tmp_path, name, content, message):
 def test_unknown_suites():
     with pytest.raises(SettingsError, match=r"'nothing' is neither a suite .*attend-excite"):
         load("nothing")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
+def test_the_work_grows_with_the_number_of_prompts_alone(tmp_path, suffix):
+    """Counted in calls: ten times the lines take ten times as many, not a hundred times."""
+
+    def calls(lines):
+        path = tmp_path / f"{lines}.{suffix}"
+        rows = [f"a cat and a dog {number}" for number in range(lines)]
+        if suffix == "csv":
+            rows.insert(0, "prompt")
+        if suffix == "jsonl":
+            rows = [json.dumps({"prompt": row}) for row in rows]
+        path.write_text("\n".join(rows) + "\n")
+        count = 0
+
+        def counted(*_):
+            nonlocal count
+            count += 1
+
+        sys.setprofile(counted)
+        try:
+            cases = load(path)
+        finally:
+            sys.setprofile(None)
+        assert len(cases) == lines
+        return count
+
+    calls(10)  # what is imported and kept at the first time
+    assert calls(20_000) < 11 * calls(2_000)
