@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from limelight.generation.loop import denoise
 from limelight.prompts.subjects import resolve
 
 THREADS = 4
+CALLS = 25 if os.environ.get("LIMELIGHT_FAILURES") == "all" else 2  # of each thread of a server
 GUIDANCE = limelight.AttendAndExcite(resolution=8, thresholds={0: 0.9}, max_refinements=2)
 PROMPTS = ("a cat and a dog", "a red car and a frog", "a bear", "a dog and a bird")
 
@@ -86,6 +88,20 @@ def test_threads_share_a_model(tiny):
     for _ in range(2):
         for result, alone in zip(in_threads(THREADS, lambda i: run(tiny, i)), expected, strict=True):
             same(result, alone)
+
+
+def test_a_server_of_eight_threads(tiny):
+    """Each thread makes several calls, of several kinds, all on one model. LIMELIGHT_FAILURES=all: 25 calls each."""
+    expected = [run(tiny, i) for i in range(8)]
+
+    def serve(thread):
+        kinds = [(thread + call) % 8 for call in range(CALLS)]
+        return [(kind, run(tiny, kind)) for kind in kinds]
+
+    for served in in_threads(8, serve):
+        assert len(served) == CALLS
+        for kind, result in served:
+            same(result, expected[kind])
 
 
 def test_threads_with_a_model_each_share_a_pipeline(tiny):
