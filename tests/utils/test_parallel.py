@@ -123,6 +123,21 @@ def test_stopped_and_hanging_workers_are_replaced(engine, impatient, monkeypatch
     assert not [number for number in done.values() if alive(number)]
 
 
+def test_a_local_ray_is_not_within_reach_of_the_network(monkeypatch):
+    ray, seen = pytest.importorskip("ray"), {}
+
+    def refuse(**options):
+        seen.update(options)
+        raise ConnectionError("no")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(SettingsError, match="Ray cluster 'local' cannot be reached: no"):
+        open_executor(start, engine="ray", workers=1).__enter__()
+    assert (seen["address"], seen["_node_ip_address"]) == ("local", "127.0.0.1")
+    assert seen["include_dashboard"] is False
+
+
 def hangs(state, job):
     time.sleep(3600)
 
