@@ -138,6 +138,18 @@ def test_a_report_of_other_folders_is_not_replaced(tmp_path):
         report([two], tmp_path / "two", reference="guided")
 
 
+@pytest.mark.parametrize("lacking", ["prompt", "seconds"])
+def test_a_table_that_lacks_a_column(tmp_path, lacking):
+    folder = scored(tmp_path, {"plain": {"a cat": [0.1]}})
+    table = parquet.read_table(folder / "scores.parquet")
+    parquet.write_table(table.drop_columns([lacking]), folder / "scores.parquet")
+    why = rf"scores\.parquet' cannot be read as scores: .*{lacking}.*; score the folder again"
+    with pytest.raises(FileError, match=why) as error:
+        report([folder], tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("report.*"))
+
+
 def test_names_mean_nothing_in_markdown():
     line = Line("*[x](http://y)*<script>|`", "a\nb", 1, dict.fromkeys(("full_text", "calls", "seconds"), 0.1), {})
     row = _markdown([line], ["full_text"], "plain").splitlines()[2]

@@ -8,6 +8,7 @@ from pyarrow import parquet
 from limelight import FileError
 from limelight.evaluate.scoring import score
 from tests.evaluate.conftest import IMAGES
+from tests.utils.test_images import bomb
 
 
 def test_another_detector_measures_again(whole, tmp_path, monkeypatch, pocket):
@@ -69,6 +70,20 @@ def test_scores(whole, tmp_path, quick):
     assert (folder / "scores.json").read_bytes() == before
     others = score(folder, {"paper": True}, out=tmp_path / "paper", **options)
     assert others["methods"]["plain"] != first["methods"]["plain"]
+
+
+def test_a_huge_image_does_not_end_a_score(whole, tmp_path):
+    """It is named; the others are measured."""
+    place, said = tmp_path / "a cat", []
+    place.mkdir()
+    for number, path in enumerate(sorted(whole.rglob("*.png"))[:2]):
+        (place / f"{number}.png").write_bytes(path.read_bytes())
+    (place / "2.png").write_bytes(bomb(50_000))
+    backbones = {"clip": "none", "captioner": "none", "detector": "pocket"}
+    scores = score(tmp_path, backbones, out=tmp_path / "scores", workers=1, say=said.append)
+    assert scores["methods"][tmp_path.name]["all"]["images"] == 2
+    (sentence,) = said
+    assert f"'{place / '2.png'}' cannot be read and is left out" in sentence
 
 
 def test_one_score_at_a_time(whole, tmp_path):

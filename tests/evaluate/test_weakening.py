@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 import torch
 from PIL import Image
@@ -100,6 +103,22 @@ def test_curves_meet_and_a_run_goes_on(pocket, tmp_path):
         assert torch.allclose(again.scores[order], first.scores[order], atol=1e-5)
     with pytest.raises(FileError, match="scores of other settings"):
         weakened(pocket, relevance, EXPERIMENT, tmp_path, **{**options, "steps": 2})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_where_nothing_can_be_written(pocket, tmp_path, monkeypatch, number):
+    """One sentence of a full disk and of a read-only one; afterwards the same call ends."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    relevance, options = Relevance.load("pocket"), {"seeds": (0,), "counts": (), "steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        with pytest.raises(FileError, match=f"cannot be written: {os.strerror(number)}") as error:
+            weakened(pocket, relevance, EXPERIMENT, tmp_path, **options)
+    assert "\n" not in str(error.value)
+    assert weakened(pocket, relevance, EXPERIMENT, tmp_path, **options).counts == (0, len(relevance.heads))
 
 
 def test_weakening_everything_loses_the_animal(pocket, tmp_path):
