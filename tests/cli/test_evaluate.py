@@ -67,9 +67,10 @@ def test_ctrl_c_says_what_is_saved_and_the_same_command_goes_on(tmp_path):
 
     done, error = len(manifest.read_text().splitlines()), (tmp_path / "stderr").read_text()
     assert (process.exitcode, (tmp_path / "stdout").read_text()) == (130, "")
-    (saved,) = re.findall(r"^Stopped: (\d+) of", error)
+    (saved,) = re.findall(r"^Stopped: (\d+) of", error, flags=re.M)
     place = tmp_path / "run"
-    assert error == f"Stopped: {saved} of 201 images are saved in '{place}'; the same command goes on from there.\n"
+    stopped = f"Stopped: {saved} of 201 images are saved in '{place}'; the same command goes on from there.\n"
+    assert error == f"loading pocket ...\n{stopped}"
     assert int(saved) in (done - 1, done)  # the interrupt may come right after an image was saved
     assert 0 < done < 201
     with Run(tmp_path / "run") as there:  # the lock is free, and every row has its image

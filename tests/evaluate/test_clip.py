@@ -19,7 +19,7 @@ from limelight.evaluate.clip import (
     text_text,
 )
 from limelight.evaluate.scoring import Backbones, Scorer
-from limelight.models.loading import POCKET
+from limelight.models.embedded import POCKET
 
 
 class Bag:

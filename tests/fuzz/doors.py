@@ -304,7 +304,7 @@ def _loaded(path: Path) -> None:
 
 def _settings(path: Path) -> None:
     model = loading.load("pocket", device="cpu")
-    own = replace_about(model, loading._about(path, model.about))
+    own = replace_about(model, loading.about_of(path, model.about))
     for name in ("recommended", "attend-and-excite", "focus"):
         assert limelight.preset(name, own).scale >= 0
     TrainingConfig.suited(own)

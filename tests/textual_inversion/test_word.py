@@ -109,5 +109,8 @@ def test_commands(command, pocket, tmp_path, monkeypatch):
     assert (code, "error: '<my-cat>_1' in the prompt is one vector" in complaint) == (2, True)
     for name in ("generate", "explain", "edit"):
         code, _, complaint = command(name, "a cat", *["a dog"] * (name == "edit"), "--word", "gone.pt")
-        assert (code, complaint) == (2, "error: 'gone.pt' cannot be read: No such file or directory.\n")
+        assert (code, complaint) == (
+            2,
+            "loading pocket ...\nerror: 'gone.pt' cannot be read: No such file or directory.\n",
+        )
     same(before, state(pocket))

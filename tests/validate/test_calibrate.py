@@ -47,6 +47,7 @@ def test_a_larger_step_is_taken_where_it_brings_more(check, tiny, monkeypatch):
         for method in methods:
             for i in range(6):
                 facts = {"subset": "a", "prompt": str(i), "source": None, "seed": "0", "full_text": None}
+                facts |= {"success": None, "binding": None}
                 rows.append({"method": method, "present": float(method == "step size 10"), **facts})
                 rows[-1] |= {"calls": 1.0, "seconds": 1.0}
         return rows, 6

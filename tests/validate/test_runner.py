@@ -161,7 +161,7 @@ def test_damaged_stages_are_named(check, tiny, tmp_path):
     [
         ({"stages": ["laod"]}, "Unknown stage 'laod'. .* Did you mean 'load'?"),
         ({"budget": 0}, "budget=0 must be"),
-        ({"dtype": "int8"}, "Unknown dtype 'int8'"),
+        ({"loading": {"dtype": "int8"}}, "Unknown dtype 'int8'"),
         ({"steps": 0}, "steps=0"),
     ],
 )

@@ -117,7 +117,7 @@ def say(text: object, kind: str = "note") -> None:
 
 def say_loading(what: object) -> None:
     """Say at once what is loaded: what a command imports for it takes seconds. Threads are chosen before that."""
-    log.print(f"loading {escape(str(what))} ...", soft_wrap=True)
+    log.print(f"loading {escape(' '.join(str(what).split()))} ...", soft_wrap=True)
     choose_threads(what)
 
 
