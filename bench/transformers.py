@@ -1,7 +1,7 @@
 """Work and memory of guidance on transformers of real configurations, counted on the meta device, without weights.
 
 `python -m bench.transformers` prints the tables of docs/performance.md: what a gradient step costs that reads one block
-after a third of them, or the last one, and what a run with the recommended guidance needs.
+after a third of them, or the last one, and what a run with the recommended guidance needs; that of UNets, too.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import torch
 
 from limelight.generation.requirements import Passes, Requirements, required
 from limelight.guidance.presets import preset
-from limelight.models.blueprint import built
+from limelight.models.blueprint import blueprint, built
 from limelight.models.pipeline_model import PipelineModel
 from limelight.models.sites import AttentionSite
 from limelight.utils.counting import Count, counted
+from limelight.utils.files import DATA
 
 SIZE = (1024, 1024)
+UNETS = {"Stable Diffusion 1.4": "sd-1", "Stable Diffusion 2.1": "sd-2", "Stable Diffusion XL": "sd-xl"}
+"""Folders with the configurations of single files."""
 CLIP_L = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -201,6 +204,8 @@ def main() -> None:
     print("| | F in TFLOP | to a third: F | GiB | checkpointed: F | GiB | to the last: F | GiB ", end="")
     print("| checkpointed: F | GiB |\n" + "|---" * 10 + "|")
     runs = []
+    for name, folder in UNETS.items():
+        runs.append(of_run(name, required(blueprint(DATA / "checkpoints" / folder, torch.bfloat16))))
     for name in CONFIGURATIONS:
         model = model_of(name)
         needs = required(model, size=SIZE)
