@@ -63,6 +63,14 @@ def test_in_turn_follows_the_first_objective_that_finds_something(maps):  # noqa
     assert first.parts.keys() == {"mixing", "binding", "neglect"}
 
 
+def test_in_turn_leaves_a_part_to_the_last_that_measures_it(maps):  # noqa: F811
+    """The neglect of nouns alone, which `divergence` reports, is none of a phrase that is there."""
+    together = partial(excite, modifiers=True)
+    score = in_turn(divergence, together)(maps, [PAIR])
+    assert torch.equal(score.parts["neglect"], together(maps, [PAIR]).parts["neglect"])
+    assert not torch.equal(score.parts["neglect"], divergence(maps, [PAIR]).parts["neglect"])
+
+
 def test_in_turn_chooses_image_by_image(maps):  # noqa: F811
     both = type(maps)(
         {layer: p.repeat(2, 1, 1, 1) for layer, p in maps.layers.items()}, maps.latent_size, maps.prompts * 2

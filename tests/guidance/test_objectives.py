@@ -279,3 +279,17 @@ def test_cells_count_by_their_share_in_the_box(maps):
     flat = AttentionMaps({CROSS: torch.full((1, 1, SIDE * SIDE, 77), 1 / 77)}, (SIDE, SIDE), maps.prompts)
     for left in (0.0, 0.1, 0.33):
         assert loss(inside, flat, (Subject((3,), (), (left, left, left + 0.5, left + 0.5)),)) == pytest.approx(0.75**2)
+
+
+def test_a_modifier_that_outshines_its_noun_counts_for_it(maps):
+    """With its modifiers a subject is there where "red" gets all, and its loss is that of a subject of both tokens."""
+    together = excite(maps, [PAIR], modifiers=True)
+    phrases = [(Subject((3, 2)), Subject((7, 6)))]
+    assert torch.equal(together.loss, excite(maps, phrases).loss)
+
+    probabilities = next(iter(maps.layers.values())).clone()
+    probabilities[..., 2] += 0.5  # "red" everywhere
+    layers = {CROSS: probabilities / probabilities.sum(dim=-1, keepdim=True)}
+    red = AttentionMaps(layers, maps.latent_size, maps.prompts)
+    assert excite(red, [(CAR,)]).presence.item() < 0.01
+    assert excite(red, [(CAR,)], modifiers=True).presence.item() > 0.99

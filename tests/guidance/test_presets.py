@@ -9,8 +9,7 @@ import torch
 
 import limelight
 from limelight import AttendAndExcite, SettingsError
-from limelight.guidance.attend_and_excite import excite
-from limelight.guidance.combined import in_turn
+from limelight.guidance.base import describe_objective
 from limelight.guidance.divergence import divergence
 from limelight.guidance.names import NAMES
 from limelight.guidance.noise_search import NoiseSearch
@@ -63,6 +62,7 @@ def test_names_and_settings_that_do_not_exist(tiny):
 def test_the_embedded_model_has_presets_of_its_own(pocket):
     recommended = limelight.preset("recommended", pocket)
     assert recommended == limelight.preset("focus-then-excite", pocket)
-    assert recommended.objective == in_turn(divergence, excite)
+    first, then = recommended.objective.objectives
+    assert (first, describe_objective(then)) == (divergence, {"name": "excite", "modifiers": True})
     assert limelight.preset("focus", pocket).step_rule == "relative"
     assert limelight.preset("syngen", pocket).scale == 0.1

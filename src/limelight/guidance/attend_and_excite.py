@@ -10,6 +10,7 @@ from typing import Any, Self
 from ..attention.maps import AttentionMaps
 from ..errors import ModelError
 from ..models.base import Model
+from ..prompts.subjects import Subject
 from .base import Guidance, Objective, Score, Subjects
 from .terms import blur, sharpened, weakest_score
 
@@ -22,6 +23,7 @@ def excite(
     smooth: bool = True,
     sigma: float = 0.5,
     own_tokens: bool | None = None,
+    modifiers: bool = False,
 ) -> Score:
     """Every subject should own at least one place of the image: 1 - the largest attention of the weakest subject.
 
@@ -33,13 +35,17 @@ def excite(
 
     Args:
         maps: of one size; averaged over layers and heads.
-        subjects: of each image; their modifiers do not count.
+        subjects: of each image; their modifiers do not count by default.
         temperature: factor before the softmax.
         smooth: blur the maps before taking their maximum.
         sigma: width of the blur in map pixels, see `blur`.
         own_tokens: whether the softmax is over the prompt's own tokens alone; None asks `Prompt.padded`. (The released
             code has a flag for this, which is set for Stable Diffusion 2.1.)
+        modifiers: add what a subject's modifiers get to its own. Where a modifier gets more than its noun, as "red" may
+            in the place of a red car, the noun alone loses against it however plain the car is. (Ours.)
     """
+    if modifiers:
+        subjects = [[Subject(subject.all_positions) for subject in own] for own in subjects]
     of_subjects, absent = sharpened(maps.cross, subjects, temperature, own_tokens)
     return weakest_score(blur(of_subjects, sigma) if smooth else of_subjects, absent)
 

@@ -114,13 +114,13 @@ class InTurn(_Combined):
 
     def __call__(self, maps: AttentionMaps, subjects: Subjects) -> Score:
         scores = [score_of(objective, maps, subjects) for objective in self.objectives]
-        loss, measured = scores[-1].loss, set(scores[-1].parts)
+        loss, parts = scores[-1].loss, dict(scores[-1].parts)
         for score in reversed(scores[:-1]):
             # A part that a later objective measures, too, is left to that one.
-            limits = {**dict.fromkeys(score.parts, self.limit), **dict.fromkeys(measured, 1.0)}
+            limits = {**dict.fromkeys(score.parts, self.limit), **dict.fromkeys(parts, 1.0)}
             loss = torch.where(score.lacking(limits), score.loss, loss)
-            measured.update(score.parts)
-        return Score(loss, scores[-1].presence, _worst_parts(scores))
+            parts = {**score.parts, **parts}
+        return Score(loss, scores[-1].presence, parts)
 
     def settings(self) -> dict[str, Any]:
         """The objectives and the limit as plain values."""

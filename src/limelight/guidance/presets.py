@@ -44,7 +44,7 @@ model's images nine of ten that come out wrong are above, and one of seven of th
 PRESETS: Mapping[str, Preset] = {
     # Ours: images that lack nothing stay plain, subjects come apart first, and are made strong then.
     "focus-then-excite": Preset(
-        in_turn(divergence, excite),
+        in_turn(divergence, partial(excite, modifiers=True)),
         {"step_rule": "relative", "scale": 0.1, "look": 0.08, "targets": {**APART, "neglect": 0.8}},
     ),
     "focus": Preset(divergence, {"step_rule": "relative", "scale": 0.1, "until": 0.14}),
