@@ -137,9 +137,12 @@ def _compare(files: Sequence[Path]) -> None:
         table.add_row(stage, "verdict", *(verdict or "not run" for verdict in verdicts), "")
         for (of, name), (ours, theirs) in found.numbers.items():
             if of == stage:
-                change = "" if ours is None or theirs is None else f"{theirs - ours:+.4g}"
-                table.add_row("", escape(name), *(_shown(value) for value in (ours, theirs)), change)
+                table.add_row("", escape(name), *map(_shown, (ours, theirs)), _change(ours, theirs))
     console.print(table)
+
+
+def _change(ours: float | None, theirs: float | None) -> str:
+    return "" if ours is None or theirs is None else f"{theirs - ours:+.4g}"
 
 
 def _shown(value: float | None) -> str:

@@ -519,11 +519,7 @@ def compute(
     """
     check_options(loading or {})
     if isinstance(model, Model):
-        if loading:
-            raise SettingsError("loading is for a model that is opened; set it where you open it.")
-        if engine != "local" or (workers or 1) > 1:
-            raise SettingsError(f"The open model '{model.name}' cannot go to other workers; give its name instead.")
-        workers = 1
+        workers = _in_this_process(model, engine, workers, loading)
     jobs = counting.jobs(part)
     prompts = sum(map(len, jobs))
 
@@ -546,6 +542,19 @@ def compute(
                 on_job(int(tally.counts.counted.sum()), prompts)
         tally.save()
     return tally.relevance
+
+
+def _in_this_process(model: Model, engine: str, workers: int | None, loading: LoadOptions | None) -> int:
+    """The one worker of an open model.
+
+    Raises:
+        SettingsError: an option is for a model that is opened, or for other workers.
+    """
+    if loading:
+        raise SettingsError("loading is for a model that is opened; set it where you open it.")
+    if engine != "local" or (workers or 1) > 1:
+        raise SettingsError(f"The open model '{model.name}' cannot go to other workers; give its name instead.")
+    return 1
 
 
 def _start(

@@ -39,20 +39,23 @@ def run(context: Context) -> Outcome:
     edit = lines["source"]["prompt-to-prompt"]
     follows = edit.changes["full_text"]
     keeps = lines["plain"]["prompt-to-prompt"].changes.get("structure")
-    summary = (
-        f"On {count} of {len(cases)} edits, similarity to the new prompt {_change(follows, count)} against the source"
-    )
-    if keeps is not None:
-        summary += f", and structure changed outside {_change(keeps, count)} against new images"
-    if count < LEAST:
-        summary += "; too few for a verdict"
     numbers = {f"{METRICS[name].title}, {line.method}": line.means[name] for line in shown for name in known}
     return Outcome(
         verdict=_verdict(follows, keeps, count),
-        summary=f"{summary}.",
+        summary=f"On {count} of {len(cases)} edits, {_summary(follows, keeps, count)}.",
         tables=(_table(shown, known),),
         numbers=numbers,
     )
+
+
+def _summary(follows: Difference, keeps: Difference | None, count: int) -> str:
+    """What edits change, in words."""
+    said = f"similarity to the new prompt {_change(follows, count)} against the source"
+    if keeps is not None:
+        said += f", and structure changed outside {_change(keeps, count)} against new images"
+    if count < LEAST:
+        said += "; too few for a verdict"
+    return said
 
 
 def _cases(context: Context) -> list[Case]:

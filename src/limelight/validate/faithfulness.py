@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NotRequired
@@ -127,31 +127,37 @@ def _losses(context: Context, model: Model, guidance: Guidance, case: Case) -> t
 
 def _judged(lines: Sequence[Line], rises: int, prompts: int) -> tuple[str, Verdict]:
     """One sentence, and whether guidance does what it is for."""
-    whole = [line for line in lines if line.subset == "all"]
-    things = [(line.method, line.changes["present"]) for line in whole if "present" in line.changes]
     if rises > 0:
         return "Guidance raises its own objective: its steps go the wrong way.", "failed"
+
+    whole = [line for line in lines if line.subset == "all"]
     if not any(line.means.get("present") for line in whole):
         return f"The detector finds nothing in images of {amount(prompts, 'prompt')}.{_lowered(rises)}", "measured"
 
-    said = ", ".join(f"{method} {_points(change)}" for method, change in things)
-    verdict = _verdict([change for _, change in things]) if prompts >= LEAST else "measured"
+    things = {line.method: line.changes["present"] for line in whole if "present" in line.changes}
+    verdict = _verdict(things.values(), prompts)
     unclear = " They are too few to tell a method from chance." if verdict == "measured" else ""
-    summary = f"Things there, in percentage points against plain on {amount(prompts, 'prompt')}: {said}."
+    summary = f"Things there, in percentage points against plain on {amount(prompts, 'prompt')}: {_points(things)}."
     return f"{summary}{unclear}{_lowered(rises)}", verdict
 
 
-def _points(change: Difference) -> str:
-    mean, low, high = 100 * change.mean, 100 * change.low, 100 * change.high
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+def _points(changes: Mapping[str, Difference]) -> str:
+    """The change of each method in percentage points, with its interval."""
+    said = []
+    for method, change in changes.items():
+        mean, low, high = 100 * change.mean, 100 * change.low, 100 * change.high
+        said.append(f"{method} {mean:+.1f} ({low:+.1f} to {high:+.1f})")
+    return ", ".join(said)
 
 
 def _lowered(rises: int) -> str:
     return " Guidance lowers its own objective." if rises < 0 else ""
 
 
-def _verdict(changes: Sequence[Difference]) -> Verdict:
-    """Failed where a method loses things, passed where one brings some."""
+def _verdict(changes: Collection[Difference], prompts: int) -> Verdict:
+    """Failed where a method loses things, passed where one brings some; neither where the prompts are too few."""
+    if prompts < LEAST:
+        return "measured"
     if any(change.high < 0 for change in changes):
         return "failed"
     return "passed" if any(change.low > 0 for change in changes) else "measured"
