@@ -78,20 +78,41 @@ def remove_hook(module: nn.Module, hook: Any) -> None:
             hooks.pop(key, None)  # last: an interrupted removal is found by it and goes on
 
 
+class _Freeze:
+    """Who wants a module frozen, and the weights to thaw when the last of them ends."""
+
+    def __init__(self) -> None:
+        self.holders: set[object] = set()
+        self.weights: list[nn.Parameter] = []
+
+
+_FREEZES: WeakKeyDictionary[nn.Module, _Freeze] = WeakKeyDictionary()
+
+
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradient with respect to weights: saves their inputs from being kept for the backward pass."""
-    lock = exclusive(module)  # another thread may be about to thaw them
-    with lock:
-        thawed = [p for p in module.parameters() if p.requires_grad]
+    """No gradient with respect to weights: saves their inputs from being kept for the backward pass.
 
-    def switch(on: bool) -> None:
+    Several holders may overlap, in threads or one after another: the weights thaw when the last one ends.
+    """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    lock, holder = exclusive(module), object()
+    freeze = _FREEZES.setdefault(module, _Freeze())
+
+    def release() -> None:
         with lock:
-            for parameter in thawed:
-                parameter.requires_grad_(on)
+            freeze.holders.discard(holder)
+            if not freeze.holders:
+                for weight in freeze.weights:
+                    weight.requires_grad_(True)
+                freeze.weights.clear()
 
-    with undone(lambda: switch(True)):
-        switch(False)
+    with undone(release):
+        with lock:
+            freeze.holders.add(holder)
+            freeze.weights += [weight for weight in module.parameters() if weight.requires_grad]
+            for weight in freeze.weights:
+                weight.requires_grad_(False)
         yield
 
 
