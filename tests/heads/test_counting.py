@@ -234,9 +234,14 @@ def test_the_workers_are_those_that_were_asked_for(monkeypatch):
 
 
 def test_an_open_model_stays_here(tiny_module):
-    for options in ({"workers": 2}, {"engine": "ray"}):
-        with pytest.raises(SettingsError, match="cannot go to other workers; give its name"):
-            compute(tiny_module, COUNTING, **options)
+    with pytest.raises(
+        SettingsError, match=r"The open model 'StableDiffusionPipeline' cannot go to other workers; give its name"
+    ):
+        compute(tiny_module, COUNTING, workers=2)
+    with pytest.raises(
+        SettingsError, match=r"The model 'StableDiffusionPipeline' is open already; set device where you open it\."
+    ):
+        compute(tiny_module, COUNTING, device="cpu")
 
 
 def test_unknown_words_are_named(pocket):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -11,7 +12,7 @@ import pytest
 from limelight import PromptError, SettingsError
 from limelight.errors import WorkerWarning
 from limelight.utils import parallel
-from limelight.utils.parallel import ExecutorError, open_executor
+from limelight.utils.parallel import ExecutorError, in_this_process, open_executor
 from tests.workers import alive, forked_workers, once  # noqa: F401 - a fixture
 
 
@@ -164,3 +165,23 @@ def test_doing_nothing_is_measured_in_processor_time(monkeypatch):
     assert found[8] == []
     assert found[9] == ["idle", "stopped"]
     assert not any("slow" in still for still in found.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"engine": "ray", "workers": 1},
+            "The open model 'x' cannot go to other workers; give its name, or workers=1.",
+        ),
+        ({"engine": "local", "workers": 2}, "The open model 'x' cannot go to other workers"),
+        (
+            {"engine": "local", "workers": 1, "device": "cpu", "loading": {"dtype": "float16"}},
+            "The model 'x' is open already; set device and loading where you open it.",
+        ),
+    ],
+)
+def test_an_open_model_stays_in_this_process(options, message):
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        in_this_process("model 'x'", **options)
+    assert in_this_process("model 'x'", "local", None, device=None, loading={}) == 1

@@ -29,7 +29,7 @@ from ..textual_inversion.word import LearnedWord
 from ..utils.files import png
 from ..utils.jsonl import Say
 from ..utils.numbers import check_sampling
-from ..utils.parallel import Executor, device_of, one_thread, open_executor
+from ..utils.parallel import Executor, device_of, in_this_process, one_thread, open_executor
 from .methods import Own, build, named
 from .preservation import grown, mask_png
 from .store import Key, Run, digest
@@ -279,7 +279,8 @@ def run(
     check_options(loading or {})
     own = named(methods)
     if not isinstance(model, str | Path):
-        workers = _in_this_process(model, engine, workers, device, scheduler, loading)
+        opening = {"device": device, "scheduler": scheduler, "loading": loading} if isinstance(model, Model) else {}
+        workers = in_this_process(type(model).__name__, engine, workers, **opening)
     jobs = _jobs(list(own), cases, sorted(set(checked(seeds))), batch)
     options |= {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
     start = partial(Worker, own, model, device, scheduler, loading or {}, options, tuple(words))
@@ -297,17 +298,6 @@ def run(
         store.expect(cases, {label: {**facts, "batch": batch} for label, facts in settings.items()})
         store.note(about or {})
         return _add_missing(store, executor, jobs, settings, on_progress)
-
-
-def _in_this_process(
-    model: Any, engine: str, workers: int | None, device: str | None, scheduler: str | None, loading: Any
-) -> int:
-    """The one worker of an open model."""
-    if engine != "local" or (workers or 1) > 1:
-        raise SettingsError(f"The open {type(model).__name__} cannot go to other workers; give its name, or workers=1.")
-    if isinstance(model, Model) and (device or scheduler or loading):
-        raise SettingsError("device, scheduler and loading are for a model that is opened; set them where you open it.")
-    return 1
 
 
 def _jobs(methods: Sequence[str], cases: Sequence[Case], seeds: Sequence[int], batch: int) -> list[Job]:

@@ -39,7 +39,7 @@ from ..models.unet import projections, text_keys, text_states
 from ..prompts.prompt import Prompt
 from ..utils.files import lock_file
 from ..utils.numbers import MOST_IMAGES, MOST_SIDE, MOST_STEPS, check_finite, check_whole
-from ..utils.parallel import device_of, one_thread, open_executor
+from ..utils.parallel import device_of, in_this_process, one_thread, open_executor
 from .relevance import Relevance, layers_of, vectors_of
 from .vocabulary import Concepts
 
@@ -500,8 +500,9 @@ def compute(
         out: the file, written anew from time to time and at the end; None keeps nothing.
         part: (which, of how many) parts of the work to do, from 1; `merge` adds the parts' files.
         every: least seconds between two writings.
-        device: of the workers' models, see `limelight.load`.
-        loading: how their weights are kept, ``{"dtype": "bfloat16", "quantize": "8bit"}`` for example, see there.
+        device: of the workers' models, see `limelight.load`; not of an open one.
+        loading: how their weights are kept, ``{"dtype": "bfloat16", "quantize": "8bit"}`` for example, see there; not
+            of an open one.
         engine, workers, address: see `limelight.utils.parallel.open_executor`.
         on_job: called after every pass with the prompts done and the prompts of this part.
 
@@ -519,7 +520,7 @@ def compute(
     """
     check_options(loading or {})
     if isinstance(model, Model):
-        workers = _in_this_process(model, engine, workers, loading)
+        workers = in_this_process(f"model '{model.name}'", engine, workers, device=device, loading=loading)
     jobs = counting.jobs(part)
     prompts = sum(map(len, jobs))
 
@@ -542,19 +543,6 @@ def compute(
                 on_job(int(tally.counts.counted.sum()), prompts)
         tally.save()
     return tally.relevance
-
-
-def _in_this_process(model: Model, engine: str, workers: int | None, loading: LoadOptions | None) -> int:
-    """The one worker of an open model.
-
-    Raises:
-        SettingsError: an option is for a model that is opened, or for other workers.
-    """
-    if loading:
-        raise SettingsError("loading is for a model that is opened; set it where you open it.")
-    if engine != "local" or (workers or 1) > 1:
-        raise SettingsError(f"The open model '{model.name}' cannot go to other workers; give its name instead.")
-    return 1
 
 
 def _start(

@@ -110,6 +110,24 @@ def open_executor(
         executor.close()
 
 
+def in_this_process(model: str, engine: str, workers: int | None, **opening: Any) -> int:
+    """The one worker of a model that is open: it cannot be sent to others.
+
+    Args:
+        model: what sentences call it.
+        opening: options that count while a model is opened, by their names.
+
+    Raises:
+        SettingsError: one of these options is set, or other workers are asked for.
+    """
+    given = [name for name, value in opening.items() if value]
+    if given:
+        raise SettingsError(f"The {model} is open already; set {' and '.join(given)} where you open it.")
+    if engine != "local" or (workers or 1) > 1:
+        raise SettingsError(f"The open {model} cannot go to other workers; give its name, or workers=1.")
+    return 1
+
+
 def device_of(slot: int, device: str | None = None) -> str | None:
     """The device of the worker in a slot: where CUDA is asked for, or nothing is, the GPUs in turns."""
     if device in (None, "cuda") and torch.cuda.is_available():
