@@ -92,6 +92,49 @@ def test_one_number_is_a_square(pair):
     assert torch.equal(images(ours, attn_res=8), images(ours, attn_res=(8, 8)))
 
 
+@pytest.mark.parametrize("kind", ["HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
+def test_schedulers_of_second_order(pair, kind):
+    """The same calls of a callback, and without guidance the same images; with it, diffusers forgets the scale."""
+    made, seen = [], []
+    for pipeline in pair():
+        pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config)
+        steps = []
+        options = {"callback": lambda i, t, _, steps=steps: steps.append((i, t.item()))}
+        if isinstance(pipeline, Ours):
+            with pytest.warns(UserWarning, match="discards what guidance moves in between, as in diffusers"):
+                guided = images(pipeline, **options)
+            steps.clear()
+        made.append(images(pipeline, max_iter_to_alter=0, **options))
+        seen.append(steps)
+    assert seen[0] == seen[1]
+    assert float((made[0] - made[1]).abs().max()) < 1e-8
+    assert float((guided - made[0]).abs().max()) > 1e-4
+
+
+def test_rows_of_the_text_encoder_that_stand_for_no_token(pair):
+    """Embeddings may be padded to a round number of rows."""
+    for pipeline in (both := pair()):
+        torch.manual_seed(0)
+        pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer), pad_to_multiple_of=64)
+    assert both[0].text_encoder.config.vocab_size > len(both[0].tokenizer)
+    assert float((images(both[0]) - images(both[1])).abs().max()) < 1e-8
+
+
+def test_the_autoencoder_of_consistency_models(pair):
+    ours, _ = pair()
+    config = {
+        "encoder_block_out_channels": (32,),
+        "encoder_down_block_types": ("DownEncoderBlock2D",),
+        "decoder_block_out_channels": (32,),
+        "decoder_add_attention": False,
+        "decoder_down_block_types": ("ResnetDownsampleBlock2D",),
+        "decoder_up_block_types": ("ResnetUpsampleBlock2D",),
+    }
+    vae = diffusers.ConsistencyDecoderVAE(**config)
+    ours.vae = vae.to(ours.unet.dtype)
+    assert torch.isfinite(images(ours, output_type="pt")).all()
+
+
 @pytest.mark.parametrize("kind", ["default", "sliced"])
 def test_other_attention_processors(pair, kind):
     """They give way for the time of a call, and are back afterwards, also after an error."""

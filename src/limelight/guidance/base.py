@@ -258,6 +258,10 @@ class Guidance:
         """The objective, with all that it needs to know of a model."""
         return self.objective
 
+    def check_scheduler(self, scheduler: Any) -> None:
+        """Refuse schedulers that this guidance cannot work with, see `check_order`."""
+        check_order(scheduler)
+
     def settings(self) -> dict[str, Any]:
         """The fields as plain values, to be stored with a result."""
         fields = dict(vars(self))
@@ -459,7 +463,7 @@ class Steering:
     ) -> None:
         if len(subjects) != len(conditioning.prompts) or not all(subjects):
             raise SettingsError("Guidance needs the subjects of every image.")
-        check_order(model.scheduler)
+        guidance.check_scheduler(model.scheduler)
 
         self.guidance, self.model, self.conditioning, self.subjects = guidance, model, conditioning, subjects
         self.objective, self.layers = guidance.objective_for(model), tuple(layers)

@@ -33,8 +33,20 @@ class _Lent(StableDiffusion):
     """The pipeline as a model. It encodes its prompts itself, and needs nothing for that where embeddings are given."""
 
     def _check_tokenizer(self) -> None:
-        if self.pipeline.text_encoder is not None and self.pipeline.tokenizer is not None:
-            super()._check_tokenizer()
+        """Accept any: the embeddings of a text encoder may have rows that stand for no token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Deprecated(AttendAndExcite):
+    """The guidance of the deprecated pipeline, which runs with every scheduler."""
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        if scheduler.order > 1:
+            warnings.warn(
+                f"The scheduler {type(scheduler).__name__} evaluates the denoiser twice a step and discards what "
+                "guidance moves in between, as in diffusers; one of first order (DDIM, Euler) makes full use of it.",
+                stacklevel=6,
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +93,9 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
     Same arguments and, with DDIM and PNDM, the same images. Besides, `scale_model_input` is honoured (Euler, LMS),
     several images per prompt work, maps need not be square, `thresholds` may be empty, `max_iter_to_alter` may be None
     (guide to the end), and it is faster. New code uses `limelight.generate`, which takes words.
+
+    Every scheduler works. Those of second order (Heun, KDPM2) discard a part of the guidance, as in diffusers; a
+    warning says so.
 
     Attention is watched through torch's scaled_dot_product_attention: for the time of a call, other attention
     processors (sliced, say) give way to `AttnProcessor2_0`.
@@ -182,7 +197,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
             conditioning = self._encode(request, prompt, negative_prompt, num_images_per_prompt, embeds)
         if latents is None:
             latents = self._noise(request, generator)
-        guidance = AttendAndExcite(
+        guidance = _Deprecated(
             until=num_inference_steps + 1 if max_iter_to_alter is None else math.ceil(max_iter_to_alter),
             thresholds=_thresholds(thresholds),
             scale=scale_factor,
@@ -279,16 +294,17 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):  # type: 
         callback_steps: int,
     ) -> Tensor:
         """Take every step of the loop, call back, and return the last latents."""
-        timesteps = model.timesteps(steps)
+        timesteps, order = model.timesteps(steps), self.scheduler.order
         with self.progress_bar(total=steps) as bar:
             for step in loop:
                 latents = step.latents
-                # As in diffusers: nothing after the warm-up steps that some schedulers add.
-                if step.index + 1 <= step.count - steps:
+                # As in diffusers: nothing after the warm-up steps that some schedulers add, nor inside of a step.
+                done = step.index + 1
+                if done < step.count and (done <= step.count - steps * order or done % order):
                     continue
                 bar.update()
                 if callback is not None and step.index % callback_steps == 0:
-                    callback(step.index, timesteps[step.index], step.latents)
+                    callback(step.index // order, timesteps[step.index], step.latents)
         return latents
 
     def _decode(

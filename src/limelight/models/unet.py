@@ -73,9 +73,10 @@ class UNet(PipelineModel):
             if wanted:
                 raise ModelError(f"The denoiser of '{self.name}' reads {what}, which is not supported. {ATTACH}")
 
-        if latents.out_channels != 3 or not latents.scaling_factor:
+        channels = latents.get("out_channels", 3)  # those of consistency models do not say
+        if channels != 3 or not latents.scaling_factor:
             raise ModelError(
-                f"The autoencoder of '{self.name}' makes no ordinary images: out_channels={latents.out_channels}, "
+                f"The autoencoder of '{self.name}' makes no ordinary images: out_channels={channels}, "
                 f"scaling_factor={latents.scaling_factor}; they must be 3 and a number."
             )
 
