@@ -15,7 +15,7 @@ from PIL import Image
 import limelight
 from limelight import FileError, MissingDependency, SettingsError
 from limelight.textual_inversion.dataset import TrainingImages, read_images
-from limelight.utils.images import fit_image, open_image
+from limelight.utils.images import fit_image, fitted, font, open_image
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 COLORS = np.stack([RAMP, RAMP.T, RAMP[::-1]], axis=-1)
@@ -207,3 +207,19 @@ def test_editing_and_learning_see_the_same_white(tiny, tmp_path):
     one = limelight.edit(tiny, "a red car", "a blue car", image=str(clear), steps=1)
     other = limelight.edit(tiny, "a red car", "a blue car", image=white, steps=1)
     assert torch.equal(one.target.latents, other.target.latents)
+
+
+@pytest.mark.parametrize("kind", ["", " \u00b7 0.31"])
+def test_captions_are_cut_to_a_width(monkeypatch, kind):
+    """As long as fits, whatever their length: the width is measured a few times, and not once for each letter."""
+    text, measured = "cat and dog " * 3000, []
+    length = font(14).getlength
+    monkeypatch.setattr(font(14), "getlength", lambda text: measured.append(text) or length(text))
+    cut = fitted(text + kind, 14, 300)
+    assert len(measured) < 30
+
+    kept = cut.removesuffix("\u2026" + kind)
+    assert text.startswith(kept)
+    assert length(cut) <= 300 < length(text[: len(kept) + 1] + "\u2026" + kind)
+    assert fitted("a cat" + kind, 14, 300) == "a cat" + kind
+    assert fitted("a cat" + kind, 14, 1) == "\u2026" + kind

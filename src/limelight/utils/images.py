@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -279,9 +280,10 @@ def fitted(text: str, size: int, width: int) -> str:
         return text
     word, dot, kind = text.partition(" \u00b7 ")
     tail = "\u2026" + dot + kind
-    while word and font(size).getlength(word + tail) > width:
-        word = word[:-1]
-    return word + tail
+    # By halves: letter by letter, a long text would take minutes.
+    counts = range(1, len(word) + 1)
+    kept = bisect_right(counts, False, key=lambda count: font(size).getlength(word[:count] + tail) > width)
+    return word[:kept] + tail
 
 
 def _lines(text: str, width: int) -> list[str]:
