@@ -9,6 +9,7 @@ import limelight
 from limelight.heads.relevance import Relevance
 from limelight.heads.vocabulary import Concepts
 from limelight.validate import heads
+from limelight.validate.outcome import judged
 from tests import transformers as families
 
 POCKETS = {"clip": "pocket", "captioner": "none", "detector": "none"}
@@ -31,12 +32,14 @@ def test_counted_vectors_beside_shipped_ones(check, pocket, tmp_path):
     assert {json.loads(row)["word"] for row in rows} == {"cat"}
 
 
-def test_vectors_of_other_heads_fail():
+def test_vectors_of_other_heads_do_not_pass():
+    """Those of another concept tell nothing apart; those that name the wrong heads fail."""
     known = Relevance.load("pocket")
-    same = heads._compared(known, known)
-    turned = heads._compared(known, replace(known, vectors=known.vectors.roll(1, dims=0)))
-    assert (same[1], turned[1]) == ("passed", "failed")
-    assert same[3]["cosine, own concept"] == pytest.approx(1)
+    turned, wrong = known.vectors.roll(1, dims=0), -known.vectors
+    found = [heads._compared(known, replace(known, vectors=vectors)) for vectors in (known.vectors, turned, wrong)]
+    assert [judged([gain]) for _, gain, _, _ in found] == ["passed", "measured", "failed"]
+    assert [text.endswith("That is too little to tell them apart.") for text, *_ in found] == [False, True, False]
+    assert found[0][3]["cosine, own concept"] == pytest.approx(1)
 
 
 def test_other_models_are_counted_alone(check, monkeypatch):

@@ -49,6 +49,11 @@ def test_maps_lie_on_their_own_things(check, tiny, monkeypatch, swapped, verdict
     assert outcome.facts["layers"] == [tiny.guided_sites[0].name]
 
 
+def test_words_that_look_as_much_at_other_things_prove_nothing():
+    assert maps._compared([(0.5, 0.5)] * 9)[0] == "measured"
+    assert maps._compared([(0.5, 0.4), (0.4, 0.5)] * 9)[0] == "measured"
+
+
 def test_of_few_things_nothing_is_said(tiny):
     found = [Found(0.9, 0.1, {"a": 0.5, "b": 0.7})] * (maps.LEAST - 1)
     outcome = maps._outcome(tiny, found, 10, 5, [])

@@ -74,7 +74,9 @@ def validate_command(
     width: Width = None,
     device: Device = None,
 ) -> None:
-    """Check on a model what limelight claims: one page, one JSON. Exits with 1 where a claim does not hold.
+    """Check on a model what limelight claims: one page, one JSON.
+
+    Exits with 1 where a claim does not hold or a stage is broken.
 
     limelight validate compare A.json B.json shows two validations side by side.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from ..evaluate.suites import Case, load
 from ..utils.statistics import Difference
 from .context import Context, Skip
 from .instruments import backbones, measured_images
-from .outcome import LEAST, Outcome, Table, Verdict, number
+from .outcome import LEAST, Outcome, Table, Verdict, judged, number
 
 METHODS = ("source", "plain", "prompt-to-prompt")
 SCORES = ("full_text", "image_image", "structure", "pixels")
@@ -81,12 +82,9 @@ def _change(change: Difference, count: int) -> str:
 
 
 def _verdict(follows: Difference, keeps: Difference | None, count: int) -> Verdict:
-    """Failed where an edit leads away from its prompt, or changes more than a new image does."""
-    if count < LEAST:
-        return "measured"
-    if follows.high < 0 or (keeps is not None and keeps.low > 0):
-        return "failed"
-    return "passed" if follows.low > 0 and keeps is not None and keeps.high < 0 else "measured"
+    """Failed where edits lead away from their prompts, or change more than new images; passed where they do neither."""
+    kept = (-math.inf, math.inf) if keeps is None else (-keeps.high, -keeps.low)
+    return judged([(follows.low, follows.high), kept], count, every=True)
 
 
 def _table(lines: Sequence[Line], names: Sequence[str]) -> Table:

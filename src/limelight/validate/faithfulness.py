@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NotRequired
@@ -28,7 +28,7 @@ from ..utils.statistics import Difference
 from ..utils.torch import seeded
 from .context import TUNING, Context
 from .instruments import backbones, measured_images, reported, tuning
-from .outcome import LEAST, Figure, Outcome, Table, Verdict, amount, number
+from .outcome import Figure, Outcome, Table, Verdict, amount, judged, number
 
 METHODS = ("plain", "attend-and-excite", "recommended", "audition")
 SCORES = ("success", "present", "binding", "full_text", "minimum_object", "text_text")
@@ -135,7 +135,7 @@ def _judged(lines: Sequence[Line], rises: int, prompts: int) -> tuple[str, Verdi
         return f"The detector finds nothing in images of {amount(prompts, 'prompt')}.{_lowered(rises)}", "measured"
 
     things = {line.method: line.changes["present"] for line in whole if "present" in line.changes}
-    verdict = _verdict(things.values(), prompts)
+    verdict = judged(((change.low, change.high) for change in things.values()), prompts)
     unclear = " They are too few to tell a method from chance." if verdict == "measured" else ""
     summary = f"Things there, in percentage points against plain on {amount(prompts, 'prompt')}: {_points(things)}."
     return f"{summary}{unclear}{_lowered(rises)}", verdict
@@ -152,15 +152,6 @@ def _points(changes: Mapping[str, Difference]) -> str:
 
 def _lowered(rises: int) -> str:
     return " Guidance lowers its own objective." if rises < 0 else ""
-
-
-def _verdict(changes: Collection[Difference], prompts: int) -> Verdict:
-    """Failed where a method loses things, passed where one brings some; neither where the prompts are too few."""
-    if prompts < LEAST:
-        return "measured"
-    if any(change.high < 0 for change in changes):
-        return "failed"
-    return "passed" if any(change.low > 0 for change in changes) else "measured"
 
 
 def _tables(lines: Sequence[Line], names: Sequence[str]) -> tuple[Table, Table]:

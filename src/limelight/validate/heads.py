@@ -20,7 +20,7 @@ from ..models.embedded import EMBEDDED
 from ..utils.statistics import bootstrap_interval
 from .context import TUNING, Context, Skip
 from .instruments import clip, reported
-from .outcome import LEAST, Outcome, Table, Verdict, amount, number
+from .outcome import LEAST, Outcome, Table, amount, judged, number
 
 PROMPTS, BATCH = 20, 4
 SHARES = (0.1, 0.3, 0.6)
@@ -39,14 +39,15 @@ def run(context: Context) -> Outcome:
     counted, prompts = _counted(context)
     known = _known(context)
 
-    summary, verdict, tables = f"{amount(prompts, 'prompt')} counted.", list[Verdict](), list[Table]()
+    summary, tables = f"{amount(prompts, 'prompt')} counted.", list[Table]()
+    gains = list[tuple[float, float]]()
     numbers: dict[str, float | None] = {}
     if known is None:
         summary += " No vectors are shipped for this model, so there is nothing to compare with."
         tables.append(_strongest(counted))
     else:
-        text, found, table, numbers = _compared(counted, known)
-        summary, verdict, tables = f"{summary} {text}", [found], [table]
+        text, gain, table, numbers = _compared(counted, known)
+        summary, gains, tables = f"{summary} {text}", [gain], [table]
 
     curves, reason = _weakened(context, known or counted)
     if curves is None:
@@ -57,8 +58,8 @@ def run(context: Context) -> Outcome:
         summary += f" {_said(curves, between, low, high)}"
         tables.append(_curves(curves))
         if len(curves.experiment.prompts) >= LEAST:
-            verdict.append(_verdict(low, high))
-    return Outcome(verdict=_worst(verdict), summary=summary, tables=tuple(tables), numbers=numbers)
+            gains.append((low, high))
+    return Outcome(verdict=judged(gains), summary=summary, tables=tuple(tables), numbers=numbers)
 
 
 def _counted(context: Context) -> tuple[Relevance, int]:
@@ -90,8 +91,12 @@ def _known(context: Context) -> Relevance | None:
     return found if found.concepts == Concepts.suited(context.model.name).names else None
 
 
-def _compared(counted: Relevance, known: Relevance) -> tuple[str, Verdict, Table, dict[str, float | None]]:
-    """The cosines between counted and shipped vectors: of a concept with itself, and with the others."""
+def _compared(counted: Relevance, known: Relevance) -> tuple[str, tuple[float, float], Table, dict[str, float | None]]:
+    """The cosines between counted and shipped vectors: of a concept with itself, and with the others.
+
+    Returns:
+        A sentence, the interval of the difference, a table, and numbers.
+    """
     cosines = _unit(counted) @ _unit(known).T
     own, count = cosines.diagonal(), len(cosines)
     others = (cosines.sum(dim=1) - own) / (count - 1)
@@ -113,9 +118,10 @@ def _compared(counted: Relevance, known: Relevance) -> tuple[str, Verdict, Table
         f"Cosine with the vectors of {name} {float(own.mean()):.2f}, with other concepts' {float(others.mean()):.2f} "
         f"(difference {low:+.2f} to {high:+.2f}); {right} of {count} concepts are nearest to themselves."
     )
+    if low <= 0 <= high:
+        text += " That is too little to tell them apart."
     numbers = {"cosine, own concept": float(own.mean()), "cosine, other concepts": float(others.mean())}
-    verdict: Verdict = "passed" if low > 0 else "failed"
-    return text, verdict, table, {**numbers, "concepts nearest to themselves": right}
+    return text, (low, high), table, {**numbers, "concepts nearest to themselves": right}
 
 
 def _unit(relevance: Relevance) -> Tensor:
@@ -180,16 +186,3 @@ def _curves(curves: Curves) -> Table:
         tuple(rows),
         "Cosine in CLIP's space, a mean over prompts. Right vectors make the first column fall before the second.",
     )
-
-
-def _verdict(low: float, high: float) -> Verdict:
-    if high < 0:
-        return "failed"
-    return "passed" if low > 0 else "measured"
-
-
-def _worst(verdicts: list[Verdict]) -> Verdict:
-    for verdict in ("failed", "passed"):
-        if verdict in verdicts:
-            return verdict
-    return "measured"

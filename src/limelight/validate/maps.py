@@ -22,7 +22,7 @@ from ..utils.torch import seeded
 from ..viz.sheets import strip
 from .context import TUNING, Context
 from .instruments import detector, tuning
-from .outcome import LEAST, Figure, Outcome, Table, Verdict, amount, number
+from .outcome import LEAST, Figure, Outcome, Table, Verdict, amount, judged, number
 
 MOST, SHOWN = 20, 8
 
@@ -122,7 +122,7 @@ def _compared(pairs: Sequence[tuple[float, float]]) -> tuple[Verdict, str]:
     low, high = bootstrap_interval([own - other for own, other in pairs])
     other = fmean(other for _, other in pairs)
     said = f", with the other thing {other:.2f} (difference {low:+.2f} to {high:+.2f})"
-    return "passed" if low > 0 else "failed", said
+    return judged([(low, high)]), said
 
 
 @torch.no_grad()

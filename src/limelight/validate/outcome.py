@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -110,6 +110,26 @@ class Outcome:
             tables.append(Table(table["title"], tuple(table["columns"]), rows, table["note"]))
         figures = [Figure(figure["title"], figure["file"]) for figure in facts.pop("figures")]
         return cls(tables=tuple(tables), figures=tuple(figures), **facts)
+
+
+def judged(gains: Iterable[tuple[float, float]], units: int = LEAST, *, every: bool = False) -> Verdict:
+    """What intervals say about a claim.
+
+    One that lies wholly on the wrong side of zero refutes it. One that contains zero, or touches it, says nothing.
+
+    Args:
+        gains: 95 % intervals (low, high) of differences, of which positive ones speak for the claim.
+        units: how many prompts, edits or things they come from; fewer than `LEAST` say nothing.
+        every: whether each of them must lie on the right side for the claim to hold, instead of one.
+    """
+    intervals = list(gains)
+    if units < LEAST:
+        return "measured"
+    if any(high < 0 for _, high in intervals):
+        return "failed"
+    right = [low > 0 for low, _ in intervals]
+    holds = bool(right) and all(right) if every else any(right)
+    return "passed" if holds else "measured"
 
 
 def amount(count: int, thing: str) -> str:
