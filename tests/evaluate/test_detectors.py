@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from limelight import ModelError
-from limelight.evaluate.detectors import Detection, PocketDetector, check_scene, overlap
+from limelight.evaluate.detectors import Detection, OpenVocabulary, PocketDetector, check_scene, overlap
 from limelight.evaluate.scoring import Backbones, Scorer
 from limelight.evaluate.suites import COLORS, Wanted, attend_excite, wanted
 
@@ -66,6 +66,19 @@ def test_a_mixture_is_both_of_what_was_wanted():
     assert check_scene(found, wanted("a cat and a dog")).mixed
     assert not check_scene(found, wanted("a cat and a car")).mixed, "likeness to what was not asked for"
     assert not check_scene(found[1:], wanted("a cat and a dog")).mixed
+
+
+@pytest.mark.parametrize(("width", "mixed"), [(64, True), (33, True), (31, False)])
+def test_a_mixture_in_an_open_vocabulary_has_two_names_at_one_place(width, mixed):
+    """The boxes of a dog, less sure, begin where those of a cat do; boxes of one name are one thing."""
+    boxes = {"scores": [0.5, 0.9, 0.4], "boxes": [[0, 0, width, 64], [0, 0, 64, 64], [0, 0, 63, 64]]}
+    answer = {name: torch.tensor(values) for name, values in boxes.items()}
+    answer["text_labels"] = [f"a photo of a {word}" for word in ("dog", "cat", "cat")]
+    blank = OpenVocabulary.__new__(OpenVocabulary)
+    found = blank._read(Image.new("RGB", (64, 64)), answer, ["cat", "dog"], set())
+    assert check_scene(found, wanted("a cat and a dog")).mixed == mixed
+    assert check_scene(found, wanted("a cat and a dog")).present == (True, not mixed)
+    assert not check_scene(found, wanted("a cat and a car")).mixed
 
 
 def test_written_and_read(tmp_path):

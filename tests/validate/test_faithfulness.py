@@ -2,6 +2,7 @@
 
 import pytest
 
+from limelight.evaluate.detectors import Detection, PocketDetector
 from limelight.evaluate.metrics import METRICS
 from limelight.guidance import base
 from limelight.validate import faithfulness, instruments
@@ -27,6 +28,29 @@ def test_a_model_of_random_weights_shows_nothing(check, tiny):
     assert outcome.summary == "The detector finds nothing in images of 1 prompt. Guidance lowers its own objective."
     assert outcome.numbers["things there, plain"] == 0
     assert [table.title for table in outcome.tables][-1].startswith("Published, Stable Diffusion 1.4")
+
+
+def test_mixed_subjects_are_counted(check, tiny, monkeypatch):
+    """In every image one thing could be both of what the prompt names; then only one."""
+
+    def finds(both):
+        def find(self, images, things):
+            first, second = (thing.word for thing in things)
+            also = (second,) if both else ()
+            return [[Detection(first, 0.9, (0.0, 0.0, 1.0, 1.0), "red", also)]] * len(images)
+
+        return find
+
+    monkeypatch.setattr(PocketDetector, "find", finds(both=True))
+    outcome = check(tiny, "faithfulness", backbones=POCKETS)["faithfulness"]
+    mixed = {"subjects mixed, plain": 1, "subjects mixed, attend-and-excite": 1}
+    assert mixed.items() <= outcome.numbers.items()
+    assert outcome.numbers["things there, plain"] == 0.5
+    assert "subjects mixed" in outcome.tables[1].columns
+
+    monkeypatch.setattr(PocketDetector, "find", finds(both=False))
+    outcome = check(tiny, "faithfulness", folder="single", backbones=POCKETS)["faithfulness"]
+    assert dict.fromkeys(mixed, 0).items() <= outcome.numbers.items()
 
 
 def test_steps_of_a_wrong_sign_are_caught(check, tiny, monkeypatch):

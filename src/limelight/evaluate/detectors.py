@@ -22,6 +22,9 @@ from .clip import CODELESS, WEIGHTS, Clip
 from .suites import COLORS, Wanted
 
 SIDE, STRIDE = 128, 8
+SAME = 0.5
+"""The overlap from which two boxes are one thing's: Mark Everingham et al., "The Pascal Visual Object Classes (VOC)
+Challenge", 2010, https://doi.org/10.1007/s11263-009-0275-4"""
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _clipped(*box: float) -> Box:
 def _add(detection: Detection, found: list[Detection]) -> None:
     """Take up a detection, or make it a second meaning of the surer one that has its place."""
     for i, other in enumerate(found):
-        if overlap(detection.box, other.box) >= 0.5:
+        if overlap(detection.box, other.box) >= SAME:
             if detection.word not in (other.word, *other.also):
                 found[i] = replace(other, also=(*other.also, detection.word))
             return

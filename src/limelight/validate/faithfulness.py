@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from ..errors import ModelError
+from ..evaluate.detectors import SAME
 from ..evaluate.metrics import METRICS
 from ..evaluate.report import Line, table
 from ..evaluate.rows import Row, column, grouped
@@ -31,7 +32,7 @@ from .instruments import backbones, measured_images, reported, tuning
 from .outcome import Figure, Outcome, Table, Verdict, amount, judged, number
 
 METHODS = ("plain", "attend-and-excite", "recommended", "audition")
-SCORES = ("success", "present", "binding", "full_text", "minimum_object", "text_text")
+SCORES = ("success", "present", "mixed", "binding", "full_text", "minimum_object", "text_text")
 WATCHED, SMALL = 4, 0.01
 """Images whose objective is watched, and how far they are moved, relative to the length of the latents."""
 SHOWN, SIDE = 4, 256
@@ -164,8 +165,9 @@ def _tables(lines: Sequence[Line], names: Sequence[str]) -> tuple[Table, Table]:
         if line.changes:
             changes.append((*head, *(_change(line.changes.get(name)) for name in names)))
     about = (
-        "All there: the share of images with every thing of the prompt. Things there: the share of the things. CLIP's "
-        "numbers are cosines."
+        "All there: the share of images with every thing of the prompt. Things there: the share of the things. "
+        f"Subjects mixed: the share of images where boxes of two of them overlap by {SAME} (IoU) or more, so that one "
+        "thing could be both; it counts as the surer one alone. CLIP's numbers are cosines."
     )
     note = "In brackets 95 % intervals by paired bootstrap over prompts."
     return (
