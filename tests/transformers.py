@@ -18,6 +18,7 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
     Krea2Pipeline,
@@ -26,10 +27,12 @@ from diffusers import (
     Lumina2Transformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImageControlNetModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     ZImagePipeline,
@@ -201,12 +204,12 @@ def gemma_encoder() -> Gemma2Model:
     )
 
 
-def autoencoder(blocks: int = 2) -> AutoencoderKL:
+def autoencoder(blocks: int = 2, channels: int = 4) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
         block_out_channels=(8,) * blocks,
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=4,
         scaling_factor=1.5,
         shift_factor=0.06,
@@ -217,11 +220,13 @@ def flow(**settings) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(**settings)
 
 
-def flux(guidance: bool = True) -> FluxPipeline:
+def flux(guidance: bool = True, channels: int = 16) -> FluxPipeline:
+    """With more than 16 channels, as FLUX.1 Fill and the control models, which read other things beside the latents."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
+        in_channels=channels,
+        out_channels=16,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=16,
@@ -533,13 +538,32 @@ def sana() -> SanaPipeline:
     )
 
 
-def sd3(t5: bool = True, dual: tuple[int, ...] = (), dynamic: bool = False) -> StableDiffusion3Pipeline:
+def flux_controlnet() -> FluxControlNetModel:
+    torch.manual_seed(2)
+    return nonzero(
+        FluxControlNetModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=[4, 4, 8],
+        )
+    )
+
+
+def sd3(
+    t5: bool = True, dual: tuple[int, ...] = (), dynamic: bool = False, channels: int = 4
+) -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=3,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -553,7 +577,7 @@ def sd3(t5: bool = True, dual: tuple[int, ...] = (), dynamic: bool = False) -> S
         StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=flow(use_dynamic_shifting=True) if dynamic else flow(shift=3.0),
-            vae=autoencoder(),
+            vae=autoencoder(channels=channels),
             text_encoder=clip_encoder(),
             tokenizer=clip_tokenizer(),
             text_encoder_2=clip_encoder(),
@@ -564,12 +588,52 @@ def sd3(t5: bool = True, dual: tuple[int, ...] = (), dynamic: bool = False) -> S
     )
 
 
-def ready(pipeline):
-    """A quiet pipeline in float64, no weight of whose denoiser is zero."""
+def sd3_controlnet() -> SD3ControlNetModel:
+    torch.manual_seed(2)
+    return nonzero(
+        SD3ControlNetModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=64,
+            pooled_projection_dim=64,
+        )
+    )
+
+
+def qwen_controlnet() -> QwenImageControlNetModel:
+    torch.manual_seed(2)
+    return nonzero(
+        QwenImageControlNetModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+        )
+    )
+
+
+def nonzero(model):
+    """A model in float64 without zero weights, with which a new ControlNet adds nothing."""
     torch.manual_seed(1)
-    for weight in pipeline.transformer.parameters():
+    for weight in model.parameters():
         if not bool(weight.detach().any()):
             torch.nn.init.normal_(weight, std=0.05)
+    return model.to(torch.float64).eval()
+
+
+def ready(pipeline):
+    """A quiet pipeline in float64, no weight of whose denoiser is zero."""
+    nonzero(pipeline.transformer)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()

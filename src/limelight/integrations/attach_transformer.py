@@ -1,4 +1,4 @@
-"""Guidance on foreign pipelines of transformer families: img2img and inpainting of FLUX.1, SD3, Qwen-Image.
+"""Guidance on foreign pipelines of transformer families: img2img, inpainting, ControlNet of FLUX.1, SD3, Qwen-Image.
 
 The denoiser is called once for both branches (Stable Diffusion 3), or once for each, the conditional branch first. Both
 get the moved latents. They are tokens of 2 x 2 latent pixels where the denoiser takes such.
@@ -18,7 +18,7 @@ from ..models.pipeline_model import stop_after
 from ..models.sites import AttentionSite
 from ..models.transformer import layout_of, packed, unpacked
 from ..prompts.prompt import aligned
-from .attach import Attached, Replayed, asked_of, kept_weights
+from .attach import Asked, Attached, Replayed, asked_of, kept_weights
 
 
 class AttachedTransformer(Attached):
@@ -49,8 +49,23 @@ class AttachedTransformer(Attached):
                 raise PromptError(
                     f"'{self.model.name}' was given prompt_embeds alone, in which no words can be found; give a prompt."
                 )
+            self._check_one_text(asked)
             self._take(asked)
         return original(*args, **kwargs)
+
+    def _check_one_text(self, asked: Asked) -> None:
+        """Refuse texts of their own for the other text encoders: the words would be found in the wrong tokens.
+
+        Raises:
+            PromptError: there is one.
+        """
+        arguments = asked.arguments
+        for name in ("prompt_2", "prompt_3"):
+            if arguments.get(name) not in (None, "", arguments["prompt"]):
+                raise PromptError(
+                    f"'{self.model.name}' was given {name}={arguments[name]!r}, which is not its prompt, and attach() "
+                    f"finds words in one text alone. Leave out {name}."
+                )
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -73,8 +88,11 @@ class AttachedTransformer(Attached):
         """Move the latents of a step whose first pass has these inputs."""
         pipeline, sample = self.model.pipeline, inputs["hidden_states"]
         branches = len(sample) // self._images if self._images else 0
-        cached = getattr(pipeline.transformer, "is_cache_enabled", False)
-        if branches not in (1, 2) or len(sample) != branches * self._images or cached:
+        other = (
+            getattr(pipeline.transformer, "is_cache_enabled", False),
+            getattr(pipeline, "do_perturbed_attention_guidance", False),
+        )
+        if branches not in (1, 2) or len(sample) != branches * self._images or any(other):
             raise ModelError(
                 f"'{type(pipeline).__name__}' runs its denoiser in a way that cannot be steered: a feature cache, or "
                 "other branches than a negative and a positive prompt."
@@ -133,11 +151,11 @@ class _Transformer(Replayed):
         """
         sample = inputs["hidden_states"]
         self._remember(inputs, len(sample), images)
-        self._grid = _grid(inputs, self.patch)
-        if sample.ndim == 3 and sample.shape[1] != self._grid[0] * self._grid[1] // self.patch**2:
+        if _has_references(inputs):
             raise ModelError(
                 f"'{type(self.pipeline).__name__}' has other images in its sequence (references) and cannot be steered."
             )
+        self._grid = _grid(inputs, self.patch)
 
     def latents_of(self, sample: Tensor) -> Tensor:
         """The denoiser's input as latents, without an inpainting mask or a control image behind them."""
@@ -183,12 +201,25 @@ class _Transformer(Replayed):
         return None
 
 
+def _has_references(inputs: dict[str, Any]) -> bool:
+    """Whether the sequence holds other images beside the one that is generated."""
+    if "img_shapes" in inputs:
+        return len(_shapes(inputs)) > 1
+    return "img_ids" in inputs and bool(inputs["img_ids"][..., 0].any())  # FLUX.1 numbers its images, the own is 0
+
+
+def _shapes(inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """Frames, height and width of the images in the sequence, in tokens."""
+    first = inputs["img_shapes"][0]
+    return first if isinstance(first, list) else [first]  # diffusers' ControlNet pipelines give no list
+
+
 def _grid(inputs: dict[str, Any], patch: int) -> tuple[int, int]:
     """Height and width of the latents."""
     if inputs["hidden_states"].ndim == 4:
         return inputs["hidden_states"].shape[-2:]
     if "img_shapes" in inputs:
-        _, height, width = inputs["img_shapes"][0][0]
+        ((_, height, width),) = _shapes(inputs)
     else:
         height, width = (int(side) + 1 for side in inputs["img_ids"][..., 1:].flatten(0, -2).amax(dim=0))
     return height * patch, width * patch
