@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,20 @@ def test_redraw(limelight, tmp_path):
     code, _, error = limelight("redraw", str(saved(out, "a-cat-grid.png")), "--out", str(tmp_path / "no"))
     assert (code, "it is a sheet of several images; name one of them" in error) == (2, True)
     assert not (tmp_path / "no").exists()
+
+
+def test_redraw_with_a_model_that_lies_elsewhere_now(limelight, tiny_folder, tmp_path):
+    """Opened with the number type and the scheduler of the image."""
+    shutil.copytree(tiny_folder, tmp_path / "here")
+    command = ["generate", "a cat", "--model", str(tmp_path / "here"), "--guidance", "none", "--steps", "2"]
+    command += ["--dtype", "float64", "--scheduler", "euler", "--height", "32", "--width", "32", "--device", "cpu"]
+    assert limelight(*command, "--out", str(tmp_path / "first"))[0] == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    first = saved(tmp_path / "first", "a-cat-plain-0.png")
+    again = ["redraw", str(first), "--device", "cpu", "--out", str(tmp_path / "again")]
+    assert limelight(*again)[0] == 2
+    code, said, _ = limelight(*again, "--model", str(tmp_path / "there"))
+    assert (code, said.splitlines()[0]) == (0, f"The same image as '{first}', pixel by pixel.")
 
 
 def test_merged_head_vectors_replace_no_others(limelight, tmp_path):
@@ -357,6 +372,7 @@ LOADING = {
     "heads weaken": ["heads", "weaken"],
     "evaluate run": ["evaluate", "run", "--out", "x"],
     "validate": ["validate"],
+    "tokens": ["tokens", "a cat"],
 }
 
 
@@ -371,6 +387,15 @@ def test_how_weights_are_kept_is_an_option_of_every_command(limelight, command, 
         code, _, err = limelight(*LOADING[command], *options)
         assert code == 2
         assert message in err
+
+
+def test_an_image_says_itself_how_its_weights_were_kept(limelight, tmp_path):
+    for name, value in (("dtype", "float16"), ("quantize", "8bit")):
+        code, _, err = limelight("redraw", "a.png", f"--{name}", value, "--out", str(tmp_path / "out"))
+        assert (code, f"Leave out --{name} {value}." in err) == (2, True)
+    code, _, err = limelight("redraw", "a.png", "--offload", "group", "--out", str(tmp_path / "out"))
+    assert (code, "Unknown offload='group'. Choose one of: model, sequential" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("options", [["--quantize", "8bit"], ["--offload", "model"]])
@@ -712,7 +737,8 @@ def test_what_was_meant(limelight, options, message):
 
 # Torch, whose import takes seconds, cannot be imported: each command ends there, and has said something before.
 AT_ONCE = """
-import shlex, sys
+import shlex
+import shutil, sys
 sys.modules["torch"] = None
 from typer.testing import CliRunner
 from limelight.cli.app import app

@@ -8,7 +8,8 @@ import torch
 
 import limelight
 from limelight import LearnedWord, PromptError, SettingsError
-from limelight.evaluate.runs import run
+from limelight.evaluate import runs
+from limelight.evaluate.runs import Worker, run
 from limelight.evaluate.suites import Case, load
 from tests import transformers as families
 from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
@@ -94,3 +95,25 @@ def test_a_killed_worker_changes_nothing(whole, tmp_path, forked_workers):  # no
     assert run(tmp_path / "run", CASES, METHODS, range(3), **options) == IMAGES
     assert len(killed) == 1
     assert content(tmp_path / "run") == content(whole)
+
+
+def test_workers_open_the_model_as_it_was_asked_for(monkeypatch, pocket):
+    seen = {}
+
+    def load(source, **options):
+        seen.update(source=source, **options)
+        return pocket
+
+    monkeypatch.setattr(runs, "load", load)
+    loading = {"dtype": "bfloat16", "quantize": "8bit", "offload": "model"}
+    Worker({"plain": "plain"}, "pocket", "cpu", "ddim", loading, {})
+    assert seen == {"source": "pocket", "device": "cpu", "scheduler": "ddim", **loading}
+
+
+def test_how_weights_are_kept_reaches_other_processes(forked_workers, tmp_path):  # noqa: F811
+    """The workers of a pool open the model, and not this process."""
+    run(tmp_path / "run", CASES[:1], ["plain"], [0], workers=2, loading={"dtype": "bfloat16"}, **SMALL)
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["methods"]["plain"]["settings"]["dtype"] == "bfloat16"
+    with pytest.raises(SettingsError, match="offload='model' keeps parts of a model in the main memory"):
+        run(tmp_path / "other", CASES[:1], ["plain"], [0], workers=2, loading={"offload": "model"}, **SMALL)

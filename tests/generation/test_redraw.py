@@ -10,6 +10,7 @@ from PIL import Image
 
 import limelight
 from limelight import FileError, SettingsError
+from limelight.generation import redraw as module
 from limelight.generation.redraw import difference
 from limelight.utils.files import png
 
@@ -54,6 +55,24 @@ def test_the_model_is_opened_with_its_scheduler(tmp_path):
     again = limelight.redraw(path, device="cpu")
     assert again.settings == result.settings
     assert difference(path, again) == f"The same image as '{path}', pixel by pixel."
+
+
+def test_the_weights_are_kept_as_they_were(pocket, tmp_path, monkeypatch):
+    seen = {}
+
+    def load(source, **options):
+        seen.update(source=source, **options)
+        return pocket
+
+    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(pocket, "quantize", "8bit")
+    (path,) = limelight.generate(pocket, "a cat", steps=1, subjects=[]).save(tmp_path)
+    limelight.redraw(path, device="cuda", offload="model")
+    expected = {"source": "pocket", "device": "cuda", "dtype": torch.float32, "quantize": "8bit", "offload": "model"}
+    assert seen == expected
+    monkeypatch.setattr(pocket, "quantize", None)
+    with pytest.raises(SettingsError, match="made with quantize='8bit', and the model with None"):
+        limelight.redraw(path, pocket)
 
 
 @pytest.mark.parametrize(

@@ -361,3 +361,24 @@ def test_vectors_of_a_joint_model_adjust_and_strengthen_it():
     ):
         changed = limelight.generate(model, "a black cat", edits=[edit], **settings).latents
         assert float((changed - plain).abs().max()) > 1e-6
+
+
+def test_workers_open_the_model_as_it_was_asked_for(monkeypatch, pocket):
+    seen = {}
+
+    def load(source, **options):
+        seen.update(source=source, **options)
+        return pocket
+
+    monkeypatch.setattr(counting_module, "load", load)
+    loading = {"dtype": "bfloat16", "quantize": "8bit", "offload": "model"}
+    counting_module._start("pocket", "cpu", loading, SMALL, 0)
+    assert seen == {"source": "pocket", "device": "cpu", **loading}
+
+
+def test_how_weights_are_kept_reaches_other_processes(forked_workers):  # noqa: F811
+    few = Counting(Concepts({"Animals": ("cat",), "Color": ("red",)}), ("a cat", "a dog"), steps=1, batch=1)
+    found = compute("pocket", few, device="cpu", workers=2, loading={"dtype": "bfloat16"})
+    assert found.facts["dtype"] == "bfloat16"
+    with pytest.raises(SettingsError, match="offload='model' keeps parts of a model in the main memory"):
+        compute("pocket", few, device="cpu", workers=2, loading={"offload": "model"})

@@ -29,6 +29,7 @@ from .threads import choose_threads
 if TYPE_CHECKING:
     from ..generation.loop import Step
     from ..models.base import Model
+    from ..textual_inversion.word import LearnedWord
 
 # Control characters, and those that turn the direction of what follows.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -138,13 +139,16 @@ def open_model(
     from ..models.loading import load
 
     model = load(source, device=device, scheduler=scheduler, **options)
-
     if context is not None:
-        for word in learned:
-            context.with_resource(word.bind(model))
-            log.print(f"learned word: {escape(word.token)}")
-
+        bind_words(model, learned, context)
     return model
+
+
+def bind_words(model: Model, learned: Sequence[LearnedWord], context: typer.Context) -> None:
+    """Bind learned words for as long as the command of this context runs."""
+    for word in learned:
+        context.with_resource(word.bind(model))
+        log.print(f"learned word: {escape(word.token)}")
 
 
 @contextmanager

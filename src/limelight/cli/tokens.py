@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .options import Device, ModelName, PromptText, WordFiles
+from .options import Device, Dtype, ModelName, Offload, PromptText, Quantize, WordFiles, loading
 from .terminal import console, open_model, say_loading
 
 if TYPE_CHECKING:
@@ -21,10 +21,14 @@ def tokens(
     word: WordFiles = None,
     model: ModelName = "pocket",
     device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    offload: Offload = None,
 ) -> None:
     """Show the tokens of a prompt and the words that they belong to."""
     say_loading(model)
-    show_tokens(open_model(model, device, words=word, context=context).prompt(prompt))
+    opened = open_model(model, device, words=word, context=context, **loading(dtype, quantize, offload))
+    show_tokens(opened.prompt(prompt))
 
 
 def show_tokens(parsed: Prompt) -> None:

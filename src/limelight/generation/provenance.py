@@ -17,12 +17,13 @@ from ..models.base import Model
 
 
 def provenance(model: Model) -> dict[str, Any]:
-    """The model, its scheduler, number type and learned words (if any), and the versions of the libraries."""
+    """The model, its scheduler, number type, learned words and quantization (if any), and the libraries' versions."""
     return {
         "model": model.name,
         "scheduler": type(model.scheduler).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         **({"learned": words} if (words := model.learned) else {}),
+        **({"quantize": model.quantize} if model.quantize else {}),
         "versions": {name: importlib.metadata.version(name) for name in ("limelight", "diffusers", "torch")},
     }
 

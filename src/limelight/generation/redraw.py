@@ -18,6 +18,7 @@ from ..guidance.names import NAMES
 from ..guidance.presets import preset
 from ..models.base import Model
 from ..models.loading import load, with_scheduler
+from ..models.memory import Offload
 from ..models.schedulers import SCHEDULERS
 from ..utils.files import json_text, user_path
 from ..utils.images import open_image, psnr
@@ -37,6 +38,7 @@ def redraw(
     model: Model | None = None,
     *,
     device: str | None = None,
+    offload: Offload | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Result:
     """Generate an image again: the same model, settings and seed, which every PNG of limelight holds.
@@ -44,7 +46,7 @@ def redraw(
     Args:
         path: a PNG that `Result.save` or a command has written.
         model: by default the one that made it is opened.
-        device: where to open it, see `limelight.load`.
+        device, offload: where to open it, see `limelight.load`.
         on_step: see `limelight.generate`.
 
     Raises:
@@ -66,7 +68,7 @@ def redraw(
         raise SettingsError(f"'{path}' cannot be generated again: {reason}.")
 
     if model is None:
-        model = _opened(settings, device)
+        model = model_of(settings, device, offload)
     _check_model(path, settings, model)
     place = settings.get("place") or None
     return generate(
@@ -119,14 +121,24 @@ def _lacking(settings: Mapping[str, Any]) -> str:
     return ""
 
 
-def _opened(settings: Mapping[str, Any], device: str | None) -> Model:
-    """The model of an image, with its scheduler and its kind of numbers."""
-    dtype = getattr(torch, settings["dtype"]) if settings["dtype"] in DTYPES else None
-    model = load(settings["model"], device=device, dtype=dtype)
-    if type(model.scheduler).__name__ == settings["scheduler"]:
+def model_of(
+    settings: Mapping[str, Any], device: str | None = None, offload: Offload | None = None, *, source: str | None = None
+) -> Model:
+    """Open the model of an image, with its scheduler, its kind of numbers and its weights as they were kept.
+
+    Args:
+        settings: those inside its PNG, see `read_settings`.
+        device, offload: see `limelight.load`.
+        source: where the model lies now; by default where it lay.
+    """
+    dtype = getattr(torch, settings["dtype"]) if settings.get("dtype") in DTYPES else None
+    quantize = settings.get("quantize")
+    model = load(source or settings["model"], device=device, dtype=dtype, quantize=quantize, offload=offload)
+    model.name = settings["model"]  # a place is no other model
+    if type(model.scheduler).__name__ == settings.get("scheduler"):
         return model
     for name, scheduler in SCHEDULERS.items():
-        if scheduler == settings["scheduler"]:
+        if scheduler == settings.get("scheduler"):
             return with_scheduler(model, name)
     return model
 
@@ -146,6 +158,10 @@ def _check_model(path: str | os.PathLike[str], settings: Mapping[str, Any], mode
     for name, here in (("model", model.name), ("scheduler", type(model.scheduler).__name__)):
         if settings[name] != here:
             raise SettingsError(f"'{path}' was made with the {name} '{settings[name]}', and this one is '{here}'.")
+    if settings.get("quantize") != model.quantize:
+        raise SettingsError(
+            f"'{path}' was made with quantize={settings.get('quantize')!r}, and the model with {model.quantize!r}."
+        )
 
 
 def _guidance(path: str | os.PathLike[str], stored: Any, place: Any, model: Model) -> Guidance | None:

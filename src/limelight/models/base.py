@@ -143,6 +143,7 @@ class Model(ABC):
         scheduler: a diffusers scheduler, this model's own copy. Its settings are those of every run, and each run
             copies it, see `for_one_run`.
         about: what its family or its folder says about it.
+        quantize: how `limelight.load` made its weights smaller; None: not.
         vectors: names of the shipped head relevance vectors that are of its family; None: whichever fit its layers.
     """
 
@@ -153,6 +154,7 @@ class Model(ABC):
     pixels_per_latent: int
     scheduler: Any
     about: About = About()
+    quantize: str | None = None
     vectors: tuple[str, ...] | None = None
     ragged: ClassVar[bool] = False
     """Whether its texts have no common length: those of a batch are filled up to the longest, with a mask."""

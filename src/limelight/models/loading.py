@@ -207,6 +207,7 @@ def _stored(
         pipeline, adapter = _open(source, name, dtype)
     place(pipeline, where, *memory)
     model = _driven(adapter, pipeline, name)
+    model.quantize, _ = memory
     model.about = about_of(user_path(source) / "limelight.json", model.about)
     return model
 
