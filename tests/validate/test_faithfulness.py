@@ -41,6 +41,7 @@ def test_mixed_subjects_are_counted(check, tiny, monkeypatch):
 
         return find
 
+    monkeypatch.setattr(faithfulness, "WATCHED", 1)
     monkeypatch.setattr(PocketDetector, "find", finds(both=True))
     outcome = check(tiny, "faithfulness", backbones=POCKETS)["faithfulness"]
     mixed = {"subjects mixed, plain": 1, "subjects mixed, attend-and-excite": 1}
@@ -49,8 +50,9 @@ def test_mixed_subjects_are_counted(check, tiny, monkeypatch):
     assert "subjects mixed" in outcome.tables[1].columns
 
     monkeypatch.setattr(PocketDetector, "find", finds(both=False))
+    monkeypatch.setattr(faithfulness, "METHODS", ("plain",))
     outcome = check(tiny, "faithfulness", folder="single", backbones=POCKETS)["faithfulness"]
-    assert dict.fromkeys(mixed, 0).items() <= outcome.numbers.items()
+    assert outcome.numbers["subjects mixed, plain"] == 0
 
 
 def test_steps_of_a_wrong_sign_are_caught(check, tiny, monkeypatch):

@@ -2,22 +2,42 @@
 
 import json
 import re
-import subprocess
-import sys
 
+import pytest
+
+from limelight.cli import app, terminal
+from limelight.validate import calibrate, cost, faithfulness, heads
 from limelight.validate.stages import STAGES
 
 
-def limelight(*arguments):
-    command = [sys.executable, "-m", "limelight", "validate", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout
+@pytest.fixture
+def limelight(monkeypatch, capsys):
+    """Call the command, and return what it prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["limelight", "validate", *arguments])
+        monkeypatch.setattr(terminal.console, "width", 200)
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        found = capsys.readouterr()
+        assert not end.value.code, found.out + found.err
+        return found.out
+
+    return run
 
 
-def test_pocket_from_load_to_heads(tmp_path):
-    arguments = ("pocket", "--budget", "1s", "--steps", "2", "--device", "cpu", "--out", str(tmp_path))
-    said = limelight(*arguments)
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    """Fewer units where a stage has some whatever the time is."""
+    monkeypatch.setattr(cost, "STEPS", 1)
+    monkeypatch.setattr(calibrate, "PROMPTS", 1)
+    monkeypatch.setattr(calibrate, "FACTORS", (1.0, 2.0))
+    monkeypatch.setattr(faithfulness, "WATCHED", 1)
+    monkeypatch.setattr(heads, "SHARES", ())
+
+
+def test_pocket_from_load_to_heads(tmp_path, limelight):
+    said = limelight("pocket", "--budget", "1s", "--steps", "2", "--device", "cpu", "--out", str(tmp_path))
     facts = json.loads((tmp_path / "validation.json").read_text())
     verdicts = {stage["stage"]: stage["verdict"] for stage in facts["stages"]}
     assert list(verdicts) == list(STAGES)

@@ -72,6 +72,7 @@ class Context:
         say: called with notes.
         show: called with how much of a stage is done, and of how much.
         done: the outcomes until now, by stage.
+        backbones: those that can be had, once they were tried, see `limelight.validate.instruments.backbones`.
         began, until: when the stage that runs began and should end, by `time.monotonic`; without `until` it has no
             limit.
     """
@@ -81,6 +82,7 @@ class Context:
     say: Say = lambda text: None
     show: Callable[[int, int], None] = lambda done, total: None
     done: dict[str, Outcome] = field(default_factory=dict)
+    backbones: tuple[dict[str, str], list[str]] | None = None
     began: float = 0.0
     until: float | None = None
 

@@ -56,8 +56,18 @@ def backbones(context: Context) -> tuple[dict[str, str], list[str]]:
     Raises:
         Skip: there is none.
     """
+    if context.backbones is None:
+        context.backbones = _tried(context)
+    found, reasons = context.backbones
+    if set(found.values()) == {"none"}:
+        raise Skip(" ".join(reasons) or "All backbones are 'none'.")
+    return found, reasons
+
+
+def _tried(context: Context) -> tuple[dict[str, str], list[str]]:
+    """Open each of the backbones by itself."""
     names = context.settings.measured_by
-    found, reasons = dict.fromkeys(names, "none"), []
+    found, reasons = dict.fromkeys(names, "none"), list[str]()
     for kind, name in names.items():
         if name == "none":
             continue
@@ -69,8 +79,6 @@ def backbones(context: Context) -> tuple[dict[str, str], list[str]]:
             reasons.append(str(reason))
         else:
             found[kind] = name
-    if set(found.values()) == {"none"}:
-        raise Skip(" ".join(reasons) or "All backbones are 'none'.")
     return found, reasons
 
 
