@@ -138,7 +138,7 @@ class PoorReconstruction(PromptWarning):
         """
         cure = "" if null_text else ", or use null_text (--null-text)"
         return cls(
-            f"The image is reconstructed with {decibels:.1f} dB (PSNR) alone, so that edits are of another image. "
+            f"The image is reconstructed with only {decibels:.1f} dB (PSNR), so that edits are of another image. "
             f"'{_short(prompt)}' may not describe it: write what it shows in words that the model knows{cure}."
         )
 

@@ -29,8 +29,8 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, pocket):
     out = tmp_path / "run"
     arguments = ["run", "--suite", str(tmp_path / "mine.txt"), "--seeds", "0-1", "--steps", "1", "--workers", "1"]
     code, said, _ = limelight(*arguments, "--out", str(out))
-    assert (code, "8 images generated, 0 were there" in said) == (0, True)
-    assert "0 images generated, 8 were there" in limelight(*arguments, "--out", str(out))[1]
+    assert (code, "8 images generated, 0 there before" in said) == (0, True)
+    assert "0 images generated, 8 there before" in limelight(*arguments, "--out", str(out))[1]
     code, _, error = limelight(*arguments, "--out", str(out), "--guidance-scale", "3")
     assert (code, "guidance_scale: 7.5 there, 3.0 now" in error) == (2, True)
     assert "full_text_aggregation" in limelight("score", str(out), "--workers", "1")[1]

@@ -133,7 +133,7 @@ def test_a_real_image_stands_in_the_grid_and_its_reconstruction_is_measured(tiny
     error = np.square(np.asarray(fitted, float) - np.asarray(result.source.images[0], float)).mean()
     assert result.reconstruction == pytest.approx(10 * np.log10(255**2 / error))
     assert isinstance(warning, PoorReconstruction)
-    assert f"reconstructed with {result.reconstruction:.1f} dB (PSNR) alone" in str(warning)
+    assert f"reconstructed with only {result.reconstruction:.1f} dB (PSNR)" in str(warning)
     assert "'a red car' may not describe it" in str(warning)
     assert "or use null_text" in str(warning)
 

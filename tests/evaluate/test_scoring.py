@@ -62,7 +62,7 @@ def test_scores(whole, tmp_path, quick):
     # One more is gone.
     (folder / table[0]["file"]).unlink()
     score(folder, **options)
-    assert f"1 images of the run are left out, '{folder / table[0]['file']}' is missing" in said[1]
+    assert f"Left out 1 image of the run: '{folder / table[0]['file']}' is missing" in said[1]
     # The paper's way of handling texts is another measurement, which does not replace this one.
     before = (folder / "scores.json").read_bytes()
     with pytest.raises(FileError, match=r"scores by other models \(paper: False there, True now\)"):

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ..evaluate.suites import load as load_suite
-from ..utils.numbers import parse_seeds
+from ..utils.numbers import amount, parse_seeds
 from .options import (
     Device,
     Dtype,
@@ -69,7 +69,7 @@ def calibrate_command(
         )
 
     console.print(_table(calibration, steps))
-    console.print(f"Presence of {calibration.subjects} subjects, generated without guidance.")
+    console.print(f"Presence of {amount(calibration.subjects, 'subject')}, generated without guidance.")
     console.print("For the limelight.json in the model's folder:")
     console.print(json.dumps(calibration.preset), markup=False, soft_wrap=True)
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..utils.files import user_path
-from ..utils.numbers import check_sampling, parse_seeds
+from ..utils.numbers import amount, check_sampling, parse_seeds
 from .options import (
     Device,
     Dtype,
@@ -149,4 +149,4 @@ def _report(result: EditResult, paths: list[Path], sheet: Path, out: Path) -> No
     """Say how well a given image was reconstructed, and where the images are."""
     if result.reconstruction is not None:
         console.print(f"the given image is reconstructed with {result.reconstruction:.1f} dB (PSNR)")
-    console.print(f"{len(paths)} images and {escape(sheet.name)} in {escape(str(out))}")
+    console.print(f"{amount(len(paths), 'image')} and {escape(sheet.name)} in {escape(str(out))}")

@@ -14,7 +14,7 @@ from ..errors import SettingsError
 from ..evaluate.suites import load as load_suite
 from ..utils.files import user_path
 from ..utils.mappings import without_none
-from ..utils.numbers import parse_seeds
+from ..utils.numbers import amount, parse_seeds
 from .options import (
     Device,
     Dtype,
@@ -116,7 +116,7 @@ def run_command(
         )
 
     total = len(cases) * len(dict.fromkeys(names)) * len(numbers)
-    console.print(f"{count} images generated, {total - count} were there; in {escape(str(out))}")
+    console.print(f"{amount(count, 'image')} generated, {total - count} there before; in {escape(str(out))}")
 
 
 @app.command("score")
@@ -170,7 +170,7 @@ def score_command(
     for method, subsets in scores["methods"].items():
         values = subsets["all"]
         known = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
-        console.print(f"{escape(method)}: {values['images']} images, {known}")
+        console.print(f"{escape(method)}: {amount(values['images'], 'image')}, {known}")
     console.print(f"scores.parquet and scores.json in {escape(str(out or folder))}")
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from ..errors import SettingsError
 from ..guidance.names import RECOMMENDED
-from ..utils.numbers import check_sampling, parse_seeds
+from ..utils.numbers import amount, check_sampling, parse_seeds
 from .options import (
     Device,
     Dtype,
@@ -224,4 +224,4 @@ def _report(result: Comparison | Result, paths: list[Path], out: Path) -> None:
     """Say what guidance did to each seed, and where the images are."""
     for sentence in result.sentences():
         console.print(escape(sentence))
-    console.print(f"{len(paths) - 1} images and {escape(paths[-1].name)} in {escape(str(out))}")
+    console.print(f"{amount(len(paths) - 1, 'image')} and {escape(paths[-1].name)} in {escape(str(out))}")

@@ -14,6 +14,7 @@ from rich.markup import escape
 from ..errors import SettingsError
 from ..utils.files import slug, user_path
 from ..utils.mappings import without_none
+from ..utils.numbers import amount
 from .options import Device, read_lines
 from .terminal import bar, console, log, say_loading
 
@@ -234,7 +235,9 @@ def _print_report(report: Report, folder: Path) -> None:
     from ..textual_inversion.card import summary
 
     token = escape(report.word.token)
-    console.print(f"'{token}' learned in {report.rows[-1].step} steps. {escape(summary(report))}", soft_wrap=True)
+    console.print(
+        f"'{token}' learned in {amount(report.rows[-1].step, 'step')}. {escape(summary(report))}", soft_wrap=True
+    )
     if report.stopped:
         console.print(f"Ended early: nothing gained since step {report.best.step}, whose word is kept.")
     prompt = shlex.quote(f"a {report.word.token} and a dog")

@@ -267,10 +267,14 @@ def step_table(label: str, subjects: Sequence[str]) -> Iterator[Callable[[Step],
             table.add_row(*head)
             return
         facts = step.move.facts()
+        looked = step.move.plain_facts().get("plain_presence")
         columns = zip(facts["loss"], facts["presence"], facts["refinements"], strict=True)
         for i, (loss, presence, refinements) in enumerate(columns):
-            numbers = [f"{value:.3f}" for value in (loss, *presence)]
-            table.add_row(*(head if i == 0 else ["", ""]), str(i + 1), *numbers, str(refinements))
+            if looked and presence == looked[i]:  # those of the plain run, repeated in every step
+                cells = ["stays plain"]
+            else:
+                cells = [*(f"{value:.3f}" for value in (loss, *presence)), str(refinements)]
+            table.add_row(*(head if i == 0 else ["", ""]), str(i + 1), *cells)
 
     with Live(table, console=log, refresh_per_second=4):
         yield show

@@ -39,7 +39,7 @@ from .attention_edits import CROSS_STEPS, EditedMaps, LocalBlend, Mode, Window, 
 from .image_inversion import Inversion
 from .plan import EditPlan, EditSettings
 
-GOOD = 15.0
+GOOD = 20.0
 """The least reconstruction of a real image, in dB (PSNR), without a warning."""
 
 

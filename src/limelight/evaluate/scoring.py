@@ -20,6 +20,7 @@ from ..models.embedded import EMBEDDED, POCKET
 from ..utils.files import json_text, lock_file, write
 from ..utils.images import open_image
 from ..utils.jsonl import Log, Say, read_rows
+from ..utils.numbers import amount
 from ..utils.parallel import Executor, device_of, open_executor
 from ..utils.reading import Record, first_line, from_json, reading, record
 from .clip import Captioner, Clip
@@ -350,7 +351,7 @@ def _run_entries(folder: Path, facts: Mapping[str, Any], say: Say) -> dict[Key, 
             lost.append(path)
 
     if lost:
-        say(f"{len(lost)} images of the run are left out, '{lost[0]}' is missing; run again to generate it.")
+        say(f"Left out {amount(len(lost), 'image')} of the run: '{lost[0]}' is missing; run again to generate it.")
     if not found:
         raise FileError(f"The run '{folder}' has no images yet.")
     return found

@@ -217,5 +217,5 @@ def difference(path: str | os.PathLike[str], result: Result) -> str:
     for name, version in now.items():
         if stored.get(name) != version:
             changes.append(f"{name} {stored.get(name)} there, {version} now")
-    why = ", ".join(changes) or "another device or number of threads rounds differently"
+    why = ", ".join(changes) or "another device, number of threads or number of images at once rounds differently"
     return f"As near to '{path}' as {decibels:.1f} dB (PSNR): {why}."

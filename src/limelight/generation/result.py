@@ -68,7 +68,7 @@ class Result:
         `Guidance.look` nothing is known of the plain run, and the sentence has the presences at the last guided step.
         "...; perhaps missing: dog 0.02 in the mean over the run, of up to 0.26": of a subject whose noun has less than
         a quarter of the attention of another one in `maps`, whatever was seen early. Where there is none, "not yet
-        fixed" is followed by "in the end none seems to be missing".
+        fixed", and a presence near 0, are followed by "in the end none seems to be missing".
         """
         return sentences(self.trace, self.settings, self.seeds, self.subjects, self._peaks())
 

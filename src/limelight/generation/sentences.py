@@ -8,7 +8,7 @@ from typing import Any
 from ..guidance.base import limits_of, step_of
 
 _LITTLE = 0.25
-"""Share of the strongest subject's attention: in the embedded model a missing subject has a tenth to a fifth."""
+"""A presence, and a share of the strongest subject's attention: a missing subject of the embedded model has less."""
 
 
 def sentences(
@@ -30,23 +30,29 @@ def sentences(
 
     found = []
     for i, seed in enumerate(seeds):
-        acted = _acted(trace, settings, i, names)
-        end = _end(names, peaks[i], acted.endswith("not yet fixed")) if peaks else ""
+        acted, doubtful = _acted(trace, settings, i, names)
+        end = _end(names, peaks[i], doubtful) if peaks else ""
         found.append(f"seed {seed}: {acted}{end}")
     return tuple(found)
 
 
-def _acted(trace: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], index: int, names: Sequence[Any]) -> str:
-    """What guidance did to one image."""
+def _acted(
+    trace: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], index: int, names: Sequence[Any]
+) -> tuple[str, bool]:
+    """What guidance did to one image, and whether that leaves open if all subjects are there."""
     if "plain_presence" not in trace[0]:
-        return _presences(trace[-1], index, names)
+        row = trace[-1]
+        # Of most methods the presence is the noun's alone: in the place of a red car "red" may get more than "car".
+        doubtful = min(row["presence"][index], default=1.0) < _LITTLE
+        return f"{_listed(names, row['presence'][index])} at step {row['step'] + 1}", doubtful
 
     guidance = settings["guidance"]
     limits = limits_of(guidance["enough"], guidance["targets"])
     at = step_of(guidance["look"], settings["steps"])
     plain = _at(trace[0], index, "plain_")
     guided = next((_at(row, index) for row in trace if row["step"] == at), None)
-    return _change(plain, guided, limits, names, at + 1)
+    acted = _change(plain, guided, limits, names, at + 1)
+    return acted, acted.endswith("not yet fixed")
 
 
 def _end(names: Sequence[Any], peaks: Sequence[float], doubtful: bool) -> str:
@@ -56,11 +62,6 @@ def _end(names: Sequence[Any], peaks: Sequence[float], doubtful: bool) -> str:
     if weak:
         return f"; perhaps missing: {', '.join(weak)} in the mean over the run, of up to {most:.2f}"
     return "; in the end none seems to be missing" if doubtful else ""
-
-
-def _presences(row: Mapping[str, Any], index: int, names: Sequence[Any]) -> str:
-    """The presence of each subject of an image at a step: "cat 0.55, dog 0.62 at step 25"."""
-    return f"{_listed(names, row['presence'][index])} at step {row['step'] + 1}"
 
 
 def _listed(names: Sequence[Any], values: Sequence[float]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, PromptWarning, SettingsError
 from ..models.base import Model
 from ..models.learned import BOUND, BoundWord, readers_of
+from ..utils.numbers import amount
 from ..utils.torch import frozen
 
 
@@ -114,9 +115,8 @@ def check_fit(token: str, rows: Sequence[Tensor], readers: Sequence[tuple[Any, A
         SettingsError: the rows were learned for other text encoders.
     """
     if len(rows) != len(readers):
-        plural = "s" * (len(rows) != 1)
         raise SettingsError(
-            f"'{token}' was learned for {len(rows)} text encoder{plural}; this model has {len(readers)}."
+            f"'{token}' was learned for {amount(len(rows), 'text encoder')}; this model has {len(readers)}."
         )
     for (_, encoder), own in zip(readers, rows, strict=True):
         width = encoder.get_input_embeddings().embedding_dim

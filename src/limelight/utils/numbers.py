@@ -1,4 +1,4 @@
-"""The checks of all numeric options."""
+"""The checks of all numeric options, and numbers as messages write them."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ def shown(value: Any, most: int = 80) -> str:
     except ValueError:  # Python writes numbers of at most 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def amount(count: int, thing: str) -> str:
+    """A count with its noun: "1 prompt", "2 prompts"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _finite(value: Any) -> bool:

@@ -16,10 +16,11 @@ from ..guidance.presets import preset
 from ..models.base import Model
 from ..models.embedded import EMBEDDED
 from ..utils.files import json_text
+from ..utils.numbers import amount
 from ..utils.reading import reading
 from .context import TUNING, Context, Skip
 from .instruments import backbones, measured_images, tuning
-from .outcome import LEAST, Outcome, Table, amount, number
+from .outcome import LEAST, Outcome, Table, number
 
 FACTORS = (0.5, 1.0, 2.0)
 """Step sizes that are tried, relative to the model's own."""

@@ -18,10 +18,11 @@ from ..models.base import Model
 from ..models.reference import by_diffusers
 from ..prompts.subjects import Subject
 from ..utils.measure import Cost, measured, median_ratio
+from ..utils.numbers import amount
 from ..utils.torch import seeded
 from .context import Context
 from .deprecated import PROMPT, SUBJECTS, Published, has_deprecated
-from .outcome import Outcome, Table, amount, number
+from .outcome import Outcome, Table, number
 
 STEPS, MOST_TURNS = 4, 5
 UNIT = "one pass, one branch"

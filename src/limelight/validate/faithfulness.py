@@ -24,12 +24,13 @@ from ..models.embedded import EMBEDDED
 from ..prompts.subjects import resolve
 from ..utils.files import DATA
 from ..utils.images import fit_image, grid, open_image
+from ..utils.numbers import amount
 from ..utils.reading import Record, from_python
 from ..utils.statistics import Difference
 from ..utils.torch import seeded
 from .context import TUNING, Context
 from .instruments import backbones, measured_images, reported, tuning
-from .outcome import Figure, Outcome, Table, Verdict, amount, judged, number
+from .outcome import Figure, Outcome, Table, Verdict, judged, number
 
 METHODS = ("plain", "attend-and-excite", "recommended", "audition")
 SCORES = ("success", "present", "mixed", "binding", "full_text", "minimum_object", "text_text")

@@ -17,10 +17,11 @@ from ..heads.counting import Counting, compute
 from ..heads.relevance import Relevance, relevance_for
 from ..heads.vocabulary import Concepts
 from ..models.embedded import EMBEDDED
+from ..utils.numbers import amount
 from ..utils.statistics import bootstrap_interval
 from .context import TUNING, Context, Skip
 from .instruments import clip, reported
-from .outcome import LEAST, Outcome, Table, amount, judged, number
+from .outcome import LEAST, Outcome, Table, judged, number
 
 PROMPTS, BATCH = 20, 4
 SHARES = (0.1, 0.3, 0.6)

@@ -17,12 +17,13 @@ from ..generation.loop import denoise
 from ..models.base import Model
 from ..models.sites import AttentionSite
 from ..models.transformer import Transformer
+from ..utils.numbers import amount
 from ..utils.statistics import bootstrap_interval, compare
 from ..utils.torch import seeded
 from ..viz.sheets import strip
 from .context import TUNING, Context
 from .instruments import detector, tuning
-from .outcome import LEAST, Figure, Outcome, Table, Verdict, amount, judged, number
+from .outcome import LEAST, Figure, Outcome, Table, Verdict, judged, number
 
 MOST, SHOWN = 20, 8
 

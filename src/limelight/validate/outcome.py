@@ -132,11 +132,6 @@ def judged(gains: Iterable[tuple[float, float]], units: int = LEAST, *, every: b
     return "passed" if holds else "measured"
 
 
-def amount(count: int, thing: str) -> str:
-    """A count with its noun: "1 prompt", "2 prompts"."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """A number in a cell; empty where there is none."""
     if value is None:

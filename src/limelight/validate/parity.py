@@ -15,9 +15,10 @@ from ..generation.generate import generate
 from ..models.base import Model
 from ..models.reference import by_diffusers, decoded_latents, reads_negative, rounded, shared_noise
 from ..utils.images import grid
+from ..utils.numbers import amount
 from .context import Context
 from .deprecated import PROMPT, SUBJECTS, Published, has_deprecated
-from .outcome import Outcome, Table, amount
+from .outcome import Outcome, Table
 
 STEPS = 8
 PLAIN, STEERED = 4.0, 32.0
