@@ -181,13 +181,13 @@ def weakening(
         )
         plots.curves(found).save(out / name / "curves.png")
         strip(out / name, found, experiment.prompts[0][0]).save(out / name / "strip.png")
-        area, low, high = found.between()
+        between = found.between()
         areas = " | ".join(f"{found.area(order):.4f}" for order in ("MoRHF", "random", "LeRHF"))
         # None and all of the heads once for all orders.
         generated = len(experiment.prompts) * seeds * (2 + 3 * (len(found.counts) - 2))
         print(
-            f"| {name}, '{experiment.prompts[0][0]}' | {len(experiment.prompts)} | {generated} | {areas} | {area:.4f} "
-            f"| {low:.4f} to {high:.4f} |",
+            f"| {name}, '{experiment.prompts[0][0]}' | {len(experiment.prompts)} | {generated} | {areas} "
+            f"| {between.mean:.4f} | {between.low:.4f} to {between.high:.4f} |",
             flush=True,
         )
 

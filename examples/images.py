@@ -29,11 +29,12 @@ SIDE = 128  # of an image of the embedded model
 
 STEERED = {
     "demo.png": ("a cat and a monkey and a chair", range(6)),
+    "steer-colors.png": ("a pink bow and a gray apple", range(4)),
     "steer-crown.png": ("a frog and a purple crown", range(4)),
 }
 """Prompts and seeds that are shown plain and guided, by what is recommended."""
 
-LEADING = {"demo.png", "explain.png"}
+LEADING = {"demo.png", "steer-colors.png", "explain.png"}
 """Those that show what guidance is for: most of their plain images lack something."""
 
 COMMANDS = {

@@ -48,6 +48,7 @@ SHORTER = {
     "validate compare": "",
     "validate": "--budget 1m --steps 10",
     "validate my-model/": "--stages load,calibrate --budget 1m --steps 10",
+    "evaluate run --out RUN --": "--seeds 1",
 }
 """What is put behind commands that begin so, to end in minutes; the last of two lines, and of two options, counts."""
 
@@ -160,7 +161,9 @@ def run(arguments: list[str], work: Path) -> subprocess.CompletedProcess[str]:
     if arguments[0] != "web":
         return subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
 
-    served = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    served = subprocess.Popen(
+        command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    )
     assert served.stdout is not None
     line = served.stdout.readline()
     address = re.search(r"http\S+", line)
@@ -169,6 +172,11 @@ def run(arguments: list[str], work: Path) -> subprocess.CompletedProcess[str]:
     rest, errors = served.communicate(timeout=60)
     code = served.returncode if b"gradio" in page else 1
     return subprocess.CompletedProcess(command, code, line + rest, errors)
+
+
+def _heed_interrupts() -> None:
+    """In the background a shell lets its jobs ignore Ctrl-C, and they let theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def plan(names: list[str]) -> Iterator[list[str]]:

@@ -44,7 +44,7 @@ def test_a_notebook(name, shell, tmp_path, monkeypatch):
     for source in sources(name):
         shell.run_cell(source).raise_error()
     assert sum("image/png" in output["data"] for output in shell.shown) >= 3
-    expected = {"explain": "-explain", "generate": "an-elephant-and-a-green-bench-1-"}[name]
+    expected = {"explain": "-explain", "generate": "a-pink-bow-and-a-gray-apple-1-"}[name]
     assert any(expected in path.name for path in (tmp_path / "out").iterdir())
 
 

@@ -596,7 +596,7 @@ limelight.load("pocket", device="cpu"), Clip(), Captioner()
 print("loaded", file=sys.stderr)
 from limelight.__main__ import main
 own = sys.argv
-for arguments in (own[1:], ["generate", "a cat", "--subjects", "dig", "--out", "no"]):
+for arguments in (own[1:], ["tokens", "a cat", "--model", "nowhere"]):
     sys.argv = [own[0], *arguments]
     try:
         main()
@@ -621,7 +621,8 @@ def test_a_terminal_without_letters(tmp_path):
     assert said.startswith("loading pocket ...\nwarning: The model 'pocket' has never seen '\\u732b'")
     assert said.count("\n") == 2
     assert done.stdout.startswith(b"1 image and a-cat-grid-")
-    assert failed == "loading pocket ...\nerror: 'dig' is not in the prompt; its words are: a, cat.\ncode 2\n"
+    assert failed.startswith("loading nowhere ...\nerror: 'nowhere' is neither a folder, a checkpoint")
+    assert (failed.count("\n"), failed.endswith("\ncode 2\n")) == (3, True)
     assert os.listdir(tmp_path) == ["caf\u00e9"]
     (path,) = (tmp_path / "caf\u00e9").glob("a-cat-plain-0-*.png")
     with Image.open(path) as image:

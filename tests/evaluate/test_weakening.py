@@ -73,7 +73,7 @@ def test_areas_of_the_released_curves():
     curves = Curves(Experiment.of("style"), 128, counts, scores)
     assert curves.area("MoRHF") == pytest.approx(0.1435, abs=6e-5)
     assert curves.area("LeRHF") == pytest.approx(0.2174, abs=6e-5)
-    assert curves.between()[0] == pytest.approx(0.2174 - 0.1435, abs=1e-4)
+    assert curves.between().mean == pytest.approx(0.2174 - 0.1435, abs=1e-4)
 
 
 EXPERIMENT = Experiment("Animals", (("a cat", "cat"), ("a frog", "frog")))
@@ -157,6 +157,7 @@ def test_the_commands(limelight, tmp_path):  # noqa: F811
     )
     assert code == 0, text
     assert "area between LeRHF and MoRHF" in text
+    assert ("95 % interval" in text) == (len(list((tmp_path / "w").glob("a*.png"))) > 1)
     with Image.open(saved(tmp_path / "w", "a-cat.png")) as strip:
         assert strip.size == (3 * 260 + 4, 3 * (260 + 20) + 4)
     assert saved(tmp_path / "w", "curves.png")

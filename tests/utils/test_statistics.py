@@ -26,6 +26,8 @@ def test_compare_has_the_interval_of_the_differences():
     found = compare(ours, theirs)
     assert (found.low, found.high) == bootstrap_interval(np.subtract(ours, theirs))
     assert (found.mean, found.wins, found.prompts) == (1.0, 0.625, 4)
+    assert found.shown() == f"+1.000 [{found.low:+.3f}, {found.high:+.3f}]"
+    assert compare([0.5], [0.25]).shown(1, 100) == "+25.0", "one prompt has no interval"
 
 
 def test_values_that_cannot_be():

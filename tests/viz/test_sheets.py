@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
 from limelight import AttentionMaps, MissingDependency, ProbeError, PromptError, Result, SettingsError, StepMaps
@@ -127,6 +128,23 @@ def test_progress_and_animation(tokenizer):
         ).image()
         off = np.abs(np.asarray(frames[1], dtype=float) - np.asarray(still, dtype=float))
         assert off.mean() < 6, kind
+
+
+def test_the_trace_of_an_image_that_stays_plain_has_no_flat_lines(tokenizer, monkeypatch):
+    """Its rows repeat the numbers of the step that was looked at: one of them was measured."""
+    result = example(tokenizer)
+    same = [{**row, "presence": [[0.6, 0.7]], "refinements": [0]} for row in result.trace]
+    same[0]["plain_presence"] = [[0.6, 0.7]]
+    settings = {**result.settings, "guidance": {"look": 2, "thresholds": {}}}
+    plain = replace(result, trace=tuple(same), settings=settings)
+    assert plain.measured(0) == (same[2],)
+    moved = replace(plain, trace=(*same[:4], {**same[4], "presence": [[0.6, 0.8]]}))
+    assert moved.measured(0) == moved.trace
+
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *args, **look: drawn.append(args[1:]) or plot(*args, **look))
+    trace(plain)
+    assert drawn == [([3], [same[2]["loss"][0]]), ([3], [0.6]), ([3], [0.7])]
 
 
 def _last_step(result):

@@ -294,5 +294,6 @@ def _print_weakening(found: Curves) -> None:
         table.add_row(str(number), *(f"{float(found.mean(order)[row]):.4f}" for order in found.scores))
     table.add_row("area", *(f"{found.area(order):.4f}" for order in found.scores))
     console.print(table)
-    area, low, high = found.between()
-    console.print(f"area between LeRHF and MoRHF: {area:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    between = found.between()
+    interval = ", in brackets its 95 % interval" if between.prompts > 1 else ""
+    console.print(f"area between LeRHF and MoRHF: {between.shown(4)}{interval}", markup=False)

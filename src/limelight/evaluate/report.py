@@ -464,9 +464,7 @@ def changed(value: Difference | None) -> str:
     """A difference as tables have it."""
     if value is None:
         return ""
-    if value.prompts < 2:  # one prompt has no interval
-        return f"{value.mean:+.3f}"
-    return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}], {value.wins:.0%}"
+    return value.shown() if value.prompts < 2 else f"{value.shown()}, {value.wins:.0%}"
 
 
 def _page(*, lines: Sequence[Line], names: Sequence[str], **facts: Any) -> str:

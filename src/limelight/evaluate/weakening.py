@@ -33,7 +33,7 @@ from ..utils.images import grid, open_image
 from ..utils.jsonl import Log
 from ..utils.numbers import check_finite
 from ..utils.reading import Record
-from ..utils.statistics import bootstrap_interval
+from ..utils.statistics import Difference, compare
 from .clip import Clip
 
 ORDERS = ("MoRHF", "LeRHF", "random")
@@ -118,15 +118,13 @@ class Curves:
         """The area under a curve by the trapezoid rule, as a share of all heads: the mean similarity along it."""
         return float(torch.trapezoid(self.mean(order), torch.tensor(self.counts).float())) / self.heads
 
-    def between(self, confidence: float = 0.95, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-        """The area between LeRHF and MoRHF, positive when the vectors are right, and its confidence interval.
-
-        A percentile bootstrap over prompts, see `bootstrap_interval`.
-        """
-        gap = (self.scores["LeRHF"] - self.scores["MoRHF"]).mean(dim=2)
-        each = torch.trapezoid(gap, torch.tensor(self.counts).float(), dim=0) / self.heads  # [prompts]
-        low, high = bootstrap_interval(each.tolist(), confidence=confidence, resamples=resamples, seed=seed)
-        return float(each.mean()), low, high
+    def between(self) -> Difference:
+        """The area of LeRHF over that of MoRHF, positive when the vectors are right; paired by prompt."""
+        counts, areas = torch.tensor(self.counts).float(), list[list[float]]()
+        for order in ("LeRHF", "MoRHF"):
+            each = torch.trapezoid(self.scores[order].mean(dim=2), counts, dim=0) / self.heads  # [prompts]
+            areas.append(each.tolist())
+        return compare(areas[0], areas[1])
 
 
 def weakened(

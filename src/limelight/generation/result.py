@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..utils.images import grid
 from ..utils.reading import reading
 from ..utils.tensors import tensor_file
 from .saved import facts_of, joined_steps, joined_trace, read_saved, tensors_of
-from .sentences import sentences
+from .sentences import measured, sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,10 @@ class Result:
         fixed", and a presence near 0, are followed by "in the end none seems to be missing".
         """
         return sentences(self.trace, self.settings, self.seeds, self.subjects, self._peaks())
+
+    def measured(self, index: int) -> tuple[Mapping[str, Any], ...]:
+        """The rows of the trace of one image; of one that lacks nothing and stays plain the step that was looked at."""
+        return measured(self.trace, self.settings, index) if self.trace else ()
 
     def _peaks(self) -> list[list[float]]:
         """For each image the largest attention to each subject's noun, its last word; none without maps."""

@@ -36,6 +36,17 @@ def sentences(
     return tuple(found)
 
 
+def measured(
+    trace: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], index: int
+) -> tuple[Mapping[str, Any], ...]:
+    """The rows of a trace that were measured for an image: of one that stays plain all of them repeat a single one."""
+    plain = trace[0].get("plain_presence")
+    if plain is None or any(row["presence"][index] != plain[index] for row in trace):
+        return tuple(trace)
+    at = step_of(settings["guidance"]["look"], settings["steps"])
+    return (next((row for row in trace if row["step"] == at), {**trace[0], "step": at}),)
+
+
 def _acted(
     trace: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], index: int, names: Sequence[Any]
 ) -> tuple[str, bool]:

@@ -26,6 +26,11 @@ class Difference:
     wins: float
     prompts: int
 
+    def shown(self, digits: int = 3, factor: float = 1.0) -> str:
+        """The mean and its interval, "+0.123 [+0.010, +0.230]"; the mean alone of one prompt, which has none."""
+        mean, low, high = (f"{factor * value:+.{digits}f}" for value in (self.mean, self.low, self.high))
+        return mean if self.prompts < 2 else f"{mean} [{low}, {high}]"
+
 
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0

@@ -122,7 +122,7 @@ def _sizes(lines: Sequence[Line]) -> Table:
     rows = []
     for line in sorted(lines, key=lambda line: float(line.method.split()[-1])):
         change = line.changes.get("present")
-        interval = "" if change is None else f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        interval = "" if change is None else change.shown()
         rows.append((line.method.removeprefix("step size "), number(line.means["present"]), interval))
     note = "Things there: the share of the things that the detector finds; in brackets 95 % intervals."
     columns = ("step size", "things there", "against the model's own")

@@ -145,11 +145,7 @@ def _judged(lines: Sequence[Line], rises: int, prompts: int) -> tuple[str, Verdi
 
 def _points(changes: Mapping[str, Difference]) -> str:
     """The change of each method in percentage points, with its interval."""
-    said = []
-    for method, change in changes.items():
-        mean, low, high = 100 * change.mean, 100 * change.low, 100 * change.high
-        said.append(f"{method} {mean:+.1f} ({low:+.1f} to {high:+.1f})")
-    return ", ".join(said)
+    return ", ".join(f"{method} {change.shown(1, 100)}" for method, change in changes.items())
 
 
 def _lowered(rises: int) -> str:
@@ -178,9 +174,7 @@ def _tables(lines: Sequence[Line], names: Sequence[str]) -> tuple[Table, Table]:
 
 
 def _change(value: Difference | None) -> str:
-    if value is None:
-        return ""
-    return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+    return "" if value is None else value.shown()
 
 
 def _numbers(lines: Sequence[Line], names: Sequence[str]) -> dict[str, float | None]:

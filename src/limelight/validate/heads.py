@@ -18,7 +18,7 @@ from ..heads.relevance import Relevance, relevance_for
 from ..heads.vocabulary import Concepts
 from ..models.embedded import EMBEDDED
 from ..utils.numbers import amount
-from ..utils.statistics import bootstrap_interval
+from ..utils.statistics import Difference, bootstrap_interval
 from .context import TUNING, Context, Skip
 from .instruments import clip, reported
 from .outcome import LEAST, Outcome, Table, judged, number
@@ -54,12 +54,12 @@ def run(context: Context) -> Outcome:
     if curves is None:
         summary += f" No weakening: {reason}"
     else:
-        between, low, high = curves.between()
-        numbers |= {"area between the orders": between, "prompts weakened": len(curves.experiment.prompts)}
-        summary += f" {_said(curves, between, low, high)}"
+        between = curves.between()
+        numbers |= {"area between the orders": between.mean, "prompts weakened": between.prompts}
+        summary += f" {_said(curves, between)}"
         tables.append(_curves(curves))
-        if len(curves.experiment.prompts) >= LEAST:
-            gains.append((low, high))
+        if between.prompts >= LEAST:
+            gains.append((between.low, between.high))
     return Outcome(verdict=judged(gains), summary=summary, tables=tuple(tables), numbers=numbers)
 
 
@@ -167,13 +167,11 @@ def _weakened(context: Context, relevance: Relevance) -> tuple[Curves | None, st
     return found, ""
 
 
-def _said(curves: Curves, between: float, low: float, high: float) -> str:
+def _said(curves: Curves, between: Difference) -> str:
     """A positive area says that the relevant heads matter more."""
-    concept, prompts = curves.experiment.concept, len(curves.experiment.prompts)
-    interval = f" ({low:+.3f} to {high:+.3f})" if prompts >= LEAST else ""
-    return (
-        f"Area between the two orders of weakening, {concept}: {between:+.3f}{interval} on {amount(prompts, 'prompt')}."
-    )
+    area = between.shown() if between.prompts >= LEAST else f"{between.mean:+.3f}"
+    concept, prompts = curves.experiment.concept, amount(between.prompts, "prompt")
+    return f"Area between the two orders of weakening, {concept}: {area} on {prompts}."
 
 
 def _curves(curves: Curves) -> Table:

@@ -25,8 +25,7 @@ def curves(found: Curves) -> Image.Image:
 
     title = found.experiment.concept
     if {"MoRHF", "LeRHF"} <= set(found.scores):
-        area, low, high = found.between()
-        title += f"   area between {area:.3f} [{low:.3f}, {high:.3f}]"
+        title += f"   area between {found.between().shown()}"
     axis.set_title(title)
     axis.set_xlabel("weakened heads")
     axis.set_ylabel("CLIP similarity to the word")

@@ -349,6 +349,8 @@ class _Figures:
         about = (
             "Curves over the guided steps: the loss, and the presence of each subject. The numbers are in the table."
         )
+        if len(self.result.measured(self.index)) < len(self.result.trace):
+            about = "Nothing was lacking at the step that was looked at, so that the image stays the plain one."
         shown, narrow = (trace(self.result, index=self.index, plain=self.runs.get("plain"), side=n) for n in (760, 380))
         return replace(self._still("trace", "What guidance did", about, shown), narrow=png({}, narrow))
 

@@ -43,6 +43,8 @@ def trace(result: Result, *, index: int = 0, plain: Result | None = None, side: 
         if plain is not None and plain.trace:
             _curves(above, below, plain, index, dashed=True)
         _curves(above, below, result, index)
+        if _stays_plain(result, index):
+            above.set_title("nothing was lacking: the image stays plain", loc="left", fontsize=9, color=INK)
         _mark_thresholds(below, result)
         _mark_refinements(above, result, index)
         if plain is not None:
@@ -54,18 +56,23 @@ def trace(result: Result, *, index: int = 0, plain: Result | None = None, side: 
         return rendered(figure)
 
 
+def _stays_plain(result: Result, index: int) -> bool:
+    return len(result.measured(index)) < len(result.trace)
+
+
 def _curves(above: Any, below: Any, run: Result, index: int, *, dashed: bool = False) -> None:
     """The loss above, and the presence of each subject below."""
-    steps = _steps(run.trace)
+    rows = run.measured(index)
+    steps = _steps(rows)
     style: dict[str, Any] = {"linestyle": "-", "alpha": 1.0, "linewidth": 1.8}
     if dashed:
         style |= {"linestyle": "--", "alpha": 0.6}
     if len(steps) < 4:
         style["marker"] = "."
 
-    above.plot(steps, _losses(run.trace, index), color=INK, **style)
+    above.plot(steps, _losses(rows, index), color=INK, **style)
     for k, subject in enumerate(run.subjects):
-        presence = [row["presence"][index][k] for row in run.trace]
+        presence = [row["presence"][index][k] for row in rows]
         label = None if dashed else _shortened(display_name(run.maps.prompts[index], subject))
         below.plot(steps, presence, color=COLORS[k % len(COLORS)], label=label, **style)
 
