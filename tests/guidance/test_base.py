@@ -198,25 +198,27 @@ def test_a_compiled_denoiser_is_steered_uncompiled(tiny):
 
 
 def test_fractions_and_step_numbers_agree(tiny):
-    by_fraction = run(tiny, AttendAndExcite(until=0.3, thresholds={0.2: 0.9}, resolution=8, max_refinements=2))
-    by_number = run(tiny, AttendAndExcite(until=3, thresholds={2: 0.9}, resolution=8, max_refinements=2))
+    settings = {"resolution": 8, "max_refinements": 2}
+    by_fraction = run(tiny, AttendAndExcite(until=0.6, thresholds={0.4: 0.9}, **settings), steps=5)
+    by_number = run(tiny, AttendAndExcite(until=3, thresholds={2: 0.9}, **settings), steps=5)
     assert torch.equal(by_fraction.latents, by_number.latents)
     assert [row["step"] for row in by_number.trace] == [0, 1, 2]
     assert [row["refinements"] for row in by_number.trace] == [[0], [0], [2]]
 
 
 def test_refinement_beyond_the_guided_steps(tiny):
-    result = run(tiny, AttendAndExcite(until=0, thresholds={6: 1.0}, resolution=8, max_refinements=3))
-    assert [(row["step"], row["refinements"]) for row in result.trace] == [(6, [3])]
-    plain = run(tiny, None)
+    result = run(tiny, AttendAndExcite(until=0, thresholds={2: 1.0}, resolution=8, max_refinements=3), steps=3)
+    assert [(row["step"], row["refinements"]) for row in result.trace] == [(2, [3])]
+    plain = run(tiny, None, steps=3)
     assert not torch.allclose(result.latents, plain.latents)
 
 
 def test_guidance_lowers_the_loss(tiny):
-    losses = [row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={})).trace]
-    still = [
-        row["loss"][0] for row in run(tiny, AttendAndExcite(resolution=8, until=1.0, thresholds={}, scale=0.0)).trace
-    ]
+    found = []
+    for scale in (20.0, 0.0):
+        guidance = AttendAndExcite(resolution=8, until=1.0, thresholds={}, scale=scale)
+        found.append([row["loss"][0] for row in run(tiny, guidance, steps=4, record=False).trace])
+    losses, still = found
     assert losses[0] == still[0]
     assert sum(losses) < sum(still)
 
@@ -226,8 +228,8 @@ def test_a_satisfied_objective_moves_nothing(tiny):
         zero = maps.mean().sum(dim=(1, 2, 3)) * 0
         return Score(zero, zero[:, None].detach().expand(-1, 2), {"neglect": zero.detach()})
 
-    moved = run(tiny, Guidance(objective=satisfied, thresholds={0: 1.0}))
-    assert torch.equal(moved.latents, run(tiny, None).latents)
+    moved = run(tiny, Guidance(objective=satisfied, thresholds={0: 1.0}), steps=2)
+    assert torch.equal(moved.latents, run(tiny, None, steps=2).latents)
 
 
 def test_images_that_are_done_leave_the_refinement(tiny):

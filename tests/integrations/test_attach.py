@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -65,7 +66,7 @@ def steers(pipeline, **inputs) -> float:
     with limelight.attach(pipeline, guidance=WATCHING) as watched:
         same = pipeline(**inputs, generator=seeded()).images
     assert float((same - plain).abs().max()) < 1e-8
-    with limelight.attach(pipeline, guidance=BRIEFLY) as attached:
+    with limelight.attach(pipeline, guidance=replace(GUIDANCE, thresholds={1: 0.65})) as attached:
         moved = pipeline(**inputs, generator=seeded()).images
     assert attached.trace[-1]["loss"][0] < watched.trace[-1]["loss"][0]
     assert torch.equal(pipeline(**inputs, generator=seeded()).images, plain)
@@ -129,10 +130,10 @@ def test_sdxl(tiny_xl, image):
 
 def test_several_prompts_and_images(tiny_pipeline):
     """Rows find their own prompt's subjects, whatever stands beside them."""
-    pipeline = tiny_pipeline()
+    pipeline, guidance = tiny_pipeline(), replace(GUIDANCE, thresholds={0: 0.32})
     prompts, noise = ["a cat and a dog", "a red car and a frog"], torch.randn(4, 4, 16, 16, generator=seeded()).double()
-    call = {**CALL, "prompt": prompts, "num_images_per_prompt": 2}
-    with limelight.attach(pipeline, subjects=[["cat", "dog"], ["car"]], guidance=GUIDANCE):
+    call = {**SHORT, "prompt": prompts, "num_images_per_prompt": 2}
+    with limelight.attach(pipeline, subjects=[["cat", "dog"], ["car"]], guidance=guidance):
         together = pipeline(**call, latents=noise).images
     for row, (prompt, words) in enumerate(zip(prompts, [["cat", "dog"], ["car"]], strict=True)):
         alone = limelight.generate(
@@ -140,8 +141,8 @@ def test_several_prompts_and_images(tiny_pipeline):
             prompt,
             subjects=words,
             seeds=[0, 1],
-            guidance=GUIDANCE,
-            steps=4,
+            guidance=guidance,
+            steps=2,
             latents=noise[2 * row : 2 * row + 2],
         )
         assert float((together[2 * row : 2 * row + 2] - alone.latents).abs().max()) < 1e-7

@@ -63,8 +63,11 @@ def test_plain_equals_stable_diffusion_xl(tiny_xl, negative, size):
     assert difference(result.latents, expected) < 1e-8
 
 
-@pytest.mark.parametrize(("scheduler", "seed"), [("ddim", 0), ("pndm", 1)])
-@pytest.mark.parametrize("thresholds", [{}, REFINE], ids=["unrefined", "refined"])
+@pytest.mark.parametrize(
+    ("scheduler", "thresholds", "seed"),
+    [("ddim", {}, 0), ("pndm", {}, 1), ("ddim", REFINE, 0)],  # pndm refined: tests/integrations/test_diffusers.py
+    ids=["ddim", "pndm", "refined"],
+)
 def test_guided_equals_attend_and_excite(tiny_pipeline, scheduler, thresholds, seed):
     pipeline = tiny_pipeline(scheduler, cls=StableDiffusionAttendAndExcitePipeline)
     model = limelight.load(tiny_pipeline(scheduler))

@@ -16,11 +16,11 @@ from tests.textual_inversion.images import TINY, patches
 
 def test_a_resumed_training_equals_one_without_a_break(tiny, tmp_path):
     config = TrainingConfig(
-        **{**TINY, "vectors": 2, "accumulate": 2, "norm": "keep", "anchor_weight": 0.1, "grow_every": 4}, steps=6
+        **{**TINY, "vectors": 2, "accumulate": 2, "norm": "keep", "anchor_weight": 0.1, "grow_every": 3}, steps=4
     )
     *_, whole = train_word(tiny, patches(), config)
-    *_, half = train_word(tiny, patches(), replace(config, steps=3))
-    # Of two vectors one waits until step 4.
+    *_, half = train_word(tiny, patches(), replace(config, steps=2))
+    # Of two vectors one waits until step 3.
     assert torch.equal(half.state.vectors[0][1], half.state.begun[0][1])
     assert not torch.equal(half.state.vectors[0][0], half.state.begun[0][0])
     half.state.save(tmp_path / "state.safetensors")

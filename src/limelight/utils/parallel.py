@@ -27,15 +27,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 from ..errors import LimelightError, MissingDependency, SettingsError, WorkerWarning
 from .numbers import MOST_IMAGES, check_finite, check_whole
 from .progress import quiet
 from .reading import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = ("local", "ray")
 RETRIES = 2
@@ -102,7 +104,7 @@ def open_executor(
     if engine == "ray":
         executor = _Actors(start, workers, address, gpus_per_worker)
     else:
-        count = workers or torch.cuda.device_count() or _cores()
+        count = workers or _gpus() or _cores()
         executor = _Serial(start) if count == 1 else _Processes(start, count)
     try:
         yield executor
@@ -130,6 +132,8 @@ def in_this_process(model: str, engine: str, workers: int | None, **opening: Any
 
 def device_of(slot: int, device: str | None = None) -> str | None:
     """The device of the worker in a slot: where CUDA is asked for, or nothing is, the GPUs in turns."""
+    import torch
+
     if device in (None, "cuda") and torch.cuda.is_available():
         return f"cuda:{slot % torch.cuda.device_count()}"
     return device
@@ -138,6 +142,8 @@ def device_of(slot: int, device: str | None = None) -> str | None:
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
     """On a CPU, sums depend in their last digits on the number of threads; workers are what makes use of the cores."""
+    import torch
+
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -145,6 +151,12 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _cores() -> int:

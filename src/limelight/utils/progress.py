@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 
 def quiet() -> None:
-    """Show no bars while models are read from disk; downloads keep theirs."""
-    import diffusers
-    import transformers
+    """Show no bars of diffusers and transformers, where a program has imported them; downloads keep theirs.
 
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
+    Imported later, they are silent while they load, see `quiet_loading`.
+    """
+    for name in ("diffusers", "transformers"):
+        if name in sys.modules:
+            sys.modules[name].utils.logging.disable_progress_bar()
 
 
 @contextmanager
