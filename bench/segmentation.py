@@ -5,7 +5,8 @@ plainly and guided, appends a line per image to the file and prints a Markdown t
 the file lacks. Every line has the overlaps at several thresholds, so that one can be chosen on other prompts than are
 reported.
 
-`--sprites FILE` (of `recipes.pocket.sprites`) instead reads images that exist: scenes of the recipe, of known layout.
+`--sprites FILE` (of `recipes.pocket.sprites`) instead reads images that exist: scenes of the recipe, of known layout;
+also by words that are not in the prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from PIL import Image
 import limelight
 from limelight.evaluate.detectors import Detection, PocketDetector, overlap
 from limelight.evaluate.suites import Case, attend_excite
-from recipes.pocket.scenes import Composer
+from recipes.pocket.scenes import Composer, Thing, caption
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SIDE = 128  # masks are compared at the images' own size
@@ -85,25 +86,44 @@ def table(rows: list[Row], thresholds: Sequence[float]) -> str:
 
 
 def scenes(sprites: Path, count: int, steps: int, model: limelight.Model) -> str:
-    """What maps of composed scenes have in common with the true boxes, as a Markdown table."""
+    """What maps of composed scenes have in common with the true boxes, as a Markdown table.
+
+    In scenes of several things each is also read by a prompt that names only the others, its word beside the prompt.
+    """
     composer, random = Composer(sprites), np.random.default_rng(1000)  # other scenes than the model learned from
-    found: dict[str, list[tuple[float, float]]] = {"added": [], "inverted": []}
+    captions = np.random.default_rng(0)
+    found: dict[str, list[tuple[float, float]]] = {
+        "added": [],
+        "inverted": [],
+        "added, of several": [],
+        "added, not in the prompt": [],
+    }
     for _ in range(count):
         scene = composer.scene(random)
         image = Image.fromarray(scene.pixels)
-        for noise, pairs in found.items():
-            exact = noise == "inverted"
-            maps = limelight.read_image(model, image, scene.caption, steps=steps, exact=exact).maps
-            for thing in scene.things:
-                own = [side / SIDE for side in thing.box]
-                box, mask = maps.box(thing.subject)[0].tolist(), maps.mask(thing.subject, size=(SIDE, SIDE))[0]
-                pairs.append((overlap(box, own), covered(mask, own)))
+        for noise in ("added", "inverted"):
+            maps = limelight.read_image(model, image, scene.caption, steps=steps, exact=noise == "inverted").maps
+            found[noise] += [shared(maps, thing) for thing in scene.things]
+            if noise == "added" and len(scene.things) > 1:
+                found["added, of several"] += [shared(maps, thing) for thing in scene.things]
+
+        for thing in scene.things if len(scene.things) > 1 else ():
+            others = caption(tuple(other for other in scene.things if other is not thing), captions)
+            maps = limelight.read_image(model, image, others, steps=steps, also=[thing.subject]).maps
+            found["added, not in the prompt"].append(shared(maps, thing))
 
     lines = ["| noise | things | IoU of boxes | IoU of mask and box |\n|---|---|---|---|"]
     for noise, pairs in found.items():
         boxes, masks = zip(*pairs, strict=True)
         lines.append(f"| {noise} | {len(pairs)} | {mean(boxes)} | {mean(masks)} |")
     return "\n".join(lines)
+
+
+def shared(maps: limelight.AttentionMaps, thing: Thing) -> tuple[float, float]:
+    """IoU of the box, and of the mask, that a thing's word has in the first image with the thing's own box."""
+    own = [side / SIDE for side in thing.box]
+    box, mask = maps.box(thing.subject)[0].tolist(), maps.mask(thing.subject, size=(SIDE, SIDE))[0]
+    return overlap(box, own), covered(mask, own)
 
 
 def main() -> None:
