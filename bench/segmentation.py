@@ -24,7 +24,7 @@ from PIL import Image
 import limelight
 from limelight.evaluate.detectors import Detection, PocketDetector, overlap
 from limelight.evaluate.suites import Case, attend_excite
-from recipes.pocket.scenes import Composer, Thing, caption
+from recipes.pocket.scenes import Composer, Scene, Thing, caption
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SIDE = 128  # masks are compared at the images' own size
@@ -104,19 +104,26 @@ def scenes(sprites: Path, count: int, steps: int, model: limelight.Model) -> str
         for noise in ("added", "inverted"):
             maps = limelight.read_image(model, image, scene.caption, steps=steps, exact=noise == "inverted").maps
             found[noise] += [shared(maps, thing) for thing in scene.things]
-            if noise == "added" and len(scene.things) > 1:
-                found["added, of several"] += [shared(maps, thing) for thing in scene.things]
 
-        for thing in scene.things if len(scene.things) > 1 else ():
-            others = caption(tuple(other for other in scene.things if other is not thing), captions)
-            maps = limelight.read_image(model, image, others, steps=steps, also=[thing.subject]).maps
-            found["added, not in the prompt"].append(shared(maps, thing))
+        if len(scene.things) > 1:
+            found["added, of several"] += found["added"][-len(scene.things) :]
+            found["added, not in the prompt"] += unnamed(model, scene, steps, captions)
 
     lines = ["| noise | things | IoU of boxes | IoU of mask and box |\n|---|---|---|---|"]
     for noise, pairs in found.items():
         boxes, masks = zip(*pairs, strict=True)
         lines.append(f"| {noise} | {len(pairs)} | {mean(boxes)} | {mean(masks)} |")
     return "\n".join(lines)
+
+
+def unnamed(model: limelight.Model, scene: Scene, steps: int, random: np.random.Generator) -> list[tuple[float, float]]:
+    """Of each thing of a scene, what `shared` gives where the prompt names only the others."""
+    image, found = Image.fromarray(scene.pixels), []
+    for thing in scene.things:
+        others = caption(tuple(other for other in scene.things if other is not thing), random)
+        maps = limelight.read_image(model, image, others, steps=steps, also=[thing.subject]).maps
+        found.append(shared(maps, thing))
+    return found
 
 
 def shared(maps: limelight.AttentionMaps, thing: Thing) -> tuple[float, float]:

@@ -85,6 +85,21 @@ def test_loggers_in_the_guide(monkeypatch, pocket):
     assert seen["tensorboard"] == ("images", (304, 524, 3), "uint8", "HWC")
 
 
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_loggers_themselves_take_a_result(logger, monkeypatch, tmp_path, pocket):
+    pytest.importorskip(logger, reason=f"{logger} is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    guide = (ROOT / "docs/guides/explain.md").read_text()
+    (code,) = [code for code in re.findall(r"```py\n(.*?)```", guide, flags=re.S) if logger in code]
+    names = {"result": limelight.generate(pocket, "a cat", seeds=[3, 5], steps=1), "np": np}
+    exec(code, names)
+    if logger == "wandb":
+        names["run"].finish()
+    written = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+    assert max(written, default=0) > 10_000, "the images are in the log"
+
+
 @pytest.mark.parametrize("name", [*STEERED, *COMMANDS])
 def test_the_images_show_what_they_should(name):
     """The embedded detector finds every subject in its color; of leading images most plain ones lack something."""

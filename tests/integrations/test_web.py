@@ -1,6 +1,14 @@
 """The web page: its functions, a real server with real clients, and a real browser."""
 
+import base64
+import io
+import json
+import os
 import re
+import runpy
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -19,13 +28,15 @@ import limelight
 from limelight.heads.gains import strengthen
 from limelight.heads.relevance import relevance_for
 from limelight.integrations.web import build, edit, explain, heads, learn, parts, steer
+from limelight.integrations.web.page import Page
 from limelight.integrations.web.runs import Progress, Run, Stops
 from limelight.models.base import Model
 from limelight.textual_inversion.training import held_loss
-from tests.conftest import BROWSER
+from tests.conftest import BROWSER, POCKET
 
 STEPS = 3
 PATIENT = {"verbose": False, "httpx_kwargs": {"timeout": 90}}  # on a machine that does other work, too
+BARE = "[...document.querySelectorAll('img')].filter(image => !image.hasAttribute('alt')).length"
 BUTTONS = {"Steer": "Generate", "Explain": "Explain", "Edit": "Edit", "Heads": "Strengthen", "Learn": "Learn"}
 
 
@@ -120,6 +131,10 @@ def test_explain_shows_the_maps_of_the_run(pocket):
     assert maps["high"] >= round(max(float(step["cat"].max()) for step in result.steps), 3)
     assert maps["trace"] is None
 
+    with Image.open(io.BytesIO(base64.b64decode(maps["image"].partition(",")[2]))) as image:
+        assert np.array_equal(image, result.images[0])
+        assert '"seed": 0' in image.info["limelight"], "the file holds its settings"
+
 
 def test_edit_shows_what_edit_gives(pocket, tmp_path):
     found = list(edit.edited(run_of(pocket), "a red car", "a blue car", "car", None, 2, STEPS))[-1]
@@ -142,6 +157,46 @@ def test_heads_shows_what_strengthening_gives(pocket):
     wanted = limelight.generate(pocket, "a cat", subjects=(), seeds=[1], edits=edits, steps=STEPS)
     assert np.array_equal(strong[0][0], wanted.images[0])
     assert not np.array_equal(plain[0][0], wanted.images[0])
+
+
+def test_the_space_serves_the_page(monkeypatch):
+    """The three files of a Space, run as the Space runs them, with its variable."""
+    started = []
+
+    def launch(page, **options):
+        started.append(page)
+        gr.Blocks.launch(page, quiet=True, prevent_thread_lock=True)
+
+    folder = Path(__file__).parents[2] / "examples/space"
+    monkeypatch.setenv("LIMELIGHT_MODEL", str(POCKET))
+    monkeypatch.setattr(Page, "launch", launch)
+    runpy.run_path(str(folder / "app.py"), run_name="__main__")
+    (page,) = started
+    try:
+        plain, _, text = steered(Client(page.local_url, **PATIENT, download_files=False), "a cat", 0, 1)
+        assert (len(plain), text) == (1, "Guided: cat. Each row is one seed: 0.")
+    finally:
+        page.close(verbose=False)
+
+    settings = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert (settings["sdk"], settings["app_file"]) == ("gradio", "app.py")
+    assert settings["sdk_version"] == gr.__version__, "what the page was tested with"
+    assert (folder / "requirements.txt").read_text().split() == ["limelight[web]"]
+
+
+def test_ctrl_c_ends_the_command(tmp_path):
+    """While a run is under way, with no word about it."""
+    command = [sys.executable, "-m", "limelight", "web", "--device", "cpu"]
+    options = {"env": {**os.environ, "TMPDIR": str(tmp_path)}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **options) as served:
+        (address,) = re.findall(r"http\S+", served.stdout.readline())
+        client = Client(address, **PATIENT)
+        job = client.submit("a cat and a dog", None, "conform", 0, 1, 100, 1, api_name="/steer")
+        next(iter(job))
+        served.send_signal(signal.SIGINT)
+        printed, errors = served.communicate(timeout=120)
+    assert (served.returncode, printed) == (0, "")
+    assert errors.splitlines() == ["loading pocket ...", "Press Ctrl-C to end it."]
 
 
 @pytest.fixture
@@ -352,8 +407,24 @@ def tab(browser, page):
 
 
 def fill_slider(tab, label: str, value: int) -> None:
-    tab.get_by_label(f"number input for {label}").first.fill(str(value))
+    tab.get_by_label(f"number input for {label}").locator("visible=true").fill(str(value))
     tab.keyboard.press("Tab")
+
+
+def alts(tab, where: str) -> list[str]:
+    """Of the images there, once there is one."""
+    images = tab.locator(f"{where} img")
+    images.first.wait_for()
+    return images.evaluate_all("images => images.map(image => image.getAttribute('alt'))")
+
+
+def tab_to(tab, wanted: str) -> None:
+    """Press Tab until the element in focus has this id or label."""
+    for _ in range(40):
+        if wanted in tab.evaluate("[document.activeElement.id, document.activeElement.ariaLabel]"):
+            return
+        tab.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not reach {wanted}")
 
 
 @pytest.mark.browser
@@ -367,10 +438,7 @@ def test_a_session_in_a_browser(tab):
     tab.click("#steer-run")
     tab.wait_for_selector("text=Guided: cat, dog. Each row is one seed: 0, 1.")
     for name in ("plain", "guided"):
-        images = tab.locator(f"#steer-{name} img")
-        images.first.wait_for()
-        alts = [images.nth(i).get_attribute("alt") for i in range(images.count())]
-        assert alts == [f"{name.capitalize()}, seed {seed}" for seed in (0, 1)]
+        assert alts(tab, f"#steer-{name}") == [f"{name.capitalize()}, seed {seed}" for seed in (0, 1)]
 
     fill_slider(tab, "Steps", 100)
     tab.click("#steer-run")
@@ -381,8 +449,70 @@ def test_a_session_in_a_browser(tab):
     tab.get_by_label("Prompt").first.fill("   ")
     tab.click("#steer-run")
     tab.wait_for_selector("text=The prompt is empty.")
+
+    tab.get_by_label("Prompt").first.fill("a cat and a dog")
+    tab.wait_for_selector(".ll-chip[data-name='dog'][aria-pressed='true']")
+    tab.click(".ll-place summary")
+    area = tab.locator(".ll-stage").bounding_box()
+    tab.mouse.move(area["x"] + 2, area["y"] + area["height"] / 4)
+    tab.mouse.down()
+    tab.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] + 9, steps=2)
+    tab.mouse.up()
+    for label, value in (("Steps", 2), ("Images", 1), ("Audition", 2)):
+        fill_slider(tab, label, value)
+    tab.click("#steer-run")
+    tab.wait_for_selector("text=Guided: cat, dog. Each row is one seed")
+    shown = httpx.get(tab.locator("#steer-guided img").get_attribute("src")).content
+    with Image.open(io.BytesIO(shown)) as image:
+        settings = json.loads(image.info["limelight"])
+    box = {"cat": pytest.approx([0.01, 0.25, 0.5, 1], abs=0.011)}
+    assert (settings["place"], settings["audition"]["candidates"]) == (box, 2)
     outside = [url for url in tab.elsewhere if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", url)]
     assert not outside
+
+
+@pytest.mark.browser
+def test_the_other_tabs_in_a_browser(tab):
+    tab.get_by_role("tab", name="Explain").click()
+    fill_slider(tab, "Steps", 2)
+    tab.click("#explain-run")
+    tab.wait_for_selector(".ll-trace")
+    image, heat, curves = alts(tab, "#explain-overlay")
+    assert [image, heat] == [
+        "The image of \u201ca cat and a dog\u201d",
+        "Attention to \u201ccat\u201d, mean of all steps",
+    ]
+    assert curves.startswith("Curves over the guided steps")
+    assert tab.locator(".ll-trace").evaluate("image => image.naturalWidth") > 300
+
+    shown = {tab.get_attribute(".ll-heat", "src")}
+    tab.hover(".ll-overlay .ll-chip >> text=dog")
+    said = [tab.text_content(".ll-said")]
+    shown.add(tab.get_attribute(".ll-heat", "src"))
+    tab.mouse.move(0, 0)
+    tab.focus(".ll-moment input")
+    tab.keyboard.press("ArrowRight")
+    said.append(tab.text_content(".ll-said"))
+    shown.add(tab.get_attribute(".ll-heat", "src"))
+    assert said == [
+        "Attention to \u201cdog\u201d, mean of all steps",
+        "Attention to \u201ccat\u201d, step 1 of 2",
+    ]
+    assert len(shown) == 3
+
+    tab.get_by_role("tab", name="Edit").click()
+    fill_slider(tab, "Steps", 2)
+    tab.click("#edit-run")
+    tab.wait_for_selector("text=became")
+    assert (alts(tab, "#edit-before"), alts(tab, "#edit-after")) == (["Before, seed 0"], ["After, seed 0"])
+
+    tab.get_by_role("tab", name="Heads").click()
+    fill_slider(tab, "Steps", 2)
+    tab.click("#heads-run")
+    tab.wait_for_selector("text=strengthened by the heads of")
+    assert (alts(tab, "#heads-plain"), alts(tab, "#heads-edited")) == (["Plain, seed 0"], ["Strengthened, seed 0"])
+    assert alts(tab, "#heads-map") == ["Relevance of every head to Animals, by layer"]
+    assert tab.evaluate(BARE) == 0
 
 
 @pytest.mark.browser
@@ -429,5 +559,12 @@ def test_the_page_by_keyboard_alone(tab):
     assert box.text_content() == "red cat"
     assert box.evaluate("box => box.style.width") == "50%"
 
-    bare = "[...document.querySelectorAll('img')].filter(image => !image.hasAttribute('alt')).length"
-    assert tab.evaluate(bare) == 0
+    for label, value in (("Steps", 2), ("Images", 1)):
+        tab_to(tab, f"number input for {label}")
+        tab.keyboard.press("Control+a")
+        tab.keyboard.type(str(value))
+    tab_to(tab, "steer-run")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("text=Guided: red cat, blue dog. Each row is one seed: 0.")
+    assert (alts(tab, "#steer-plain"), alts(tab, "#steer-guided")) == (["Plain, seed 0"], ["Guided, seed 0"])
+    assert tab.evaluate(BARE) == 0

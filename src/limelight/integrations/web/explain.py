@@ -16,6 +16,8 @@ from ...generation.result import Result
 from ...guidance.names import NAMES, RECOMMENDED
 from ...guidance.presets import preset
 from ...models.base import Model
+from ...utils.files import png
+from ...utils.html import data_url
 from ...viz.sheets import every_word
 from ...viz.theme import attention_scale
 from ...viz.trace import trace
@@ -104,7 +106,7 @@ def maps_for_page(result: Result) -> dict[str, Any]:
     for word, rows in heats.items():
         shown.append({"word": word, "frames": [parts.png_url(_painted(heat, high)) for heat in rows]})
     return {
-        "image": parts.png_url(result.images[0]),
+        "image": data_url(png({**result.settings, "seed": result.seeds[0]}, result.images[0])),
         "prompt": result.settings["prompt"],
         "words": shown,
         "labels": labels,
