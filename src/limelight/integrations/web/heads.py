@@ -64,7 +64,7 @@ def build(model: Model, stops: Stops) -> None:
 
 def heads_of(relevance: Relevance, concept: str) -> str:
     """The heat map of a concept and its most relevant heads."""
-    rows = ", ".join(f"{head} ({value:.1f})" for head, value in relevance.top(concept, 3))
+    rows = "; ".join(f"{head} ({value:.1f})" for head, value in relevance.top(concept, 3))
     url, about = parts.png_url(heatmaps(relevance, [concept])), f"Relevance of every head to {concept}, by layer"
     image, caption = f'<img src="{url}" alt="{about}">', f"<figcaption>Most relevant: {rows}</figcaption>"
     return f'<figure class="ll-heads">{image}{caption}</figure>'
