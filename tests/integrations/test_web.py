@@ -184,17 +184,22 @@ def test_the_space_serves_the_page(monkeypatch):
     assert (folder / "requirements.txt").read_text().split() == ["limelight[web]"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command(tmp_path):
     """While a run is under way, with no word about it."""
     command = [sys.executable, "-m", "limelight", "web", "--device", "cpu"]
     options = {"env": {**os.environ, "TMPDIR": str(tmp_path)}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **options) as served:
-        (address,) = re.findall(r"http\S+", served.stdout.readline())
-        client = Client(address, **PATIENT)
-        job = client.submit("a cat and a dog", None, "conform", 0, 1, 100, 1, api_name="/steer")
-        next(iter(job))
-        served.send_signal(signal.SIGINT)
-        printed, errors = served.communicate(timeout=120)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where tests run in the background, it is ignored
+    with subprocess.Popen(command, text=True, preexec_fn=heed, **options) as served:
+        try:
+            (address,) = re.findall(r"http\S+", served.stdout.readline())
+            client = Client(address, **PATIENT)
+            job = client.submit("a cat and a dog", None, "conform", 0, 1, 100, 1, api_name="/steer")
+            next(iter(job))
+            served.send_signal(signal.SIGINT)
+            printed, errors = served.communicate(timeout=120)
+        finally:
+            served.kill()
     assert (served.returncode, printed) == (0, "")
     assert errors.splitlines() == ["loading pocket ...", "Press Ctrl-C to end it."]
 
