@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from limelight.evaluate.report import Line, scored_rows, table
@@ -20,10 +21,13 @@ HEAD = ("prompts", "method", "images", "miss a subject", "mixed", "right color",
 
 
 def lines_of(folder: Path) -> list[Line]:
-    """All methods on the whole suite and on its parts; and plain images, chosen by CLIP, for the same work."""
+    """All methods on the whole suite and on its parts; and plain images, chosen by CLIP, for the same work, where there
+    are several to choose from.
+    """
     rows, _ = scored_rows([folder])
     lines = table(rows, "plain", METRICS)
-    return [line for line in lines if "(seconds of" not in line.method]
+    wanted = [line for line in lines if "(seconds of" not in line.method and "but only" not in line.method]
+    return [replace(line, method=re.sub(r':guidance="?(\w+)"?', r" + \1", line.method)) for line in wanted]
 
 
 def misses(line: Line) -> float:
@@ -33,9 +37,14 @@ def misses(line: Line) -> float:
     return 1 - found
 
 
+def passes(line: Line) -> float:
+    """The denoiser passes of an image."""
+    return line.means["calls"] or 0.0
+
+
 def cells(suite: str, line: Line) -> list[str]:
     """A row of the table."""
-    mixed, color, passes = (line.means[name] for name in ("mixed", "binding", "calls"))
+    mixed, color = line.means["mixed"], line.means["binding"]
     counts = ["" if count is None else str(count) for count in (line.fixed, line.broken)]
     shares = ["" if share is None else f"{share:.1%}" for share in (misses(line), mixed, color)]
     return [
@@ -44,21 +53,38 @@ def cells(suite: str, line: Line) -> list[str]:
         str(line.images),
         *shares,
         *counts,
-        "" if passes is None else f"{passes:.0f}",
+        f"{passes(line):.0f}",
     ]
+
+
+def near(lines: Sequence[Line]) -> list[list[Line]]:
+    """Methods whose points would be written over each other, from left to right."""
+    height = max(map(misses, lines))
+    groups: list[list[Line]] = []
+    for line in sorted(lines, key=passes):
+        for group in groups:
+            if passes(line) - passes(group[-1]) < 15 and abs(misses(line) - misses(group[-1])) < 0.03 * height:
+                group.append(line)
+                break
+        else:
+            groups.append([line])
+    return groups
 
 
 def plot(suites: Iterable[tuple[str, Sequence[Line]]], file: Path) -> None:
     """Draw one point for each method; what is left of and below another is better."""
     suites = list(suites)
-    figure = new_figure(5.5 * len(suites), 4.6)
+    figure = new_figure(6 * len(suites), 5)
     for axis, (name, lines) in zip(figure.subplots(1, len(suites), squeeze=False)[0], suites, strict=True):
         whole = [line for line in lines if line.subset == "all" and not line.method.startswith("plain, best")]
         for line in whole:
             strong = line.method in ("plain", "recommended")
-            x, y = line.means["calls"] or 0, 100 * misses(line)
-            axis.scatter(x, y, s=46, color=COLORS[1] if strong else COLORS[0])
-            axis.annotate(line.method, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
+            axis.scatter(passes(line), 100 * misses(line), s=40, color=COLORS[1] if strong else COLORS[0])
+        for group in near(whole):
+            label = ", ".join(line.method for line in group)
+            at = passes(group[-1]), 100 * misses(group[-1])
+            axis.annotate(label, at, xytext=(7, -3), textcoords="offset points", fontsize=9)
+
         axis.set_title(name)
         axis.set_xlabel("denoiser passes of an image")
         axis.set_ylabel("images that miss a subject, %")
