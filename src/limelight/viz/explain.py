@@ -32,7 +32,7 @@ from ..utils.html import data_url, rendered
 from ..utils.images import ImageSource
 from .sheets import animation, compare_sheet, every_word, places_sheet, progress_sheet, strip_sheet
 from .theme import Sheet
-from .trace import trace
+from .trace import stays_plain, trace
 
 PAGE = importlib.resources.files("limelight") / "viz" / "templates" / "explain.html.jinja"
 
@@ -349,7 +349,7 @@ class _Figures:
         about = (
             "Curves over the guided steps: the loss, and the presence of each subject. The numbers are in the table."
         )
-        if len(self.result.measured(self.index)) < len(self.result.trace):
+        if stays_plain(self.result, self.index):
             about = "Nothing was lacking at the step that was looked at, so that the image stays the plain one."
         shown, narrow = (trace(self.result, index=self.index, plain=self.runs.get("plain"), side=n) for n in (760, 380))
         return replace(self._still("trace", "What guidance did", about, shown), narrow=png({}, narrow))

@@ -43,7 +43,7 @@ def trace(result: Result, *, index: int = 0, plain: Result | None = None, side: 
         if plain is not None and plain.trace:
             _curves(above, below, plain, index, dashed=True)
         _curves(above, below, result, index)
-        if _stays_plain(result, index):
+        if stays_plain(result, index):
             above.set_title("nothing was lacking: the image stays plain", loc="left", fontsize=9, color=INK)
         _mark_thresholds(below, result)
         _mark_refinements(above, result, index)
@@ -56,7 +56,8 @@ def trace(result: Result, *, index: int = 0, plain: Result | None = None, side: 
         return rendered(figure)
 
 
-def _stays_plain(result: Result, index: int) -> bool:
+def stays_plain(result: Result, index: int) -> bool:
+    """Whether the trace of an image is that of a single step, since it lacks nothing."""
     return len(result.measured(index)) < len(result.trace)
 
 
