@@ -38,13 +38,13 @@ def misses(line: Line) -> float:
 
 
 def passes(line: Line) -> float:
-    """The denoiser passes of an image."""
+    """The denoiser passes of an image, where a point of the plot is; 0 where they are not known."""
     return line.means["calls"] or 0.0
 
 
 def cells(suite: str, line: Line) -> list[str]:
     """A row of the table."""
-    mixed, color = line.means["mixed"], line.means["binding"]
+    mixed, color, calls = (line.means[name] for name in ("mixed", "binding", "calls"))
     counts = ["" if count is None else str(count) for count in (line.fixed, line.broken)]
     shares = ["" if share is None else f"{share:.1%}" for share in (misses(line), mixed, color)]
     return [
@@ -53,7 +53,7 @@ def cells(suite: str, line: Line) -> list[str]:
         str(line.images),
         *shares,
         *counts,
-        f"{passes(line):.0f}",
+        "" if calls is None else f"{calls:.0f}",
     ]
 
 
