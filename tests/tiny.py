@@ -61,17 +61,25 @@ def text_config(tokenizer: CLIPTokenizer, **changes) -> CLIPTextConfig:
     )
 
 
-def tiny_unet() -> UNet2DConditionModel:
+def tiny_unet(widths: tuple[int, ...] = (16, 32, 32), groups: int = 8) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=16,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32, 32),
+        block_out_channels=widths,
         layers_per_block=1,
         cross_attention_dim=32,
         attention_head_dim=2,
-        norm_num_groups=8,
+        norm_num_groups=groups,
     )
+
+
+def attentive(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same with weights that tell words apart: as they are initialized, attention is almost even."""
+    for name, parameter in unet.named_parameters():
+        if "attn2.to_q" in name or "attn2.to_k" in name:
+            parameter.data *= 4
+    return unet
 
 
 class Template:
@@ -103,10 +111,7 @@ class Template:
 @pytest.fixture(scope="session")
 def tiny_parts(tokenizer: CLIPTokenizer) -> dict:
     torch.manual_seed(0)
-    unet = tiny_unet()
-    for name, parameter in unet.named_parameters():
-        if "attn2.to_q" in name or "attn2.to_k" in name:
-            parameter.data *= 4
+    unet = attentive(tiny_unet())
     text = CLIPTextModel(text_config(tokenizer))
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,

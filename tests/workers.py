@@ -25,6 +25,18 @@ def forked_workers(monkeypatch):
     monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda method: FORK)
 
 
+def opened(monkeypatch, module, model):
+    """The arguments with which a module calls `load`, which then gives this model."""
+    seen = {}
+
+    def load(source, **options):
+        seen.update(source=source, **options)
+        return model
+
+    monkeypatch.setattr(module, "load", load)
+    return seen
+
+
 def kill_a_worker():
     """Kill one of the processes that this one has forked; a callback for progress."""
     killed = []

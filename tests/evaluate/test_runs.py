@@ -13,7 +13,7 @@ from limelight.evaluate.runs import Worker, run
 from limelight.evaluate.suites import Case, load
 from tests import transformers as families
 from tests.evaluate.conftest import CASES, IMAGES, METHODS, SMALL, content
-from tests.workers import forked_workers, kill_a_worker  # noqa: F401 - a fixture
+from tests.workers import forked_workers, kill_a_worker, opened  # noqa: F401 - a fixture
 
 
 def test_images_depend_on_learned_words(quick, pocket, tmp_path):
@@ -98,13 +98,7 @@ def test_a_killed_worker_changes_nothing(whole, tmp_path, forked_workers):  # no
 
 
 def test_workers_open_the_model_as_it_was_asked_for(monkeypatch, pocket):
-    seen = {}
-
-    def load(source, **options):
-        seen.update(source=source, **options)
-        return pocket
-
-    monkeypatch.setattr(runs, "load", load)
+    seen = opened(monkeypatch, runs, pocket)
     loading = {"dtype": "bfloat16", "quantize": "8bit", "offload": "model"}
     Worker({"plain": "plain"}, "pocket", "cpu", "ddim", loading, {})
     assert seen == {"source": "pocket", "device": "cpu", "scheduler": "ddim", **loading}

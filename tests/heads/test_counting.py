@@ -19,7 +19,7 @@ from limelight.heads.vocabulary import Concepts
 from limelight.utils import parallel
 from limelight.utils.parallel import open_executor
 from tests import transformers
-from tests.workers import FORK, forked_workers  # noqa: F401 - a fixture
+from tests.workers import FORK, forked_workers, opened  # noqa: F401 - a fixture
 
 CONCEPTS = Concepts(
     {
@@ -364,13 +364,7 @@ def test_vectors_of_a_joint_model_adjust_and_strengthen_it():
 
 
 def test_workers_open_the_model_as_it_was_asked_for(monkeypatch, pocket):
-    seen = {}
-
-    def load(source, **options):
-        seen.update(source=source, **options)
-        return pocket
-
-    monkeypatch.setattr(counting_module, "load", load)
+    seen = opened(monkeypatch, counting_module, pocket)
     loading = {"dtype": "bfloat16", "quantize": "8bit", "offload": "model"}
     counting_module._start("pocket", "cpu", loading, SMALL, 0)
     assert seen == {"source": "pocket", "device": "cpu", **loading}

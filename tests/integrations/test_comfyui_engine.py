@@ -18,7 +18,7 @@ import limelight
 from limelight import ModelError, SettingsError
 from limelight.attention.probe import Probe
 from limelight.integrations.comfyui import nodes
-from tests.tiny import POCKET
+from tests.tiny import POCKET, attentive, tiny_unet
 
 FOLDER = os.environ.get("COMFYUI")
 if not FOLDER:
@@ -41,20 +41,7 @@ ROUNDING = 1e-3
 def denoiser() -> UNet2DConditionModel:
     """ComfyUI's norms have 32 groups, so no layer is narrower."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(32, 32, 64),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=32,
-    )
-    for name, parameter in unet.named_parameters():
-        if "attn2.to_q" in name or "attn2.to_k" in name:
-            parameter.data *= 4
-    return unet
+    return attentive(tiny_unet((32, 32, 64), groups=32))
 
 
 def loaded(unet: UNet2DConditionModel) -> model_patcher.ModelPatcher:
