@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from limelight import Probe
 from limelight.models.embedded import POCKET
 from limelight.models.stable_diffusion_3 import StableDiffusion3
 from recipes.pocket import dit, parts
@@ -58,11 +61,37 @@ def test_colors_change_in_both_streams_alike(model, pool):
     assert model.pipeline.tokenizer_3.decode(batch.t5_recolored[row], skip_special_tokens=True) == spelled.strip()
 
 
-def test_columns_are_those_of_the_words(model, pool):
+def test_places_are_those_of_the_words(model, pool):
     batch = pool.batch(200, torch.Generator().manual_seed(1))
-    row = next(i for i, prompt in enumerate(batch.prompts) if prompt.text == CAPTION)
-    assert batch.columns[row, 1].tolist() == list(batch.prompts[row].find("red"))
-    assert not batch.columns[[prompt.text == "" for prompt in batch.prompts]].any()
+    texts = model.pipeline.tokenizer.batch_decode(batch.clip, skip_special_tokens=True)
+    row, prompt = [text.strip() for text in texts].index(CAPTION), model.prompt(CAPTION)
+    assert batch.places[row, 1].tolist() == [prompt.places[k] for k in prompt.find("red")]
+    assert not batch.places[[text == "" for text in texts]].any()
+
+
+def test_training_runs_the_model_that_is_shipped(model, pool):
+    """The same velocity and the same attention as the library's own pass and its probe."""
+    batch = pool.batch(4, torch.Generator().manual_seed(0))
+    noisy, timesteps = torch.randn(batch.latents.shape), torch.tensor([10.0, 300.0, 700.0, 990.0])
+    prompts = [
+        model.prompt(text) for text in model.pipeline.tokenizer.batch_decode(batch.clip, skip_special_tokens=True)
+    ]
+    plain = replace(batch, clip_recolored=batch.clip, t5_recolored=batch.t5)
+    processors = model.denoiser.attn_processors
+    with torch.no_grad():
+        encoded = model.encode(prompts, None)
+        with Probe(model, model.text_sites[dit.GROUNDED]) as probe:
+            expected = model.predict(noisy, timesteps, encoded)
+            maps = probe.take(noisy, encoded.prompts).mean()
+        velocity, given = dit.Denoise(model)(plain, noisy, timesteps)
+    model.denoiser.set_attn_processor(processors)
+
+    assert torch.allclose(velocity, expected, atol=1e-5)
+    for image, prompt in enumerate(encoded.prompts):
+        for word in {"car", "blue", "cat"} & set(prompt.keys):
+            columns = list(prompt.find(word))
+            places = [prompt.places[k] for k in columns]
+            assert torch.allclose(given[image][:, places], maps[image].flatten(0, 1)[:, columns], atol=1e-6)
 
 
 def test_grounding_loss_by_hand():
@@ -70,12 +99,12 @@ def test_grounding_loss_by_hand():
     maps[0, :32, 2] = maps[0, 32:, 2] = dit.FLOOR  # half of this word's attention lies on its object
     masks = torch.zeros(1, 2, 64)
     masks[:, 0, :32] = 1.0
-    columns = torch.tensor([[[2, 3], [0, 0]]])
+    places = torch.tensor([[[2, 3], [0, 0]]])
     one = torch.ones(1)
-    assert dit.grounding_loss(maps, columns, masks, one).item() == pytest.approx(0.5**2)
+    assert dit.grounding_loss(maps, places, masks, one).item() == pytest.approx(0.5**2)
     # A third of the floor, in both streams together.
-    assert dit.grounding_loss(maps / 3, columns, masks, one / 2).item() == pytest.approx((0.5**2 + (2 / 3) ** 2) / 2)
-    assert dit.grounding_loss(maps, columns * 0, masks, one).item() == 0
+    assert dit.grounding_loss(maps / 3, places, masks, one / 2).item() == pytest.approx((0.5**2 + (2 / 3) ** 2) / 2)
+    assert dit.grounding_loss(maps, places * 0, masks, one).item() == 0
 
 
 def test_a_step_lowers_both_losses(model, pool):
@@ -89,7 +118,7 @@ def test_a_step_lowers_both_losses(model, pool):
     for _ in range(3):
         velocity, maps = denoise(batch, (noise + batch.latents) / 2, 1000 * sigma)
         flow = (velocity - noise + batch.latents).square().mean()
-        grounded = dit.grounding_loss(maps, batch.columns, batch.masks, 1 - sigma)
+        grounded = dit.grounding_loss(maps, batch.places, batch.masks, 1 - sigma)
         losses.append((flow.item(), grounded.item()))
         optimizer.zero_grad()
         (flow + grounded).backward()
