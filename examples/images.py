@@ -3,7 +3,7 @@
     python -m examples.images --check      # what the embedded detector sees in those that are there
 
 The others come from recipes/pocket (pocket.png), from `make bench` (heads-weakening.png, learn.png, edit-colors.png),
-from bench.methods (methods.png) and from a browser (web*.png, web*.webp).
+from bench.methods and bench.missed (methods.png, missed*.webp) and from a browser (web*.png, web*.webp).
 """
 
 from __future__ import annotations
