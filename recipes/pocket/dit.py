@@ -117,6 +117,19 @@ def pipeline(vae: AutoencoderKL, clip: CLIPTextModelWithProjection, words: CLIPT
     )
 
 
+def load_checkpoint(checkpoint: Path, vae: Path, weights: Path) -> StableDiffusion3Pipeline:
+    """The averaged weights of a checkpoint of this stage, as a pipeline in float32."""
+    words = tokenizer()
+    autoencoder = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
+    found = pipeline(autoencoder, projected(weights, words), words)
+    average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+    trained = nn.ModuleDict({"t5": found.text_encoder_3, "transformer": found.transformer})
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            parameter.copy_(average[name])
+    return found
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a step reads: latents [B, 4, 16, 16]; token ids of both streams [B, 32], and with other color words; the

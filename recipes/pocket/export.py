@@ -1,8 +1,9 @@
 """Last stage: what was trained to the folder that is shipped. `python -m recipes.pocket.export --out F ...`
 
-Half-precision safetensors: the generator in diffusers' own layout (`StableDiffusionPipeline.from_pretrained(F)` loads
-it), the CLIP and the captioner in transformers', the detector as one file, and `limelight.json` with the words that the
-generator knows and the settings that suit it. What is not named on the command line stays as it is.
+Half-precision safetensors: the generator in diffusers' own layout (`DiffusionPipeline.from_pretrained(F)` loads it),
+the CLIP and the captioner in transformers', the detector as one file, and `limelight.json` with the words that the
+generator knows and the settings that suit it. What is not named on the command line stays as it is. The transformer has
+a folder of its own: `--out F/pocket_dit --transformer CHECKPOINT --weights F/pocket --vae F/pocket/vae`.
 """
 
 from __future__ import annotations
@@ -13,20 +14,33 @@ import shutil
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from . import dit
 from .parts import by_word, load_checkpoint, text_encoder
 from .scenes import OTHER_WORDS
 from .vocabulary import COLORS, SUBJECTS
 
 # Found with `bench/pocket.py` on seeds that are not reported, see docs/results.md.
 ATTEND_AND_EXCITE = {"scale": 0.1, "step_rule": "relative", "enough": 0.45, "thresholds": {}}
-PRESETS = {
-    "recommended": {"preset": "attend-and-excite"},  # the best one that was measured on the whole benchmark
+GUIDANCE = {
+    "recommended": {"preset": "focus-then-excite"},  # the best one that was measured on the whole benchmark
     "guidance": {"scale": 0.1, "step_rule": "relative"},  # of every other method
     "attend_and_excite": ATTEND_AND_EXCITE,
-    "textual_inversion": {"steps": 200},
 }
+LEARNING = {"textual_inversion": {"steps": 200}}
+
+
+def keep_numbers(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Give words the numbers that they have in an earlier export of the same vocabulary."""
+    if not (folder / "tokenizer").exists():
+        return
+    kept, made = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"), pipeline.tokenizer
+    if kept.get_vocab().keys() == made.get_vocab().keys():
+        text = text_encoder(kept)
+        by_word(pipeline.text_encoder, made, text, kept)
+        pipeline.register_modules(text_encoder=text, tokenizer=kept)
 
 
 def main() -> None:
@@ -39,15 +53,15 @@ def main() -> None:
     parser.add_argument("--detect", type=Path, help="detector.safetensors of detector.py")
     parser.add_argument("--clip", type=Path, help="folder of clip.py")
     parser.add_argument("--captioner", type=Path, help="folder of captioner.py")
+    parser.add_argument("--transformer", type=Path, help="checkpoint of dit.py, with --weights and --vae")
+    parser.add_argument("--weights", type=Path, help="with --transformer: the UNet's pipeline")
     args = parser.parse_args()
     if args.checkpoint:
         pipeline = load_checkpoint(args.checkpoint, args.vae or args.out / "vae")
-        if (args.out / "tokenizer").exists():
-            kept, made = CLIPTokenizer.from_pretrained(args.out, subfolder="tokenizer"), pipeline.tokenizer
-            if kept.get_vocab().keys() == made.get_vocab().keys():  # then words keep their numbers
-                text = text_encoder(kept)
-                by_word(pipeline.text_encoder, made, text, kept)
-                pipeline.register_modules(text_encoder=text, tokenizer=kept)
+        keep_numbers(pipeline, args.out)
+        pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
+    if args.transformer:
+        pipeline = dit.load_checkpoint(args.transformer, args.vae, args.weights)
         pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
     if args.detect:
         shutil.copyfile(args.detect, args.out / "detector.safetensors")
@@ -55,7 +69,7 @@ def main() -> None:
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
     words = sorted({*OTHER_WORDS, *COLORS, *SUBJECTS})
-    about = {"words": words, **PRESETS}
+    about = {"words": words, **GUIDANCE, **({} if args.transformer else LEARNING)}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())
