@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 
 from limelight import Probe
 from limelight.models.embedded import POCKET
@@ -92,6 +93,21 @@ def test_training_runs_the_model_that_is_shipped(model, pool):
             columns = list(prompt.find(word))
             places = [prompt.places[k] for k in columns]
             assert torch.allclose(given[image][:, places], maps[image].flatten(0, 1)[:, columns], atol=1e-6)
+
+
+def test_what_was_trained_is_loaded_again(model, tmp_path):
+    """From a checkpoint, and from the file that training leaves; every weight that is trained is in both."""
+    weights = {name: torch.rand_like(p) for name, p in dit.Denoise(model).named_parameters() if p.requires_grad}
+    torch.save({"average": weights}, tmp_path / "checkpoint.pt")
+    save_file(weights, tmp_path / "dit.safetensors")
+    for file in ("checkpoint.pt", "dit.safetensors"):
+        found = dit.load_checkpoint(tmp_path / file, POCKET / "vae", POCKET)
+        assert torch.equal(found.transformer.proj_out.weight, weights["transformer.proj_out.weight"])
+        assert torch.equal(found.text_encoder_3.get_input_embeddings().weight, weights["t5.shared.weight"])
+
+    del weights["t5.shared.weight"]
+    with pytest.raises(KeyError, match=r"t5\.shared\.weight"):
+        dit.fill(model.pipeline, weights)
 
 
 def test_grounding_loss_by_hand():

@@ -24,6 +24,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.models.attention_processor import Attention
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -117,16 +118,26 @@ def pipeline(vae: AutoencoderKL, clip: CLIPTextModelWithProjection, words: CLIPT
     )
 
 
-def load_checkpoint(checkpoint: Path, vae: Path, weights: Path) -> StableDiffusion3Pipeline:
-    """The averaged weights of a checkpoint of this stage, as a pipeline in float32."""
-    words = tokenizer()
-    autoencoder = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
-    found = pipeline(autoencoder, projected(weights, words), words)
-    average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
-    trained = nn.ModuleDict({"t5": found.text_encoder_3, "transformer": found.transformer})
+def trained(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint of this stage, or what it leaves when it ends."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)["average"]
+
+
+def fill(pipeline: StableDiffusion3Pipeline, weights: dict[str, Tensor]) -> None:
+    """Put weights into what is trained here."""
+    parts = nn.ModuleDict({"t5": pipeline.text_encoder_3, "transformer": pipeline.transformer})
     with torch.no_grad():
-        for name, parameter in trained.named_parameters():
-            parameter.copy_(average[name])
+        for name, parameter in parts.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def load_checkpoint(checkpoint: Path, vae: Path, weights: Path) -> StableDiffusion3Pipeline:
+    """What was trained, as a pipeline in float32."""
+    words = tokenizer()
+    found = pipeline(AutoencoderKL.from_pretrained(vae, dtype=torch.float32), projected(weights, words), words)
+    fill(found, trained(checkpoint))
     return found
 
 
@@ -288,11 +299,14 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True, help="the UNet's pipeline, whose text encoder is used")
+    parser.add_argument("--begin", type=Path, help="trained weights to begin with: recipes/pocket/dit.safetensors")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     words = tokenizer()
     vae = AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32)
     model = StableDiffusion3(pipeline(vae, projected(args.weights, words), words), "pocket-dit")
+    if args.begin:
+        fill(model.pipeline, trained(args.begin))
     model.pipeline.to(args.device)
     denoise = Denoise(model)
     denoise.transformer.compile()  # two minutes, and then four times as fast
@@ -311,6 +325,9 @@ def main() -> None:
             velocity, maps = run.model(batch, noisy, 1000 * sigma)
         loss = F.mse_loss(velocity.float(), noise - batch.latents)
         run.update(loss + GROUNDING * grounding_loss(maps.float(), batch.places, batch.masks, 1 - sigma))
+    if run.rank == 0:
+        half = {name: value.half() for name, value in run.average.items()}
+        save_file(half, args.out / "dit.safetensors")
 
 
 if __name__ == "__main__":
