@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
@@ -309,6 +310,7 @@ def main() -> None:
         fill(model.pipeline, trained(args.begin))
     model.pipeline.to(args.device)
     denoise = Denoise(model)
+    torch._dynamo.config.optimize_ddp = False  # it splits the graph where attention is read, and the loss is NaN
     denoise.transformer.compile()  # two minutes, and then four times as fast
     pool, run = Pool(args.pool, model), Run(denoise, args, average=0.9995)
 
