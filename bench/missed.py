@@ -49,14 +49,13 @@ def main() -> None:
     args = parser.parse_args()
     rows, _ = scored_rows([args.folder])
     rows = [row for row in rows if row["method"] == args.method]
-    missed = {kind: [] for kind in KINDS}
-    for row in rows:
-        if row["success"] < 1:
-            missed[kind_of(row["prompt"])].append((row["prompt"], Path(row["file"])))
-
-    for kind, found in missed.items():
-        every = sum(kind_of(row["prompt"]) == kind for row in rows)
-        print(f"{kind}: {len(found)} of {every} images miss a subject, {len(found) / every:.1%}")
+    missed = {}
+    for kind in KINDS:
+        own = [row for row in rows if kind_of(row["prompt"]) == kind]
+        if own:
+            missed[kind] = [(row["prompt"], Path(row["file"])) for row in own if row["success"] < 1]
+            share = len(missed[kind]) / len(own)
+            print(f"{kind}: {len(missed[kind])} of {len(own)} images miss a subject, {share:.1%}")
     sheet(missed).save(args.out, optimize=True)
 
 
