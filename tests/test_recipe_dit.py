@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from limelight import Probe
 from limelight.models.embedded import POCKET
 from limelight.models.stable_diffusion_3 import StableDiffusion3
-from recipes.pocket import dit, parts
+from recipes.pocket import dit
 
 CAPTION = "a red car and a blue dog"
 
@@ -20,9 +19,7 @@ CAPTION = "a red car and a blue dog"
 @pytest.fixture(scope="module")
 def model() -> StableDiffusion3:
     torch.manual_seed(0)
-    words = parts.tokenizer()
-    vae = AutoencoderKL.from_pretrained(POCKET / "vae", dtype=torch.float32)
-    return StableDiffusion3(dit.pipeline(vae, dit.projected(POCKET, words), words), "pocket-dit")
+    return StableDiffusion3(dit.assembled(POCKET / "vae", POCKET), "pocket-dit")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +98,7 @@ def test_what_was_trained_is_loaded_again(model, tmp_path):
     torch.save({"average": weights}, tmp_path / "checkpoint.pt")
     save_file(weights, tmp_path / "dit.safetensors")
     for file in ("checkpoint.pt", "dit.safetensors"):
-        found = dit.load_checkpoint(tmp_path / file, POCKET / "vae", POCKET)
+        found = dit.assembled(POCKET / "vae", POCKET, tmp_path / file)
         assert torch.equal(found.transformer.proj_out.weight, weights["transformer.proj_out.weight"])
         assert torch.equal(found.text_encoder_3.get_input_embeddings().weight, weights["t5.shared.weight"])
 

@@ -134,11 +134,18 @@ def fill(pipeline: StableDiffusion3Pipeline, weights: dict[str, Tensor]) -> None
             parameter.copy_(weights[name])
 
 
-def load_checkpoint(checkpoint: Path, vae: Path, weights: Path) -> StableDiffusion3Pipeline:
-    """What was trained, as a pipeline in float32."""
+def assembled(vae: Path, weights: Path, checkpoint: Path | None = None) -> StableDiffusion3Pipeline:
+    """The pipeline in float32, with what was trained, or untrained.
+
+    Args:
+        vae: folder of the autoencoder.
+        weights: the UNet's pipeline, whose text encoder is used.
+        checkpoint: see `trained`.
+    """
     words = tokenizer()
     found = pipeline(AutoencoderKL.from_pretrained(vae, dtype=torch.float32), projected(weights, words), words)
-    fill(found, trained(checkpoint))
+    if checkpoint is not None:
+        fill(found, trained(checkpoint))
     return found
 
 
@@ -303,11 +310,7 @@ def main() -> None:
     parser.add_argument("--begin", type=Path, help="trained weights to begin with: recipes/pocket/dit.safetensors")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    words = tokenizer()
-    vae = AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32)
-    model = StableDiffusion3(pipeline(vae, projected(args.weights, words), words), "pocket-dit")
-    if args.begin:
-        fill(model.pipeline, trained(args.begin))
+    model = StableDiffusion3(assembled(args.vae, args.weights, args.begin), "pocket-dit")
     model.pipeline.to(args.device)
     denoise = Denoise(model)
     torch._dynamo.config.optimize_ddp = False  # it splits the graph where attention is read, and the loss is NaN

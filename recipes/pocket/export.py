@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from . import dit
@@ -43,12 +43,24 @@ def keep_numbers(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         pipeline.register_modules(text_encoder=text, tokenizer=kept)
 
 
+def generator(args: argparse.Namespace) -> DiffusionPipeline | None:
+    """What was trained, where the command line names it."""
+    vae = args.vae or args.out / "vae"
+    if args.transformer:
+        return dit.assembled(vae, args.weights, args.transformer)
+    if args.checkpoint is None:
+        return None
+    pipeline = load_checkpoint(args.checkpoint, vae)
+    keep_numbers(pipeline, args.out)
+    return pipeline
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, help="of denoiser.py")
     parser.add_argument(
-        "--vae", type=Path, help="with --checkpoint: the autoencoder's folder; default: the one in --out"
+        "--vae", type=Path, help="of --checkpoint or --transformer: the autoencoder's folder; default: the one in --out"
     )
     parser.add_argument("--detect", type=Path, help="detector.safetensors of detector.py")
     parser.add_argument("--clip", type=Path, help="folder of clip.py")
@@ -56,12 +68,8 @@ def main() -> None:
     parser.add_argument("--transformer", type=Path, help="checkpoint of dit.py, with --weights and --vae")
     parser.add_argument("--weights", type=Path, help="with --transformer: the UNet's pipeline")
     args = parser.parse_args()
-    if args.checkpoint:
-        pipeline = load_checkpoint(args.checkpoint, args.vae or args.out / "vae")
-        keep_numbers(pipeline, args.out)
-        pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    if args.transformer:
-        pipeline = dit.load_checkpoint(args.transformer, args.vae, args.weights)
+    pipeline = generator(args)
+    if pipeline is not None:
         pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
     if args.detect:
         shutil.copyfile(args.detect, args.out / "detector.safetensors")
