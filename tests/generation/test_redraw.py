@@ -13,6 +13,7 @@ from limelight import FileError, SettingsError
 from limelight.generation import redraw as module
 from limelight.generation.redraw import difference
 from limelight.utils.files import png
+from tests.workers import opened
 
 PROMPT = "a cat and a dog"
 
@@ -58,13 +59,7 @@ def test_the_model_is_opened_with_its_scheduler(tmp_path):
 
 
 def test_the_weights_are_kept_as_they_were(pocket, tmp_path, monkeypatch):
-    seen = {}
-
-    def load(source, **options):
-        seen.update(source=source, **options)
-        return pocket
-
-    monkeypatch.setattr(module, "load", load)
+    seen = opened(monkeypatch, module, pocket)
     monkeypatch.setattr(pocket, "quantize", "8bit")
     (path,) = limelight.generate(pocket, "a cat", steps=1, subjects=[]).save(tmp_path)
     limelight.redraw(path, device="cuda", offload="model")
