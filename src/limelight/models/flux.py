@@ -13,26 +13,20 @@ import copy
 from collections.abc import Iterable
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from ..errors import SettingsError
 from ..prompts.prompt import Prompt, Stream
 from .base import About, Conditioning
-from .sites import AttentionSite
-from .transformer import States, Transformer, encoded_by, packed, unpacked
+from .flux_sequence import FluxSequence
+from .transformer import States, encoded_by, unpacked
 
 
-class Flux(Transformer):
+class Flux(FluxSequence):
     """FLUX.1: one text stream, 19 blocks with weights of their own for text and image, 38 without."""
 
     about = About.family("Flux")
-    can = Transformer.can | {"attach"}
-
-    @property
-    def _family_sites(self) -> tuple[AttentionSite, ...]:
-        # As in FOCUS (https://arxiv.org/abs/2510.02315).
-        return tuple(site for site in self.text_sites if site.group == "double") or super()._family_sites
+    can = FluxSequence.can | {"attach"}
 
     @property
     def embeds_guidance(self) -> bool:
@@ -70,17 +64,9 @@ class Flux(Transformer):
         return bool(self.denoiser.config.guidance_embeds)
 
     @property
-    def channels(self) -> int:
-        return int(self.denoiser.config.in_channels) // 4
-
-    @property
     def streams(self) -> tuple[Stream, ...]:
         # The authors' lengths; padding up to them is read as well.
         return (Stream(self.pipeline.tokenizer_2, 512 if self._distilled else 256),)
-
-    @property
-    def text_shape(self) -> tuple[int, ...]:
-        return self.streams[0].length, self.denoiser.config.joint_attention_dim
 
     def _states(self, prompt: Prompt, size: tuple[int, int], negative: bool, clip_skip: int) -> dict[str, Tensor]:
         (stream,) = self.streams
@@ -106,7 +92,7 @@ class Flux(Transformer):
 
     def _call(self, latents: Tensor, timestep: Tensor, states: States) -> Tensor:
         prediction = self.denoiser(
-            **sequence(latents, timestep, states["encoder_hidden_states"]),
+            **self._sequence(latents, timestep, states),
             guidance=states["guidance"] if self._distilled else None,
             pooled_projections=states["pooled_projections"],
             return_dict=False,
@@ -115,19 +101,3 @@ class Flux(Transformer):
 
     def _combined(self, unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
         return super()._combined(unconditional, conditional, self.true_cfg_scale)
-
-    def _places(self, pixels: int, states: States) -> tuple[slice, int]:
-        return slice(states["encoder_hidden_states"].shape[1], None), 0
-
-
-def sequence(latents: Tensor, timestep: Tensor, text: Tensor) -> dict[str, Tensor]:
-    """The arguments of the denoiser that say what its sequence holds, and where."""
-    height, width = latents.shape[-2:]
-    grid = torch.cartesian_prod(torch.zeros(1), torch.arange(height // 2.0), torch.arange(width // 2.0))
-    return {
-        "hidden_states": packed(latents),
-        "timestep": timestep.to(latents.dtype) / 1000,
-        "encoder_hidden_states": text,
-        "img_ids": grid.to(text),
-        "txt_ids": text.new_zeros(text.shape[1], 3),
-    }
