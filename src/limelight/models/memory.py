@@ -136,6 +136,8 @@ def _to_4_bit(part: torch.nn.Module, device: torch.device) -> None:
         small = Linear4bit(inputs, outputs, layer.bias is not None, dtype, quant_type="nf4", device="meta")
         small.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4").to(device)
         small.bias = layer.bias
+        # Else the first pass repacks the weights on CPUs with bfloat16, and later ones have no gradient.
+        small.support_avx512bf16_for_cpu = False
         setattr(module, name, small.train(layer.training))
 
 
