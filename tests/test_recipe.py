@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from limelight.models.embedded import POCKET
 from limelight.prompts.prompt import parse
-from recipes.pocket import parts
+from recipes.pocket import parts, vae
 from recipes.pocket.denoiser import RECOLORED, Denoise, Pool, grounding_loss
 from recipes.pocket.detector import Gallery, detector_loss, targets
 from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Thing, caption, tint
@@ -47,6 +48,26 @@ def test_the_truth_of_scenes(composer):
             area = (right - left) * (bottom - top) * np.pi / 4
             assert mask.sum() * 16 * 16 == pytest.approx(area, rel=0.1)
         assert not any(pair <= {thing.subject for thing in scene.things} for pair in HELD_OUT)
+
+
+def test_faint_collages_have_the_tone_of_a_thing(composer, monkeypatch):
+    monkeypatch.setattr(composer, "choose", lambda rng, count: [("car", "green"), ("dog", "green")])
+    ink = tint(composer.sprites["car"], "green")
+    tone = ink[ink[..., 3] > 128][:, :3].mean(axis=0)
+    corners = [composer.collage(np.random.default_rng(i), faint=1.0)[0, 0] for i in range(200)]
+    assert np.abs(np.mean(corners, axis=0) - tone).max() < 10  # a few corners are covered
+
+
+def test_a_decoder_is_trained_alone():
+    model = vae.Autoencode(vae.begun(POCKET / "vae"))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    pixels = torch.rand(2, 3, SIDE, SIDE)
+    output, kl = model(pixels)
+    (vae.reconstruction_loss(pixels, output) + kl.mean()).backward()
+    optimizer.step()
+    changed = {name.split(".")[1] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_held_out_pairs():

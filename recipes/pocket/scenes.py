@@ -97,10 +97,17 @@ class Composer:
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(xs) else (x0, y0, x1, y1)
         return Thing(subject, color, box), cover.reshape(8, SIDE // 8, 8, SIDE // 8).mean(axis=(1, 3))
 
-    def background(self, rng: np.random.Generator) -> np.ndarray:
-        """A soft vertical gradient between two tones, pale in two scenes of three."""
-        pale = rng.random() < 2 / 3
-        base = (185 + 50 * rng.random() if pale else 100 + 85 * rng.random()) + rng.normal(0, 12, 3)
+    def _tone(self, subject: str, color: str | None) -> np.ndarray:
+        """The mean color of a sprite, 0 to 255."""
+        small = self._sized(subject, color, 16).astype(np.float32)
+        return 255 * small[..., :3].sum((0, 1)) / small[..., 3].sum()
+
+    def background(self, rng: np.random.Generator, tone: np.ndarray | None = None) -> np.ndarray:
+        """A soft vertical gradient around a tone; where none is given, around a pale one in two scenes of three."""
+        if tone is None:
+            pale = rng.random() < 2 / 3
+            tone = np.array(185 + 50 * rng.random() if pale else 100 + 85 * rng.random())
+        base = tone + rng.normal(0, 12, 3)
         ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)[:, None, None] * rng.normal(0, 5, 3)
         return np.broadcast_to(base + ramp, (SIDE, SIDE, 3)).clip(0, 255).astype(np.float32).copy()
 
@@ -142,10 +149,15 @@ class Composer:
         things = tuple(thing for thing, _ in placed)
         return Scene(canvas.round().astype(np.uint8), caption(things, rng), things, np.stack([m for _, m in placed]))
 
-    def collage(self, rng: np.random.Generator) -> np.ndarray:
-        """A crowded image for the autoencoder, which wants many drawings per pixel. uint8 [SIDE, SIDE, 3]."""
-        canvas = self.background(rng)
-        for subject, color in self.choose(rng, int(rng.integers(2, 5))):
+    def collage(self, rng: np.random.Generator, faint: float = 0.0) -> np.ndarray:
+        """A crowded image for the autoencoder, which wants many drawings per pixel. uint8 [SIDE, SIDE, 3].
+
+        Args:
+            faint: how often the ground has the tone of one of the things.
+        """
+        things = self.choose(rng, int(rng.integers(2, 5)))
+        canvas = self.background(rng, self._tone(*things[0]) if rng.random() < faint else None)
+        for subject, color in things:
             size = 2 * int(rng.integers(20, 51))
             left, top = (int(rng.integers(-size // 4, SIDE - 3 * size // 4)) for _ in range(2))
             self.paste(canvas, subject, color, size, left, top)

@@ -2,6 +2,9 @@
 
 128 x 128 pixels to 16 x 16 x 4 latents. Trained on crowded collages with L1 and L2 on pixels, L1 on
 their differences (which keeps flat art sharp) and a small KL term.
+
+With `--begin` only the decoder is trained, so that latents keep their meaning. Half of the collages then have a ground
+in the tone of one of their things, which is how white on pale is learned.
 """
 
 from __future__ import annotations
@@ -48,6 +51,14 @@ def build() -> AutoencoderKL:
     return vae
 
 
+def begun(folder: Path) -> AutoencoderKL:
+    """A trained autoencoder with a frozen encoder."""
+    vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    return vae.train()
+
+
 class Autoencode(nn.Module):
     """Pixels to (reconstruction, KL divergence per image) in one call, which is what data parallelism wants."""
 
@@ -56,7 +67,8 @@ class Autoencode(nn.Module):
         self.vae = vae
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = self.vae.encode(x).latent_dist
+        with torch.set_grad_enabled(self.vae.quant_conv.weight.requires_grad):
+            posterior = self.vae.encode(x).latent_dist
         return self.vae.decode(posterior.sample()).sample, posterior.kl()
 
 
@@ -91,14 +103,16 @@ def measure_scale(vae: AutoencoderKL, composer: Composer, device: str) -> float:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sprites", type=Path, required=True)
+    parser.add_argument("--begin", type=Path, help="folder of an autoencoder whose decoder alone is trained further")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     composer = Composer(args.sprites)
-    run = Run(Autoencode(build()), args)
+    run = Run(Autoencode(begun(args.begin) if args.begin else build()), args)
+    faint = 0.5 if args.begin else 0.0
     for step in run.steps():
         rng = np.random.default_rng((args.seed, step, run.rank))
         torch.manual_seed(int(rng.integers(2**63)))  # of the posterior's noise: a resumed run goes on as if unbroken
-        x = to_tensor([composer.collage(rng) for _ in range(run.share)], args.device)
+        x = to_tensor([composer.collage(rng, faint) for _ in range(run.share)], args.device)
         with precision(args):
             output, kl = run.model(x)
         run.update(reconstruction_loss(x, output.float()) + 1e-6 * kl.mean())
@@ -108,7 +122,8 @@ def main() -> None:
     if run.rank == 0:
         with run.averaged() as model:
             vae = model.vae
-            vae.register_to_config(scaling_factor=measure_scale(vae, composer, args.device))
+            if not args.begin:
+                vae.register_to_config(scaling_factor=measure_scale(vae, composer, args.device))
             vae.save_pretrained(args.out / "vae")
             sheet(vae, composer, args.out / "sheet.png", args.device)
 
