@@ -2,8 +2,9 @@
 
     python -m examples.images --check      # what the embedded detector sees in those that are there
 
-The others come from recipes/pocket (pocket.png), from `make bench` (heads-weakening.png, learn.png, edit-colors.png),
-from bench.methods and bench.missed (methods.png, missed*.webp) and from a browser (web*.png, web*.webp).
+The others come from recipes/pocket (pocket.png, pocket-dit.webp), from `make bench` (heads-weakening.png, learn.png,
+edit-colors.png), from bench.methods and bench.missed (methods.png, missed*.webp), and from a browser (web*.png,
+web*.webp).
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ STEERED = {
 }
 """Prompts and seeds that are shown plain and guided, by what is recommended."""
 
-LEADING = {"demo.png", "steer-colors.png", "explain.png"}
+LEADING = {"demo.png", "steer-colors.png", "steer-dit.png", "explain.png"}
 """Those that show what guidance is for: most of their plain images lack something."""
 
 COMMANDS = {
+    "steer-dit.png": "generate 'a cat and a monkey and a chair' --model pocket-dit --seeds 0-5 --compare",
     "words.png": "explain 'a cat and a dog'",
     "explain.png": "explain 'a cat and a monkey and a chair' --seeds 4 --compare",
     "edit.png": "edit 'a red car and a dog' 'a blue car and a dog' 'a red bench and a dog' 'a red car and a cat' "
@@ -45,7 +47,7 @@ COMMANDS = {
     "heads-heatmaps.png": "heads show pocket",
     "heads-concepts.png": "heads show pocket",
 }
-MADE = {"words.png": "-words-", "explain.png": "-compare-", "edit.png": "-to-"}
+MADE = {"steer-dit.png": "-grid-", "words.png": "-words-", "explain.png": "-compare-", "edit.png": "-to-"}
 """What is in the name of the file that a command makes; by default what is in the image's own."""
 
 

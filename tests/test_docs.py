@@ -178,7 +178,8 @@ def test_links_lead_somewhere():
                 assert (document.parent / link).exists(), f"{document.name} points to {link}"
 
 
-def test_the_model_card_is_in_the_documents():
-    """`sed 's#../../../docs/##' src/limelight/pocket/README.md > docs/pocket.md` makes it."""
-    card = (ROOT / "src/limelight/pocket/README.md").read_text()
-    assert (ROOT / "docs/pocket.md").read_text() == card.replace("../../../docs/", "")
+@pytest.mark.parametrize(("folder", "page"), [("pocket", "pocket"), ("pocket_dit", "pocket-dit")])
+def test_the_model_cards_are_in_the_documents(folder, page):
+    """`sed 's#../../../docs/##' src/limelight/FOLDER/README.md > docs/PAGE.md` makes them."""
+    card = (ROOT / "src/limelight" / folder / "README.md").read_text()
+    assert (ROOT / "docs" / f"{page}.md").read_text() == card.replace("../../../docs/", "")

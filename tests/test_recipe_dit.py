@@ -93,7 +93,7 @@ def test_training_runs_the_model_that_is_shipped(model, pool):
 
 
 def test_what_was_trained_is_loaded_again(model, tmp_path):
-    """From a checkpoint, and from the file that training leaves; every weight that is trained is in both."""
+    """From a checkpoint, the file that training leaves and what is exported; every weight that is trained is there."""
     weights = {name: torch.rand_like(p) for name, p in dit.Denoise(model).named_parameters() if p.requires_grad}
     torch.save({"average": weights}, tmp_path / "checkpoint.pt")
     save_file(weights, tmp_path / "dit.safetensors")
@@ -101,6 +101,10 @@ def test_what_was_trained_is_loaded_again(model, tmp_path):
         found = dit.assembled(POCKET / "vae", POCKET, tmp_path / file)
         assert torch.equal(found.transformer.proj_out.weight, weights["transformer.proj_out.weight"])
         assert torch.equal(found.text_encoder_3.get_input_embeddings().weight, weights["t5.shared.weight"])
+    found.save_pretrained(tmp_path / "exported")
+    again = dit.trained(tmp_path / "exported")
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
     del weights["t5.shared.weight"]
     with pytest.raises(KeyError, match=r"t5\.shared\.weight"):

@@ -120,7 +120,11 @@ def pipeline(vae: AutoencoderKL, clip: CLIPTextModelWithProjection, words: CLIPT
 
 
 def trained(path: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint of this stage, or what it leaves when it ends."""
+    """The averaged weights of a checkpoint of this stage, what it leaves when it ends, or what was exported."""
+    if path.is_dir():
+        t5 = T5EncoderModel.from_pretrained(path / "text_encoder_3", dtype=torch.float32)
+        transformer = SD3Transformer2DModel.from_pretrained(path / "transformer", dtype=torch.float32)
+        return dict(nn.ModuleDict({"t5": t5, "transformer": transformer}).named_parameters())
     if path.suffix == ".safetensors":
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)["average"]
@@ -307,7 +311,7 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True, help="the UNet's pipeline, whose text encoder is used")
-    parser.add_argument("--begin", type=Path, help="trained weights to begin with: recipes/pocket/dit.safetensors")
+    parser.add_argument("--begin", type=Path, help="trained weights to begin with: src/limelight/pocket_dit")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     model = StableDiffusion3(assembled(args.vae, args.weights, args.begin), "pocket-dit")

@@ -30,6 +30,7 @@ GUIDANCE = {
     "attend_and_excite": ATTEND_AND_EXCITE,
 }
 LEARNING = {"textual_inversion": {"steps": 200}}
+TRANSFORMER = {"generate": {"guidance_scale": 4.0}}
 
 
 def keep_numbers(pipeline: StableDiffusionPipeline, folder: Path) -> None:
@@ -77,7 +78,7 @@ def main() -> None:
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
     words = sorted({*OTHER_WORDS, *COLORS, *SUBJECTS})
-    about = {"words": words, **GUIDANCE, **({} if args.transformer else LEARNING)}
+    about = {"words": words, **GUIDANCE, **(TRANSFORMER if args.transformer else LEARNING)}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())

@@ -17,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -30,7 +31,6 @@ from limelight.models.schedulers import SCHEDULERS
 from limelight.models.stable_diffusion import StableDiffusion
 from limelight.models.unet import guided_scale, unet_sites
 from limelight.validate.context import Settings
-from tests import transformers as families
 from tests.tiny import BETAS
 
 STABLE_DIFFUSION_1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -247,7 +247,6 @@ def test_pocket_is_an_ordinary_diffusers_folder(pocket):
     [
         ("no/such/folder", "'no/such/folder' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id"),
         ("./missing", "'./missing' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id"),
-        ("pocket-dit", "'pocket-dit' is not shipped with this version of limelight; 'pocket' is."),
         ("nobody", "'nobody' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id (owner/name);"),
     ],
 )
@@ -257,11 +256,19 @@ def test_what_is_not_there(source, message):
     assert message in str(error.value)
 
 
-def test_an_embedded_model_is_opened_by_its_name(monkeypatch, tmp_path):
-    families.sd3().save_pretrained(tmp_path)
-    monkeypatch.setitem(EMBEDDED, "pocket-dit", tmp_path)
+def test_the_embedded_transformer_is_an_ordinary_diffusers_folder():
     model = limelight.load("pocket-dit", device="cpu")
-    assert (model.name, type(model).__name__) == ("pocket-dit", "StableDiffusion3")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(EMBEDDED["pocket-dit"], dtype=torch.float32)
+    assert (model.name, type(model).__name__, model.default_size) == ("pocket-dit", "StableDiffusion3", (128, 128))
+    ours = limelight.generate(model, "a cat", seeds=0, steps=3).latents
+    theirs = pipeline(
+        "a cat",
+        num_inference_steps=3,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        **model.own_options(model.guidance_scale, ""),
+    ).images
+    assert torch.allclose(ours, theirs, atol=1e-4)
     assert set(Settings(source="pocket-dit").measured_by.values()) == {"pocket"}
 
 

@@ -31,7 +31,7 @@ def choose_threads(model: object) -> None:
 
 
 def _is_small(model: object) -> bool:
-    if model == "pocket":
+    if model in ("pocket", "pocket-dit"):
         return True
     folder = Path(str(model))
     return folder.is_dir() and sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < SMALL

@@ -6,23 +6,12 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
-
 POCKET = Path(str(importlib.resources.files("limelight") / "pocket"))
 EMBEDDED = {"pocket": POCKET, "pocket-dit": POCKET.with_name("pocket_dit")}
-"""Folders by name; the second one is not shipped yet."""
+"""Folders by name."""
 
 
 def folder_of(source: Any) -> Any:
-    """The folder of an embedded model's name, or of "pocket" for None; any other source as it is.
-
-    Raises:
-        ModelError: the model of this name is not shipped.
-    """
+    """The folder of an embedded model's name, or of "pocket" for None; any other source as it is."""
     name = "pocket" if source is None else str(source)
-    folder = EMBEDDED.get(name)
-    if folder is None:
-        return source
-    if not folder.is_dir():
-        raise ModelError(f"'{name}' is not shipped with this version of limelight; 'pocket' is.")
-    return folder
+    return EMBEDDED.get(name, source)
