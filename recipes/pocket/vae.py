@@ -67,8 +67,7 @@ class Autoencode(nn.Module):
         self.vae = vae
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.set_grad_enabled(self.vae.quant_conv.weight.requires_grad):
-            posterior = self.vae.encode(x).latent_dist
+        posterior = self.vae.encode(x).latent_dist
         return self.vae.decode(posterior.sample()).sample, posterior.kl()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from ..models.embedded import EMBEDDED
+
 MOST = 4
 """Threads of a small model: with more, they wait for each other longer than they compute."""
 SMALL = 200_000_000
@@ -31,7 +33,7 @@ def choose_threads(model: object) -> None:
 
 
 def _is_small(model: object) -> bool:
-    if model in ("pocket", "pocket-dit"):
+    if model in EMBEDDED:
         return True
     folder = Path(str(model))
     return folder.is_dir() and sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < SMALL
