@@ -5,6 +5,8 @@
 one, generates it alone and beside things that the model knows, plain and guided, prints a Markdown table and writes
 `learn.png`. Run again, it resumes.
 
+With `--rank 8` the word has keys and values of its own.
+
 `python -m bench.learn --rates 0.005,0.02 --out out/learn` compares learning rates by the error on fixed noise, one
 training per worker (`--engine`, `--workers`, `--ray-address` as in `limelight evaluate`), and keeps the word of each.
 Run again, it trains those that are missing.
@@ -87,6 +89,19 @@ def photographs(subject: str) -> list[Image.Image]:
         image = Image.fromarray(ground.copy())
         small = sprite.resize((side, side), Image.Resampling.LANCZOS)
         image.paste(small, place, small)
+        found.append(image)
+    return found
+
+
+def together(subject: str) -> list[Image.Image]:
+    """Four drawings of a subject beside the other one: how alike the best image of two things could be."""
+    (other,) = {*SUBJECTS} - {subject}
+    found = []
+    for i, (_, ground, _, _) in enumerate(PLACES):
+        image = Image.new("RGB", (128, 128), ground)
+        for name, left in ((subject, i % 2), (other, 1 - i % 2)):
+            small = Image.fromarray(render(SUBJECTS[name][1], 128)).resize((60, 60), Image.Resampling.LANCZOS)
+            image.paste(small, (66 * left + 2, 30 + 4 * i), small)
         found.append(image)
     return found
 
@@ -221,11 +236,12 @@ def measure(model: limelight.Model, folder: Path, subject: str, seeds: int, step
     report = learn(
         model, images, config, own, resume=taken(own), save_every=config.steps // 2, seeds=[0], preview_steps=10
     )
-    together = [f"a {token} and a {other}" for other in COMPANY]
+    named = [f"a {token} and a {other}" for other in COMPANY]
     instead = [f"a {init} and a {other}" for other in COMPANY]
     with LearnedWord.load(own).bind(model):
         parts = {
             "the four images themselves": ([""], images),
+            "the drawing beside another": ([""], together(subject)),
             f'"a photo of a {init}"': (
                 [""],
                 generated(model, folder / f"{init}-alone", [f"a photo of a {init}"], 2 * seeds, steps),
@@ -238,10 +254,10 @@ def measure(model: limelight.Model, folder: Path, subject: str, seeds: int, step
                 instead,
                 generated(model, folder / f"{init}-plain", instead, seeds, steps),
             ),
-            f'"a {token} and a ...", plain': (together, generated(model, folder / "plain", together, seeds, steps)),
+            f'"a {token} and a ...", plain': (named, generated(model, folder / "plain", named, seeds, steps)),
             f'"a {token} and a ...", guided': (
-                together,
-                generated(model, folder / "guided", together, seeds, steps, [f"{token} {other}" for other in COMPANY]),
+                named,
+                generated(model, folder / "guided", named, seeds, steps, [f"{token} {other}" for other in COMPANY]),
             ),
         }
     clip, detector, sprite = Clip(), PocketDetector.load(), Image.fromarray(render(SUBJECTS[subject][1], 128))
@@ -304,6 +320,7 @@ def main() -> None:
     parser.add_argument("--subject", default="lighthouse", choices=list(SUBJECTS))
     parser.add_argument("--train-steps", type=int, help="by default what suits the model")
     parser.add_argument("--vectors", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=4, help="of each prompt")
     parser.add_argument("--steps", type=int, default=50, help="of each image")
     parser.add_argument("--rates", help="learning rates to compare, e.g. 0.005,0.02")
@@ -323,7 +340,11 @@ def main() -> None:
     if args.time:
         timing(model, 7)
     else:
-        changes = {"vectors": args.vectors, **({"steps": args.train_steps} if args.train_steps else {})}
+        changes = {
+            "vectors": args.vectors,
+            "rank": args.rank,
+            **({"steps": args.train_steps} if args.train_steps else {}),
+        }
         measure(model, args.out, args.subject, args.seeds, args.steps, **changes)
 
 

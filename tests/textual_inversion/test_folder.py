@@ -24,6 +24,7 @@ from limelight.textual_inversion.dataset import sentences
 from limelight.textual_inversion.folder import learn, read_losses
 from limelight.textual_inversion.state import TrainState
 from limelight.textual_inversion.training import held_loss
+from limelight.textual_inversion.word import LearnedWord
 from tests.textual_inversion.images import TINY, patches
 
 
@@ -73,9 +74,40 @@ def test_on_the_command_line(tiny_folder, folder, tmp_path, capsys, monkeypatch)
     assert limelight.textual_inversion.word.LearnedWord.load(out).token == "<thing>"
 
 
+def test_keys_and_values_are_learned_and_stay_with_the_word(tiny_folder, folder, tmp_path, capsys, tiny):
+    out = tmp_path / "out"
+    words = ["learn", str(folder), "--token", "<thing>", "--out", str(out), "--init", "cat", "--rank", "2"]
+    assert run(*words, "--steps", "2", "--save-every", "1", "--batch", "1", "--model", str(tiny_folder)) == 0
+    capsys.readouterr()
+    last, first = (LearnedWord.load(out / name) for name in ("", "steps/learned_embeds-steps-1"))
+    assert last.changes.keys() == first.changes.keys() != set()
+    assert any(not torch.equal(value, first.changes[name]) for name, value in last.changes.items())
+    assert "keys and values of rank 2 in every layer" in (out / "README.md").read_text()
+    assert 'pipe.load_lora_weights("FOLDER")' in (out / "README.md").read_text()
+    code = run(
+        "generate",
+        "a <thing>",
+        "--word",
+        str(out),
+        "--model",
+        str(tiny_folder),
+        "--steps",
+        "1",
+        "--subjects",
+        "<thing>",
+        "--out",
+        str(tmp_path / "image.png"),
+    )
+    assert code == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert run("word", "show", str(out), "--nearest", "0") == 0
+    assert "<thing>: 1 x 32; keys and values of its own in every layer" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
+        (["--token", "<thing>", "--init", "cat", "--rank", "2", "--checkpoint"], "checkpoint and rank do not work"),
         (["--token", "<thing>", "--init", "kite"], "init='kite' is 2 tokens of 'pocket'"),
         (["--token", "<Thing>", "--init", "cat"], "upper-case letters"),
         (["--token", "cat", "--init", "cat"], "in angle brackets, for example '<cat>'"),

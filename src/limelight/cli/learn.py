@@ -41,6 +41,12 @@ def learn_command(
         ),
     ] = None,
     num_vectors: Annotated[int | None, typer.Option(help="Number of token vectors.", show_default="1")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Rank of keys and values of its own in every layer; 8 learns how the thing is drawn.", show_default="0"
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Number of training steps.", show_default="what suits the model")
     ] = None,
@@ -115,6 +121,7 @@ def learn_command(
         "token": token,
         "init": first,
         "vectors": num_vectors,
+        "rank": rank,
         "steps": steps,
         "lr": lr,
         "batch": batch,

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from ..prompts.prompt import Prompt
 
 
 @dataclass(eq=False)
 class BoundWord:
-    """A word inside a model, and how everything is put back."""
+    """A word inside a model, and how everything is put back.
+
+    Attributes:
+        changes: what its keys and values differ by, see `limelight.textual_inversion.keys`.
+        ids: its tokens.
+        columns: which states of the pass that runs are its own [images, tokens]; None between passes.
+    """
 
     token: str
-    rows: tuple[nn.Parameter, ...]
+    rows: tuple[Tensor, ...]
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
+    columns: Tensor | None = None
     over: bool = False
     undo: list[Callable[[], Any]] = field(default_factory=list)
 
@@ -30,10 +43,31 @@ def learned(model: Any) -> dict[str, str]:
     for _, encoder in readers_of(model):
         for own in BOUND.get(encoder, ()):
             digest = hashlib.sha256()
-            for rows in own.rows:
+            for rows in (*own.rows, *own.changes.values()):
                 digest.update(rows.detach().float().cpu().contiguous().numpy().tobytes())
             found[own.token] = digest.hexdigest()[:16]
     return found
+
+
+@contextmanager
+def read_words(model: Any, prompts: Sequence[Prompt], states: Tensor) -> Iterator[None]:
+    """Tell words with keys and values of their own where they are in a pass.
+
+    Args:
+        prompts: of the images, which are the last rows.
+        states: the encoded prompts [rows, tokens, width].
+    """
+    readers = readers_of(model)
+    words = [own for own in BOUND.get(readers[0][1], ()) if own.changes] if readers else []
+    for own in words:
+        own.columns = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
+        for row, prompt in zip(own.columns[-len(prompts) :], prompts, strict=True):
+            row[[i for i, token in enumerate(prompt.ids) if token in own.ids]] = True
+    try:
+        yield
+    finally:
+        for own in words:
+            own.columns = None
 
 
 def readers_of(model: Any) -> list[tuple[Any, Any]]:

@@ -14,6 +14,7 @@ from ..errors import ModelError, SettingsError
 from ..prompts.prompt import Prompt, parse
 from ..utils.torch import exclusive
 from .base import About, Conditioning
+from .learned import read_words
 from .pipeline_model import PipelineModel, stop_after
 from .sites import AttentionSite
 
@@ -162,7 +163,8 @@ class UNet(PipelineModel):
         states, scale = added.pop("encoder_hidden_states"), added.pop("timestep_cond", None)
         if self.embeds_guidance and scale is None:
             scale = self._embedded(guidance_scale, len(states)).to(states.device)
-        with exclusive(self.denoiser), stop_after(self.denoiser, until):
+        words = read_words(self, conditioning.prompts, states)
+        with exclusive(self.denoiser), words, stop_after(self.denoiser, until):
             prediction = self.denoiser(
                 scaled, timestep, states, timestep_cond=scale, added_cond_kwargs=added or None, return_dict=False
             )[0]

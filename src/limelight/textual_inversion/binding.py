@@ -6,9 +6,10 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ from ..models.base import Model
 from ..models.learned import BOUND, BoundWord, readers_of
 from ..utils.numbers import amount
 from ..utils.torch import frozen
+from .keys import changed, check_changes
 
 
 @contextmanager
-def bound(model: Any, token: str, rows: Sequence[nn.Parameter]) -> Iterator[None]:
+def bound(
+    model: Any, token: str, rows: Sequence[nn.Parameter], changes: Mapping[str, Tensor] = MappingProxyType({})
+) -> Iterator[None]:
     """Let a model read a learned word.
 
     `token` in a prompt then stands for all rows, one after the other. They are live: what an optimizer does to them is
@@ -36,10 +40,11 @@ def bound(model: Any, token: str, rows: Sequence[nn.Parameter]) -> Iterator[None
         model: a `Model`, or a live diffusers pipeline.
         token: see `LearnedWord`.
         rows: for each text encoder of the model, in its order, [n, width].
+        changes: see `limelight.textual_inversion.keys`; as live as the rows.
 
     Raises:
-        SettingsError: the rows do not fit the text encoders, or the word is taken.
-        ModelError: the model has no text encoder that words can be bound to.
+        SettingsError: the rows do not fit the text encoders, the changes the layers, or the word is taken.
+        ModelError: the model has no text encoder that words can be bound to, or is a pipeline and there are changes.
 
     Warns:
         PromptWarning: the word takes more than half of what the model reads.
@@ -48,19 +53,22 @@ def bound(model: Any, token: str, rows: Sequence[nn.Parameter]) -> Iterator[None
     _check_readers(model, token, readers)
     check_fit(token, rows, readers)
     _check_room(token, len(rows[0]), readers)
+    check_changes(token, model, changes)
 
     names = [token, *(f"{token}_{i}" for i in range(1, len(rows[0])))]  # as diffusers names them
     stack = BOUND.setdefault(readers[0][1], [])
     tokenizers = {id(tokenizer): tokenizer for tokenizer, _ in readers}  # encoders may share one
-    with ExitStack() as frozen_meanwhile:
-        own = BoundWord(token, rows)
+    with ExitStack() as meanwhile:
+        own = BoundWord(token, rows, changes)
         try:
             stack.append(own)
             for tokenizer in tokenizers.values():
                 _teach(tokenizer, names, own.undo)
             for (tokenizer, encoder), learned in zip(readers, rows, strict=True):
                 _extend(tokenizer, encoder, learned, names[0], own.undo)
-                frozen_meanwhile.enter_context(frozen(encoder))
+                meanwhile.enter_context(frozen(encoder))
+            own.ids = tuple(readers[0][0].convert_tokens_to_ids(names))
+            meanwhile.enter_context(changed(model, own, changes))
             yield
         finally:
             own.over = True

@@ -17,6 +17,7 @@ from ..utils.numbers import MOST_IMAGES, MOST_SIDE, check_whole
 from .binding import check_token
 from .dataset import check_sentences
 
+MOST_RANK = 128
 MOST_TRAINING = 10_000_000
 """Steps of a training: weeks."""
 
@@ -30,6 +31,9 @@ class TrainingConfig:
         init: a word that the model knows, whose vectors the new one begins with; several words, or one of several
             tokens, where their number divides `vectors`. None begins with random vectors like those of the table.
         vectors: how many tokens the word is for the text encoder. More remember more and leave less to other words.
+        rank: of the change that cross-attention makes to the keys and values of this word and of no other, see
+            `limelight.textual_inversion.keys`; 0 learns the vectors alone. 8 shows how a thing is drawn, where a vector
+            shows its colors.
         steps: of the optimiser.
         batch: images in one pass.
         accumulate: passes of one step, whose gradients are added: a larger batch in the same memory.
@@ -58,6 +62,7 @@ class TrainingConfig:
     token: str = "<word>"
     init: str | None = None
     vectors: int = 1
+    rank: int = 0
     steps: int = 5000
     batch: int = 4
     accumulate: int = 1
@@ -79,6 +84,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_token(self.token)
         self._check_numbers()
+        if self.rank and self.checkpoint:
+            raise SettingsError("checkpoint and rank do not work together; for less memory take a smaller batch.")
         for name, choices in (("norm", ("free", "keep")), ("fit", ("crop", "stretch"))):
             if getattr(self, name) not in choices:
                 raise SettingsError(f"{name}='{getattr(self, name)}' must be {' or '.join(choices)}.")
@@ -95,6 +102,7 @@ class TrainingConfig:
         check_whole(MOST_IMAGES, vectors=self.vectors, batch=self.batch, accumulate=self.accumulate)
         check_whole(MOST_TRAINING, steps=self.steps, grow_every=self.grow_every)
         check_whole(MOST_SIDE, size=self.size)
+        check_whole(MOST_RANK, 0, rank=self.rank)
         for name in ("lr", "weight_decay", "anchor_weight", "attention_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")

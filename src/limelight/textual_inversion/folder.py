@@ -302,7 +302,9 @@ class _Training:
         plan.on_save(self.rows[-1])
 
     def _kept(self, step: int) -> Path:
-        return self.folder / "steps" / f"learned_embeds-steps-{step}.safetensors"
+        """Where the word of a save is: a file, or a folder where it has keys and values of its own."""
+        name = f"learned_embeds-steps-{step}"
+        return self.folder / "steps" / (name if self.config.rank else f"{name}.safetensors")
 
     def _save(self, state: TrainState) -> Report:
         """Write all files, the state last: any other may be newer than the state, resuming writes it again."""

@@ -31,13 +31,18 @@ from ..utils.mappings import without_none
 from ..utils.reading import Record, from_json, reading
 from ..utils.tensors import read_tensors, tensor_file
 
-Found = tuple[str, tuple[Tensor, ...], dict[str, Any]]
-"""A learned word's token, its vectors by text encoder, what is known about it."""
+Found = tuple[str, tuple[Tensor, ...], dict[str, Any], dict[str, Tensor]]
+"""A learned word's token, its vectors by text encoder, what is known about it, its keys and values by name."""
 _Entry = tuple[str, list[Any], dict[str, Any]]
 _NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 _SECOND = {"learned_embeds.safetensors": "learned_embeds_2.safetensors", "learned_embeds.bin": "learned_embeds_2.bin"}
 _STAR = {1280: 1008}  # the id of "*": BERT's, whose width in LDM this is; else CLIP's
 _CLIP_STAR = 265
+
+
+_CHANGES = "pytorch_lora_weights.safetensors"  # diffusers' names: of the file, and of what is the UNet's in it
+_OF_UNET = "unet."
+_OF_WORD = "limelight.word"  # tells it from a LoRA that is trained beside a word and meant for all words
 
 
 class _Vectors(Record):
@@ -56,10 +61,11 @@ def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
     Raises:
         FileError: it is not there, or holds none.
     """
-    file, second, named = user_path(path), None, None
+    file, second, named, changes = user_path(path), None, None, {}
     if file.is_dir():
         folder, file = file, _inside(file)
         second = folder / _SECOND.get(file.name, "")
+        changes = _changes(folder / _CHANGES)
         identifier = folder / "token_identifier.txt"
         if identifier.is_file():
             with reading(identifier, "the name of a word", "write it as UTF-8 text"):
@@ -71,9 +77,28 @@ def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
     if named and len(found) == 1:
         found = [(named, *found[0][1:])]
     return [
-        (placeholder(token), _vectors(vectors, token, file), {**_about(metadata, token), **about})
+        (placeholder(token), _vectors(vectors, token, file), {**_about(metadata, token), **about}, changes)
         for token, vectors, about in found
     ]
+
+
+def _changes(file: Path) -> dict[str, Tensor]:
+    """A word's own keys and values, by name; none where there is no file of them.
+
+    Raises:
+        FileError: it cannot be read, or is a LoRA for all words.
+    """
+    if not file.is_file():
+        return {}
+    with reading(file, "the keys and values of a word", "get the folder again"):
+        tensors, metadata = read_tensors(file)
+        if _OF_WORD not in metadata:
+            raise FileError(
+                f"'{file}' is a LoRA for all words, and a learned word brings along only what concerns itself. Load it "
+                "into the pipeline with `load_lora_weights` of diffusers, give that pipeline to `limelight.load`, and "
+                "the word's file, not its folder, to `LearnedWord.load`."
+            )
+        return {name.removeprefix(_OF_UNET): value for name, value in tensors.items()}
 
 
 def _joined(found: list[_Entry], second: Path) -> list[_Entry]:
@@ -106,6 +131,7 @@ def write_word_file(
     token: str,
     vectors: Sequence[Tensor],
     about: Mapping[str, Any],
+    changes: Mapping[str, Tensor],
     overwrite: bool = True,
 ) -> None:
     """Write one learned word in the format that the path's suffix names; a path without a suffix is a folder.
@@ -113,7 +139,7 @@ def write_word_file(
     Raises:
         FileError: it cannot be written, or without `overwrite` a file is there that holds something else.
     """
-    files = _contents(user_path(path), token, vectors, about)
+    files = _contents(user_path(path), token, vectors, about, changes)
     if not overwrite:
         for file, content in files.items():
             check_free(file, content)
@@ -121,13 +147,21 @@ def write_word_file(
         write_file(file, content)
 
 
-def _contents(path: Path, token: str, vectors: Sequence[Tensor], about: Mapping[str, Any]) -> dict[Path, bytes]:
+def _contents(
+    path: Path, token: str, vectors: Sequence[Tensor], about: Mapping[str, Any], changes: Mapping[str, Tensor]
+) -> dict[Path, bytes]:
     """The files of a learned word, in the format that the path's suffix names."""
     if path.is_dir() or not path.suffix:
-        return {
-            **_contents(path / _NAMES[0], token, vectors, about),
+        files = {
+            **_contents(path / _NAMES[0], token, vectors, about, {}),
             path / "token_identifier.txt": token.encode(),
         }
+        if changes:
+            named = {_OF_UNET + name: value for name, value in changes.items()}
+            files[path / _CHANGES] = _sorted_header(tensor_file(named, {"format": "pt", _OF_WORD: token}))
+        return files
+    if changes:
+        raise SettingsError(f"'{path}' has no place for the keys and values of '{token}'; name a folder.")
     if path.suffix == ".safetensors":
         metadata = {
             "format": "pt",  # which tensors these are: a convention of the format

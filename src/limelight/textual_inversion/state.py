@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from ..utils.reading import Record, from_json, reading
 from ..utils.tensors import read_tensors, tensor_file
 from .config import TrainingConfig, generator
 from .dataset import TrainingImages
+from .keys import first_changes
 from .word import LearnedWord
 
 _FACTS = "limelight.training"  # the key of a state's metadata
+_CHANGE, _MOMENTS = "change.", ("moment1", "moment2")
 
 
 class _About(Record):
@@ -52,7 +54,8 @@ class TrainState:
         step: how many steps are done.
         vectors: the word, [n, width] float32 for each text encoder.
         begun: the same before the first step.
-        moments: AdamW's two running means for each of `vectors`; empty before the first step.
+        changes: what its keys and values differ by, by name, see `limelight.textual_inversion.keys`.
+        moments: AdamW's two running means for each of `vectors` and then of `changes`; empty before the first step.
         about: the model and the images that it is of.
     """
 
@@ -62,6 +65,7 @@ class TrainState:
     begun: tuple[Tensor, ...]
     moments: tuple[tuple[Tensor, Tensor], ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def begin(
@@ -83,7 +87,8 @@ class TrainState:
         facts = provenance(model)
         # In the order in which `load` gives them, so that a resumed training writes the same bytes.
         about = {"model": facts["model"], "weights": fingerprint(model), "pictures": images.digest} | facts
-        return cls(config, 0, begun, begun, (), about)
+        changes = first_changes(model, config.rank, generator(config.seed, "changes"))
+        return cls(config, 0, begun, begun, (), about, changes)
 
     @property
     def norm(self) -> float:
@@ -103,7 +108,7 @@ class TrainState:
     def word(self) -> LearnedWord:
         """The word as it is now."""
         about = {**self.about, "init": self.config.init, "step": self.step, "config": asdict(self.config)}
-        return LearnedWord(self.config.token, self.vectors, about)
+        return LearnedWord(self.config.token, self.vectors, about, self.changes)
 
     def check(self, model: Model, images: TrainingImages, config: TrainingConfig) -> None:
         """Check that this training can continue with a model, images and settings.
@@ -134,8 +139,8 @@ class TrainState:
         """
         kinds = {"vectors": self.vectors, "begun": self.begun}
         if self.moments:
-            kinds["moment1"], kinds["moment2"] = zip(*self.moments, strict=True)
-        tensors = {}
+            kinds |= zip(_MOMENTS, zip(*self.moments, strict=True), strict=True)
+        tensors = {f"{_CHANGE}{name}": value for name, value in self.changes.items()}
         for kind, of_encoders in kinds.items():
             for i, rows in enumerate(of_encoders):
                 tensors[f"{kind}.{i}"] = rows
@@ -158,8 +163,11 @@ class TrainState:
             else:
                 facts = {**_earlier_facts(path.with_suffix(".json")), "step": int(metadata["step"])}
             config = TrainingConfig(**facts["config"])
-            _check_vectors(tensors, config.vectors)
-            return cls(config, facts["step"], *_parts(tensors), facts["about"])
+            _check_tensors(tensors, config.vectors)
+            _check_finite(tensors)
+            vectors, begun = _numbered(tensors, "vectors"), _numbered(tensors, "begun")
+            moments = tuple(zip(*(_numbered(tensors, kind) for kind in _MOMENTS), strict=True))
+            return cls(config, facts["step"], vectors, begun, moments, facts["about"], _changes(tensors))
 
 
 def _earlier_facts(path: Path) -> Any:
@@ -168,30 +176,46 @@ def _earlier_facts(path: Path) -> Any:
         return from_json(_Facts, path.read_bytes())
 
 
-def _check_vectors(tensors: Mapping[str, Tensor], rows: int) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], rows: int) -> None:
     """Check the tensors of a state's file.
 
     Raises:
-        ValueError: one is of another shape or kind, or not finite.
+        ValueError: one is of another shape than what it belongs to.
+    """
+    vectors = _shapes(_numbered(tensors, "vectors"))
+    trained = vectors + _shapes(_changes(tensors).values())
+    if not vectors or any(len(shape) != 2 or shape[0] != rows for shape in vectors):
+        raise ValueError(f"its vectors are not {rows} vectors")
+    if _shapes(_numbered(tensors, "begun")) != vectors:
+        raise ValueError("its vectors began with another shape")
+    if any(_shapes(_numbered(tensors, kind)) not in ([], trained) for kind in _MOMENTS):
+        raise ValueError("its moments are of another shape than what they belong to")
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Check the numbers of a state's file.
+
+    Raises:
+        ValueError: one is of another kind, or not finite.
     """
     for name, value in tensors.items():
-        wanted = tensors[f"vectors.{name.rpartition('.')[2]}"]
-        fits = value.dtype == torch.float32 and value.ndim == 2 and len(value) == rows and value.shape == wanted.shape
-        if not fits or not value.isfinite().all():
-            raise ValueError(f"its {name} are not {rows} vectors of finite numbers")
+        if value.dtype != torch.float32 or not value.isfinite().all():
+            raise ValueError(f"its {name} is not of finite numbers")
 
 
-def _parts(
-    tensors: Mapping[str, Tensor],
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[tuple[Tensor, Tensor], ...]]:
-    """The vectors, those that they began as, and the optimizer's moments, from the tensors of a state's file."""
-    vectors, begun, moments = [], [], []
-    for i in range(sum(name.startswith("vectors.") for name in tensors)):
-        vectors.append(tensors[f"vectors.{i}"])
-        begun.append(tensors[f"begun.{i}"])
-        if "moment1.0" in tensors:
-            moments.append((tensors[f"moment1.{i}"], tensors[f"moment2.{i}"]))
-    return tuple(vectors), tuple(begun), tuple(moments)
+def _shapes(tensors: Iterable[Tensor]) -> list[torch.Size]:
+    return [value.shape for value in tensors]
+
+
+def _numbered(tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor, ...]:
+    """The tensors of a kind, in their order."""
+    count = sum(name.startswith(f"{kind}.") for name in tensors)
+    return tuple(tensors[f"{kind}.{i}"] for i in range(count))
+
+
+def _changes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A word's own keys and values, by name."""
+    return {name.removeprefix(_CHANGE): tensors[name] for name in sorted(tensors) if name.startswith(_CHANGE)}
 
 
 def tables(model: Model) -> list[Tensor]:

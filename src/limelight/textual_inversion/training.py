@@ -10,7 +10,7 @@ images of the thing from sentences with that word.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,9 @@ from .config import TrainingConfig, generator
 from .dataset import Source, TrainingImages, sentences
 from .state import TrainState
 from .word import LearnedWord
+
+CHANGES_RATE = 0.4
+"""The learning rate of keys and values, in rates of the vectors: at 1 the word took the place of all others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +170,12 @@ class _Batch:
 def _steps(run: _Run, state: TrainState) -> Generator[TrainStep, None, None]:
     model, config = run.model, run.config
     rows = [nn.Parameter(v.to(model.device, copy=True)) for v in state.vectors]
+    changes = {name: nn.Parameter(v.to(model.device, copy=True)) for name, v in state.changes.items()}
+    trained = [*rows, *changes.values()]
     begun = [v.to(model.device) for v in state.begun]
-    optimizer = _optimizer(rows, config, state)
+    optimizer = _optimizer(rows, trained[len(rows) :], config, state)
 
-    with frozen(model.denoiser), bound(model, config.token, rows):
+    with frozen(model.denoiser), bound(model, config.token, rows, changes):
         for index in range(state.step, config.steps):
             errors, drifts = 0.0, 0.0
             for part in range(config.accumulate):
@@ -179,14 +184,20 @@ def _steps(run: _Run, state: TrainState) -> Generator[TrainStep, None, None]:
 
             if config.anchor_weight:
                 (config.anchor_weight * _distance(rows, begun)).backward()
-            length = _gradient(rows, config, index)
+            length = _gradient(rows, changes, config, index)
             _update(optimizer, rows, begun, config, index)
 
             moments = []
-            for row in rows:
-                kept = optimizer.state[row]
+            for parameter in trained:
+                kept = optimizer.state[parameter]
                 moments.append((_copied(kept["exp_avg"]), _copied(kept["exp_avg_sq"])))
-            state = replace(state, step=index + 1, vectors=tuple(map(_copied, rows)), moments=tuple(moments))
+            state = replace(
+                state,
+                step=index + 1,
+                vectors=tuple(map(_copied, rows)),
+                moments=tuple(moments),
+                changes={name: _copied(change) for name, change in changes.items()},
+            )
             yield TrainStep(errors / config.accumulate, drifts / config.accumulate, config.rate, length, state)
 
 
@@ -195,12 +206,17 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def _optimizer(rows: list[nn.Parameter], config: TrainingConfig, state: TrainState) -> torch.optim.Optimizer:
+def _optimizer(
+    rows: list[nn.Parameter], changes: list[nn.Parameter], config: TrainingConfig, state: TrainState
+) -> torch.optim.Optimizer:
     """AdamW where a state left it."""
-    optimizer = torch.optim.AdamW(rows, lr=config.rate, weight_decay=config.weight_decay, foreach=False)
-    for row, (first, second) in zip(rows, state.moments, strict=False):
-        kept = {"exp_avg": first.to(row.device, copy=True), "exp_avg_sq": second.to(row.device, copy=True)}
-        optimizer.state[row] = {"step": torch.tensor(float(state.step)), **kept}
+    groups: list[dict[str, Any]] = [{"params": rows}]
+    if changes:
+        groups.append({"params": changes, "lr": CHANGES_RATE * config.rate})
+    optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.weight_decay, foreach=False)
+    for own, (first, second) in zip((*rows, *changes), state.moments, strict=False):
+        kept = {"exp_avg": first.to(own.device, copy=True), "exp_avg_sq": second.to(own.device, copy=True)}
+        optimizer.state[own] = {"step": torch.tensor(float(state.step)), **kept}
     return optimizer
 
 
@@ -209,7 +225,9 @@ def _distance(rows: list[nn.Parameter], begun: list[Tensor]) -> Tensor:
     return torch.stack([(row - b).square().sum(dim=1).mean() for row, b in zip(rows, begun, strict=True)]).sum()
 
 
-def _gradient(rows: list[nn.Parameter], config: TrainingConfig, index: int) -> float:
+def _gradient(
+    rows: list[nn.Parameter], changes: Mapping[str, nn.Parameter], config: TrainingConfig, index: int
+) -> float:
     """Clear the gradient of vectors that wait for their turn; returns the length of the rest.
 
     Raises:
@@ -219,7 +237,9 @@ def _gradient(rows: list[nn.Parameter], config: TrainingConfig, index: int) -> f
     for row in rows:
         assert row.grad is not None
         row.grad[trained:] = 0
-        length += float(row.grad.square().sum())
+    for parameter in (*rows, *changes.values()):
+        assert parameter.grad is not None
+        length += float(parameter.grad.square().sum())
 
     if not math.isfinite(length):
         raise SettingsError(

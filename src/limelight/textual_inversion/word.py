@@ -55,6 +55,7 @@ class LearnedWord:
         vectors: for each text encoder of the model, in its order, [n, width] float32; Stable Diffusion 1.x, 2.x and LDM
             have one, XL two.
         about: what is known of its making; values as JSON has them.
+        changes: what its keys and values differ by in each layer, by name, see `limelight.textual_inversion.keys`.
 
     Raises:
         SettingsError: the token is not a placeholder, or the vectors are not finite matrices.
@@ -63,6 +64,7 @@ class LearnedWord:
     token: str
     vectors: tuple[Tensor, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_token(self.token)
@@ -72,9 +74,11 @@ class LearnedWord:
             raise SettingsError(
                 f"The vectors of '{self.token}' must be [n, width], as many for each text encoder; these are {shapes}."
             )
-        if not all(v.isfinite().all() for v in clean):
+        changes = {n: v.detach().to("cpu", torch.float32, copy=True) for n, v in sorted(self.changes.items())}
+        if not all(v.isfinite().all() for v in (*clean, *changes.values())):
             raise SettingsError(f"The vectors of '{self.token}' are not all finite numbers; it was learned badly.")
         object.__setattr__(self, "vectors", clean)
+        object.__setattr__(self, "changes", changes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], token: str | None = None) -> LearnedWord:
@@ -95,10 +99,10 @@ class LearnedWord:
         if len(found) > 1:
             found = [entry for entry in found if entry[0] == token] or found
         if len(found) > 1:
-            listed = ", ".join(name for name, _, _ in found)
+            listed = ", ".join(name for name, *_ in found)
             raise FileError(f"'{path}' holds {len(found)} learned words; choose one as its token: {listed}.")
-        (name, vectors, about), *_ = found
-        return cls(name if token is None else placeholder(token), vectors, about)
+        (name, vectors, about, changes), *_ = found
+        return cls(name if token is None else placeholder(token), vectors, about, changes)
 
     @classmethod
     def load_all(cls, path: str | os.PathLike[str]) -> tuple[LearnedWord, ...]:
@@ -107,7 +111,8 @@ class LearnedWord:
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = True) -> None:
         """Write it: ``.safetensors`` as diffusers reads it, ``.pt`` as the original code and AUTOMATIC1111 do (there it
-        is called ``*``); a folder gets ``learned_embeds.safetensors`` and ``token_identifier.txt``.
+        is called ``*``); a folder gets ``learned_embeds.safetensors`` and ``token_identifier.txt``, and of a word with
+        keys and values of its own ``pytorch_lora_weights.safetensors``, which diffusers' `load_lora_weights` reads.
 
         Args:
             overwrite: also a file that holds something else.
@@ -116,7 +121,7 @@ class LearnedWord:
             SettingsError: the format has no place for it.
             FileError: it cannot be written, or without `overwrite` a file is there that holds something else.
         """
-        write_word_file(path, self.token, self.vectors, self.about, overwrite)
+        write_word_file(path, self.token, self.vectors, self.about, self.changes, overwrite)
 
     @classmethod
     def from_hub(cls, repo: str, token: str | None = None, *, revision: str | None = None) -> LearnedWord:
@@ -170,7 +175,8 @@ class LearnedWord:
         Raises:
             SettingsError: the vectors do not fit the model, or the word is taken.
         """
-        with bound(model, self.token, [nn.Parameter(vectors, requires_grad=False) for vectors in self.vectors]):
+        rows = [nn.Parameter(vectors, requires_grad=False) for vectors in self.vectors]
+        with bound(model, self.token, rows, self.changes):
             yield self
 
     def facts(self, model: Any | None = None, count: int = 5) -> tuple[VectorFacts, ...]:
