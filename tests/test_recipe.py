@@ -7,16 +7,31 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from limelight.evaluate.detectors import PocketDetector
 from limelight.models.embedded import POCKET
 from limelight.prompts.prompt import parse
 from recipes.pocket import parts, vae
-from recipes.pocket.denoiser import RECOLORED, Denoise, Pool, grounding_loss
-from recipes.pocket.detector import Gallery, detector_loss, targets
+from recipes.pocket.clip import nameless
+from recipes.pocket.denoiser import OWN_HEAD, RECOLORED, Denoise, Pool, concentration_loss, grounding_loss
+from recipes.pocket.detector import NAMES, Gallery, begin_with, detector_loss, mixture, targets
+from recipes.pocket.pool import kinds_of
 from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Thing, caption, tint
 from recipes.pocket.training import Run
-from recipes.pocket.vocabulary import ANIMALS, COLORS, SUBJECTS
+from recipes.pocket.vocabulary import (
+    ANIMALS,
+    COLORS,
+    CONCEPTS,
+    DECIDES,
+    DRAWN,
+    HARD,
+    SENSES,
+    SUBJECTS,
+    concept_of,
+    word_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +42,7 @@ def composer(tmp_path_factory) -> Composer:
     disc[..., :3] = (np.array([220, 140, 60]) * (0.8 - 0.2 * y[..., None])).astype(np.uint8)
     disc[..., 3] = 255 * (x**2 + y**2 < 1)
     path = tmp_path_factory.mktemp("sprites") / "sprites.npz"
-    np.savez(path, **dict.fromkeys(SUBJECTS, disc))
+    np.savez(path, **dict.fromkeys(DRAWN, disc))
     return Composer(path)
 
 
@@ -39,8 +54,8 @@ def test_the_truth_of_scenes(composer):
         assert scene.pixels.shape == (SIDE, SIDE, 3)
         words = scene.caption.replace(",", " ,").split()
         for thing, mask in zip(scene.things, scene.masks, strict=True):
-            assert thing.subject in words
-            assert thing.color is None or words[words.index(thing.subject) - 1] == thing.color
+            assert thing.word in words
+            assert thing.color is None or f"{thing.color} {thing.word}" in scene.caption
             left, top, right, bottom = thing.box
             assert 0 <= left < right <= SIDE
             assert 0 <= top < bottom <= SIDE
@@ -48,6 +63,20 @@ def test_the_truth_of_scenes(composer):
             area = (right - left) * (bottom - top) * np.pi / 4
             assert mask.sum() * 16 * 16 == pytest.approx(area, rel=0.1)
         assert not any(pair <= {thing.subject for thing in scene.things} for pair in HELD_OUT)
+
+
+def test_company_decides_what_a_word_means(composer):
+    rng = np.random.default_rng(0)
+    scenes = [[name for name, _ in composer.choose(rng, count)] for count in (1, 2, 3) for _ in range(1500)]
+    alone = {names[0] for names in scenes if len(names) == 1}
+    assert alone > {*SENSES, *map(word_of, SENSES)}
+    for sense, deciding in DECIDES.items():
+        shown = [names for names in scenes if len(names) > 1 and {sense, word_of(sense)} & {*names}]
+        assert {sense in names for names in shown} == {True, False}
+        assert all((sense in names) == bool({*deciding} & {*names}) for names in shown)
+    assert all(len({*map(word_of, names)}) == len(names) for names in scenes)
+    assert {word_of(name) for name in DRAWN} == {*SUBJECTS}
+    assert {*SUBJECTS} > HARD
 
 
 def test_faint_collages_have_the_tone_of_a_thing(composer, monkeypatch):
@@ -103,10 +132,10 @@ def test_every_word_of_the_captions_is_one_token():
 
 
 def test_grounding_loss_by_hand():
-    maps = torch.zeros(2, 64, 5)
-    maps[0, :32, 2] = 0.3  # half of this word's attention lies on its object
-    maps[0, 32:, 2] = 0.3
-    maps[1, :32, 3] = 0.7  # and all of this one's
+    maps = torch.zeros(2, 2, 64, 5)
+    maps[0, 0, :32, 2] = 0.6  # half of this word's attention lies on its object, by different heads
+    maps[0, 1, 32:, 2] = 0.6
+    maps[1, :, :32, 3] = 0.7  # and all of this one's
     masks = torch.zeros(2, 4, 64)
     masks[:, 0, :32] = 1.0
     positions = torch.tensor([[2, 0, 0, 0], [3, 0, 0, 0]])
@@ -115,16 +144,47 @@ def test_grounding_loss_by_hand():
     assert grounding_loss(maps, positions * 0, masks, torch.ones(2)).item() == 0
 
 
+def test_concentration_loss_by_hand():
+    maps = torch.zeros(2, 4, 64, 5)
+    maps[0, :, :32, 2] = torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None]
+    maps[0, 0, 32:, 2] = 0.9  # off the object, where it does not count
+    maps[1, :, :32, 3] = torch.tensor([0.0, 0.3, 0.1, 0.1])[:, None]
+    masks = torch.zeros(2, 2, 64)
+    masks[:, 0, :32] = 1.0
+    positions, concepts = torch.tensor([[2, 0], [3, 0]]), torch.tensor([[1, -1], [1, -1]])
+    weight = torch.tensor([0.5, 1.0])
+    # The first word's head has 0.2 of the 0.5 that it should have; the second's has 0.6, which is enough.
+    loss = concentration_loss(maps, positions, concepts, masks, weight)
+    assert loss.item() == pytest.approx(0.5 * (OWN_HEAD - 0.2) / 2)
+    assert concentration_loss(maps, positions, torch.full_like(concepts, -1), masks, weight).item() == 0
+
+
+def test_what_kind_of_thing_each_is():
+    kinds = list(CONCEPTS)
+    assert len(kinds) == parts.denoiser().config.attention_head_dim  # heads of a layer, in diffusers' naming
+    assert {word_of(name) for names in CONCEPTS.values() for name in names} < {*SUBJECTS}
+    assert sum(map(len, CONCEPTS.values())) == len({name for names in CONCEPTS.values() for name in names})
+    assert [kinds[concept_of(name)] for name in ("mouse", "mouse (computer)", "orange")] == [
+        "Animals",
+        "Devices",
+        "Food",
+    ]
+    assert concept_of("chair") == -1
+    assert kinds_of(Thing("orange", "red", (0, 0, 1, 1))) == [kinds.index("Food"), kinds.index("Color")]
+
+
 def test_a_color_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
     captions = ["a red car and a blue dog", "a cat"] * 200
-    words = [["car", "red", "dog", "blue"], ["cat"]] * 200
+    words, concepts = [["car", "red", "dog", "blue"], ["cat"]] * 200, [[4, 1, 0, 1], [0]] * 200
     state = {"latents": torch.zeros(400, 4, 16, 16), "masks": torch.zeros(400, 6, 8, 8)}
-    torch.save({**state, "captions": captions, "words": words}, tmp_path / "part-0.pt")
+    torch.save({**state, "captions": captions, "words": words, "concepts": concepts}, tmp_path / "part-0.pt")
     pool = Pool(tmp_path, pocket)
-    latents, ids, recolored, positions, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
+    assert pool.weights.tolist() == [1.0, 1.0] * 200
+    latents, ids, recolored, positions, concepts, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
     changed = ids != recolored
     assert set(changed.nonzero()[:, 1].tolist()) == {2, 6}
     assert set(recolored[changed].tolist()) <= set(pool.colors.tolist())
+    assert {tuple(row) for row in concepts.tolist()} == {(4, 1, 0, 1, -1, -1), (0, -1, -1, -1, -1, -1)}
     colored = positions[:, 1] == 2
     # A color may be replaced by itself, both by themselves in one caption of 121.
     assert changed[colored].any(dim=1).float().mean() == pytest.approx(RECOLORED, abs=0.1)
@@ -139,16 +199,81 @@ def test_a_color_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
     assert not torch.equal(seen[0][0, 3], own[0, 3])
 
 
+def test_orange_is_recolored_before_a_noun_alone(tmp_path, pocket):
+    captions = ["an orange and an orange car"] * 2
+    state = {"latents": torch.zeros(2, 4, 16, 16), "masks": torch.zeros(2, 6, 8, 8)}
+    state |= {"captions": captions, "words": [["orange", "car", "orange"]] * 2, "concepts": [[2, 4, 1]] * 2}
+    torch.save(state, tmp_path / "part-0.pt")
+    pool = Pool(tmp_path, pocket)
+    _, ids, recolored, positions, _, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
+    assert {*(ids != recolored).nonzero()[:, 1].tolist()} == {5}
+    assert {tuple(row) for row in positions.tolist()} == {(2, 6, 5, 0, 0, 0), (0, 0, 0, 0, 0, 0)}
+
+
+def test_nameless_things_come_twice(composer):
+    composer.sprites.update({"a (hammer)": composer.sprites["car"], "a (yarn)": composer.sprites["dog"]})
+    scenes = nameless(composer, ["a (hammer)", "a (yarn)"], 2, np.random.default_rng(0))
+    first, second = ([scene.things[0].subject for scene in part] for part in (scenes[:2], scenes[2:]))
+    assert first == second
+    assert {*first} == {"a (hammer)", "a (yarn)"}
+    assert not np.array_equal(scenes[0].pixels, scenes[2].pixels)
+
+
+def test_words_keep_their_weights_in_a_larger_vocabulary():
+    known, words = parts.tokenizer(), parts.tokenizer(["zebra"])
+    torch.manual_seed(0)
+    earlier, model = parts.text_encoder(known), parts.text_encoder(words)
+    fresh = model.get_input_embeddings().weight.clone()
+    parts.by_word(earlier, known, model, words)
+    text = words("a red car and a dog").input_ids
+    before = earlier.get_input_embeddings().weight[known("a red car and a dog").input_ids]
+    assert torch.equal(model.get_input_embeddings().weight[text], before)
+    new = words("zebra").input_ids[1]
+    assert torch.equal(model.get_input_embeddings().weight[new], fresh[new])
+
+
+def test_a_detector_begins_with_one_that_knew_less(tmp_path):
+    detector = PocketDetector(NAMES, [*COLORS], mixture=0.5)
+    fresh = detector.out.weight.detach().clone()
+    begin_with(POCKET / "detector.safetensors", detector)
+    earlier = PocketDetector.load()
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    with torch.no_grad():
+        names, *others = detector.eval()(pixels)
+        before, *others_before = earlier(pixels)
+    known = [NAMES.index(name) for name in earlier.names]
+    assert torch.allclose(names[:, known], before, atol=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(others[:2], others_before[:2], strict=True))
+    if earlier.mixture is None:
+        assert torch.equal(detector.out.weight[-1], fresh[-1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mixture_shows_both(seed):
+    red, blue = (Image.new("RGBA", size, color) for size, color in (((40, 60), "red"), ((50, 30), "blue")))
+    mixed = np.asarray(mixture(red, blue, np.random.default_rng(seed)))
+    assert mixed.shape == (60, 50, 4)
+    assert mixed[..., :3].reshape(-1, 3).mean(axis=0)[[0, 2]].min() > 60
+    assert mixed[..., 3].min() > 250
+
+
 def test_the_judges_scenes_and_targets(tmp_path):
     disc = np.full((SIDE, SIDE, 4), 255, dtype=np.uint8)
     np.savez(tmp_path / "a.npz", **{"cat": disc, "car": disc // 2 + 127, "(hammer)": disc})
     gallery, rng = Gallery([tmp_path / "a.npz"]), np.random.default_rng(0)
-    assert (gallery.words, gallery.strangers) == (["cat", "car"], ["(hammer)"])
+    assert (gallery.names, gallery.strangers) == (["cat", "car"], ["(hammer)"])
     scenes = [gallery.scene(rng) for _ in range(30)]
-    assert {list(SUBJECTS)[word] for _, truth in scenes for word, _, _ in truth} == {"cat", "car"}
+    assert {NAMES[name] for _, truth in scenes for name, _, _ in truth} == {"cat", "car"}
+    boxes = [[box for _, _, box in truth] for _, truth in scenes]
+    assert {boxes.count(box) for boxes in boxes for box in boxes} == {1, 2}, "one and a mixture of two"
+    apart = [[box for _, _, box in gallery.scene(rng, mixed=0.0)[1]] for _ in range(30)]
+    assert all(len({*boxes}) == len(boxes) for boxes in apart)
     assert all(pixels.shape == (SIDE, SIDE, 3) for pixels, _ in scenes)
     # A cat of 64 pixels in the middle: its middle is between four cells, its sides are four cells away.
-    heat, sides, colors, counted = targets([[(0, 3, (32.0, 32.0, 96.0, 96.0))]])
+    heat, sides, colors, mixtures, counted = targets([[(0, 3, (32.0, 32.0, 96.0, 96.0))]])
+    assert mixtures.max() == 0
+    of_two = targets([[(0, 3, (32.0, 32.0, 96.0, 96.0)), (1, 3, (32.0, 32.0, 96.0, 96.0))]])
+    assert torch.equal(of_two[3][0] > 0, counted[0])
     assert heat[0, 0, 7:9, 7:9].min() == 1
     assert heat[0, 1:].max() == 0
     assert sides[0, :, 7, 7].tolist() == [3.5, 3.5, 4.5, 4.5]
@@ -159,10 +284,11 @@ def test_the_judges_scenes_and_targets(tmp_path):
     # What says exactly this has almost no loss; what says nothing has.
     hues = torch.zeros(1, len(COLORS), 16, 16)
     hues[0, 3] = 30
-    right = (torch.where(heat == 1, 20.0, -20.0), sides, hues)
-    assert detector_loss(right, (heat, sides, colors, counted)).item() < 0.01
-    wrong = (torch.full_like(heat, -20.0), sides, hues)
-    assert detector_loss(wrong, (heat, sides, colors, counted)).item() > 1
+    one = torch.full((1, 1, 16, 16), -20.0)
+    wanted = (heat, sides, colors, mixtures, counted)
+    assert detector_loss((torch.where(heat == 1, 20.0, -20.0), sides, hues, one), wanted).item() < 0.01
+    assert detector_loss((torch.full_like(heat, -20.0), sides, hues, one), wanted).item() > 1
+    assert detector_loss((torch.where(heat == 1, 20.0, -20.0), sides, hues, -one), wanted).item() > 1
 
 
 def test_a_resumed_run_is_the_unbroken_run(tmp_path):

@@ -27,7 +27,8 @@ def pool(model, tmp_path_factory) -> dit.Pool:
     folder = tmp_path_factory.mktemp("pool")
     state = {"latents": torch.randn(200, 4, 16, 16), "masks": torch.rand(200, 6, 8, 8)}
     words = [["car", "red", "dog", "blue"], ["cat"]] * 100
-    torch.save({**state, "captions": [CAPTION, "a cat"] * 100, "words": words}, folder / "part-0.pt")
+    state |= {"captions": [CAPTION, "a cat"] * 100, "words": words, "concepts": [[-1] * len(named) for named in words]}
+    torch.save(state, folder / "part-0.pt")
     return dit.Pool(folder, model)
 
 

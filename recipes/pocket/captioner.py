@@ -11,20 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
+from limelight.evaluate.clip import BEGINNING, Captioner
+
+from .parts import by_word
 from .scenes import SIDE, Composer, Thing, worn
 from .training import Run, arguments, precision
 from .vae import to_tensor
 from .vocabulary import COLORS, SUBJECTS
 
 WIDTH = 128
+BEGUN = 0.25  # share of captions with the beginning that the authors of Attend-and-Excite gave BLIP
 
 
 def tokenizer() -> BertTokenizer:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "and", *COLORS, *SUBJECTS]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "and", *COLORS, *SUBJECTS, *BEGINNING.split()]
     return BertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, model_max_length=16)
 
 
@@ -71,17 +76,43 @@ def plain_caption(things: tuple[Thing, ...]) -> str:
     return " and ".join(f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}" for phrase in phrases)
 
 
+def begun(caption: str, rng: np.random.Generator) -> str:
+    return f"{BEGINNING} {caption}" if rng.random() < BEGUN else caption
+
+
+def report(captioner: Captioner, composer: Composer, count: int, seed: int) -> dict[str, float]:
+    """Of fresh scenes of two things, the share whose caption is right to the word, plain and begun as the paper's."""
+    rng = np.random.default_rng((seed, 7))
+    scenes = [composer.scene(rng, composer.choose(rng, 2)) for _ in range(count)]
+    images = [Image.fromarray(scene.pixels) for scene in scenes]
+    right = {}
+    for name, paper in (("plain", False), ("begun", True)):
+        captions = captioner.captions(images, paper)
+        right[name] = sum(c == plain_caption(s.things) for c, s in zip(captions, scenes, strict=True)) / count
+    return right
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sprites", type=Path, required=True)
+    parser.add_argument("--begin", type=Path, help="a captioner's folder whose weights to begin with")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     words = tokenizer()
-    composer, run = Composer(args.sprites), Run(Caption(build(words)), args)
+    model = build(words)
+    if args.begin:
+        by_word(
+            BlipForConditionalGeneration.from_pretrained(args.begin),
+            BertTokenizer.from_pretrained(args.begin),
+            model,
+            words,
+        )
+    composer, run = Composer(args.sprites), Run(Caption(model), args)
     for step in run.steps():
         rng = np.random.default_rng((args.seed, step, run.rank))
         scenes = [composer.scene(rng) for _ in range(run.share)]
-        texts = words([plain_caption(s.things) for s in scenes], padding=True, return_tensors="pt").to(args.device)
+        captions = [begun(plain_caption(scene.things), rng) for scene in scenes]
+        texts = words(captions, padding=True, return_tensors="pt").to(args.device)
         pixels = to_tensor([worn(s.pixels, rng) for s in scenes], args.device)
         with precision(args), sdpa_kernel([SDPBackend.MATH]):
             run.update(run.model(pixels, texts.input_ids, texts.attention_mask))
@@ -90,6 +121,7 @@ def main() -> None:
     with run.averaged() as trained:
         trained.model.half().save_pretrained(args.out / "captioner")
         processor(words).save_pretrained(args.out / "captioner")
+        print(report(Captioner(args.out / "captioner"), composer, 512, args.seed))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ mean something before guidance can use it.
 A text encoder tells a noun's state the color before it, and a denoiser that finds it there never looks at the color
 word. So in some captions every other state comes from the same caption in other colors: a color is then to be had
 at its own word alone, where attention shows it and edits reach it.
+
+One head of each layer is for each of eight kinds of things (`CONCEPTS`): as in the models of Jungwon Park et al.,
+"Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in Text-to-Image Generative Models", 2024,
+https://arxiv.org/abs/2412.02237, where that came about by itself, a word of two meanings is then read by other heads in
+each of them.
 """
 
 from __future__ import annotations
@@ -28,15 +33,17 @@ from limelight.models.stable_diffusion import StableDiffusion
 
 from . import parts
 from .training import Run, arguments, precision
-from .vocabulary import COLORS
+from .vocabulary import COLORS, HARD, SUBJECTS
 
 EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
 GROUNDING = 0.05
+CONCENTRATION = 0.05
+OWN_HEAD = 0.5  # share of a word's attention that its concept's head is to have
 RECOLORED = 0.5  # share of captions whose other words know of other colors
 
 
 class Denoise(nn.Module):
-    """(noisy latents, timesteps, token ids) to (velocity, mean 8 x 8 cross-attention [B, 64, tokens]).
+    """(noisy latents, timesteps, token ids) to (velocity, 8 x 8 cross-attention by head [B, heads, 64, tokens]).
 
     `recolored` are the ids with other color words: the states of all words but these are those of that caption.
     """
@@ -52,16 +59,19 @@ class Denoise(nn.Module):
         states = torch.where((ids != recolored)[..., None], own, others)
         with Probe(self._model[0], self._layers) as probe:
             velocity = self.unet(latents, timesteps, states, return_dict=False)[0]
-            maps = probe.take(latents, ()).mean().flatten(1, 2)
+            maps = torch.stack(list(probe.take(latents, ()).layers.values())).mean(dim=0)
         return velocity, maps
 
 
-def stored(folder: Path) -> tuple[Tensor, Tensor, list[str], list[list[str]]]:
-    """What `pool.py` wrote: latents, cells of the grounded words [scenes, words, 64], captions, and those words."""
+def stored(folder: Path) -> tuple[Tensor, Tensor, list[str], list[list[str]], list[list[int]]]:
+    """What `pool.py` wrote: latents, cells of the grounded words [scenes, words, 64], captions, those words and their
+    concepts."""
     states = [torch.load(path, weights_only=True) for path in sorted(folder.glob("part-*.pt"))]
     latents, masks = (torch.cat([state[name] for state in states]) for name in ("latents", "masks"))
-    captions, words = (list(chain.from_iterable(state[name] for state in states)) for name in ("captions", "words"))
-    return latents, masks.flatten(2), captions, words
+    captions, words, concepts = (
+        list(chain.from_iterable(state[name] for state in states)) for name in ("captions", "words", "concepts")
+    )
+    return latents, masks.flatten(2), captions, words, concepts
 
 
 def occurrences(words: Sequence[str]) -> Iterator[str]:
@@ -72,43 +82,77 @@ def occurrences(words: Sequence[str]) -> Iterator[str]:
         yield f"{word}#{seen[word]}"
 
 
+def colors_in(ids: Tensor, colors: Tensor, nouns: Tensor) -> Tensor:
+    """Which of the tokens [captions, tokens] is a color: one that stands before a noun, for "orange" may be either."""
+    return torch.isin(ids, colors) & torch.isin(ids.roll(-1, dims=1), nouns)
+
+
+def _weight(words: Sequence[str]) -> float:
+    """How often a scene is drawn, by its nouns: those that are hard four times as often as the others."""
+    nouns = [word for word in words if word in SUBJECTS]
+    return sum(4 if noun in HARD else 1 for noun in nouns) / len(nouns)
+
+
 class Pool:
     """Stored latents with token ids and, for every grounded word, its token position and its cells."""
 
     def __init__(self, folder: Path, model: StableDiffusion) -> None:
-        self.latents, self.masks, captions, words = stored(folder)
+        self.latents, self.masks, captions, words, concepts = stored(folder)
         parsed = {text: model.prompt(text) for text in set(captions)}
         self.ids = torch.tensor([parsed[text].ids for text in captions])
+        self.weights = torch.tensor([_weight(named) for named in words])
         self.positions = torch.zeros(self.masks.shape[:2], dtype=torch.int64)
+        self.concepts = torch.full(self.masks.shape[:2], -1)
+        for row, kinds in zip(self.concepts, concepts, strict=True):
+            row[: len(kinds)] = torch.tensor(kinds)
         for i, (text, named) in enumerate(zip(captions, words, strict=True)):
             for j, word in enumerate(occurrences(named)):
                 self.positions[i, j] = parsed[text].find(word)[0]
         self.empty = torch.tensor(model.prompt("").ids)
-        self.colors = torch.tensor([model.prompt(color).ids[1] for color in COLORS])
+        self.colors, self.nouns = (
+            torch.tensor([model.prompt(word).ids[1] for word in words]) for words in (COLORS, SUBJECTS)
+        )
 
     def batch(self, count: int, generator: torch.Generator, device: str) -> tuple[Tensor, ...]:
-        """Latents, ids, ids in other colors, positions of words, their cells."""
-        index = torch.randint(len(self.latents), (count,), generator=generator)
+        """Latents, ids, ids in other colors, positions of words, their concepts, their cells."""
+        index = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         ids, positions = self.ids[index], self.positions[index]
         dropped = torch.rand(count, generator=generator) < EMPTY
         ids = torch.where(dropped[:, None], self.empty, ids)
         positions = positions.masked_fill(dropped[:, None], 0)
-        changed = torch.isin(ids, self.colors) & (torch.rand(count, 1, generator=generator) < RECOLORED)
+        changed = colors_in(ids, self.colors, self.nouns) & (torch.rand(count, 1, generator=generator) < RECOLORED)
         others = self.colors[torch.randint(len(self.colors), ids.shape, generator=generator)]
         recolored = torch.where(changed, others, ids)
-        batch = self.latents[index].float(), ids, recolored, positions, self.masks[index].float()
+        batch = self.latents[index].float(), ids, recolored, positions, self.concepts[index], self.masks[index].float()
         return tuple(x.to(device) for x in batch)
 
 
 def grounding_loss(maps: Tensor, positions: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
     """How much of each word's attention lies off its object, squared.
 
-    maps [B, 64, tokens]; positions [B, words], 0 where there is none; masks [B, words, 64]; weight [B].
+    maps [B, heads, 64, tokens]; positions [B, words], 0 where there is none; masks [B, words, 64]; weight [B].
     """
-    columns = maps.transpose(1, 2).gather(1, positions[..., None].expand(-1, -1, maps.shape[1]))
+    columns = columns_of(maps, positions).mean(dim=1)
     inside = (columns * (2 * masks).clamp(max=1)).sum(-1) / columns.sum(-1).clamp(min=1e-6)
     counted = (positions > 0) * weight[:, None]
     return (counted * (1 - inside).square()).sum() / (positions > 0).sum().clamp(min=1)
+
+
+def columns_of(maps: Tensor, positions: Tensor) -> Tensor:
+    """What each head gives each word, [B, heads, words, 64]."""
+    index = positions[:, None, :, None].expand(-1, maps.shape[1], -1, maps.shape[2])
+    return maps.transpose(2, 3).gather(2, index)
+
+
+def concentration_loss(maps: Tensor, positions: Tensor, concepts: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
+    """How far the head of each word's concept is from having its share of what the heads give the word on its object.
+
+    Arguments as of `grounding_loss`; concepts [B, words], -1 where there is none.
+    """
+    given = (columns_of(maps, positions) * masks[:, None]).sum(-1)
+    own = given.gather(1, concepts.clamp(min=0)[:, None])[:, 0] / given.sum(1).clamp(min=1e-6)
+    counted = (positions > 0) & (concepts >= 0)
+    return (counted * weight[:, None] * (OWN_HEAD - own).clamp(min=0)).sum() / counted.sum().clamp(min=1)
 
 
 def main() -> None:
@@ -128,7 +172,7 @@ def main() -> None:
     alphas = pipeline.scheduler.alphas_cumprod.to(args.device)
     for step in run.steps():
         generator = torch.Generator().manual_seed(1_000_003 * args.seed + 2 * step * run.world + 2 * run.rank)
-        latents, ids, recolored, positions, masks = pool.batch(run.share, generator, args.device)
+        latents, ids, recolored, positions, concepts, masks = pool.batch(run.share, generator, args.device)
         timesteps = torch.randint(len(alphas), (run.share,), generator=generator).to(args.device)
         noise = torch.randn(latents.shape, generator=generator).to(args.device)
         alpha = alphas[timesteps][:, None, None, None]
@@ -140,7 +184,11 @@ def main() -> None:
         snr = (alpha / (1 - alpha)).flatten()
         error = F.mse_loss(velocity.float(), target, reduction="none").mean(dim=(1, 2, 3))
         loss = (error * snr.clamp(0.25, 5) / (snr + 1)).mean()
-        run.update(loss + GROUNDING * grounding_loss(maps.float(), positions, masks, alpha.flatten().sqrt()))
+        maps, weight = maps.float(), alpha.flatten().sqrt()
+        grounding = grounding_loss(maps, positions, masks, weight)
+        run.update(
+            loss + GROUNDING * grounding + CONCENTRATION * concentration_loss(maps, positions, concepts, masks, weight)
+        )
 
 
 if __name__ == "__main__":

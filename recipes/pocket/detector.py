@@ -1,14 +1,16 @@
 """The detector: `python -m recipes.pocket.detector --sprites A.npz ... --unseen U.npz ... --out DIR --steps N ...`
 
-A detector of subjects and colors (`limelight.evaluate.detectors`) that shares nothing with the generator: other
-icon sets, other grounds, any place, size and turn, strangers in between. Its report is made on icon sets that it never
-saw, among them the generator's own.
+A detector of subjects and colors (`limelight.evaluate.detectors`) from other icon sets than the generator's, on other
+grounds, in any place, size and turn, strangers in between. The generator's own drawing is among them only of the newer
+nouns whose view no other set has (`LONE_VIEWS`). Its report is made on icon sets that it never saw.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +20,16 @@ from PIL import Image, ImageFilter, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limelight.evaluate.detectors import SIDE, STRIDE, PocketDetector, overlap
+from limelight.evaluate.detectors import SIDE, STRIDE, Detection, PocketDetector, overlap
 
 from .scenes import tint, worn
 from .training import Run, arguments, precision
-from .vocabulary import ANIMALS, COLORED, COLORS, OBJECTS, SUBJECTS
+from .vocabulary import ANIMALS, COLORED, COLORS, DRAWN, OBJECTS, word_of
 
-WORDS, TINTS, CELLS = list(SUBJECTS), list(COLORS), SIDE // STRIDE
+NAMES, TINTS, CELLS = list(DRAWN), list(COLORS), SIDE // STRIDE
+FAINT, MIXED = 0.15, 0.2  # shares of grounds in the tone of a thing, and of things that are two at once
 Truth = list[tuple[int, int, tuple[float, float, float, float]]]
-"""Things of a scene: subject, color or -1 where nobody chose it, box in pixels."""
+"""Things of a scene: subject, color or -1 where nobody chose it, box in pixels. A mixture is two in one box."""
 
 
 class Gallery:
@@ -37,14 +40,16 @@ class Gallery:
         for path in sets:
             for name, sprite in np.load(path).items():
                 self.drawings.setdefault(name.split("~")[0], []).append(sprite)  # "chair~2": another chair
-        self.words = [word for word in WORDS if word in self.drawings]
-        self.first = [word for word in self.words if word in ANIMALS or word in OBJECTS]  # what the benchmark names
-        self.strangers = [name for name in self.drawings if name not in SUBJECTS]
+        self.names = [name for name in NAMES if name in self.drawings]
+        self.first = [name for name in self.names if name in ANIMALS or name in OBJECTS]  # what the benchmark names
+        self.strangers = [name for name in self.drawings if name not in DRAWN]
 
-    def ground(self, rng: np.random.Generator) -> Image.Image:
-        """Plain, graded, clouded or patterned, in any tone."""
+    def ground(self, rng: np.random.Generator, tone: np.ndarray | None = None) -> Image.Image:
+        """Plain, graded, clouded or patterned, in any tone; near `tone` where one is given."""
         kind = rng.random()
         tones = rng.integers(20, 256, (2, 3)) if rng.random() < 0.6 else rng.integers(150, 256, (2, 3))
+        if tone is not None:
+            tones = (tone + rng.normal(0, 12, (2, 3))).clip(0, 255)
         if kind < 0.25:
             small = tones[:1, None]
         elif kind < 0.55:
@@ -85,22 +90,26 @@ class Gallery:
         sides = [max(round(side * scale * s), 8) for side, s in zip(image.size, (stretch, 1 / stretch), strict=True)]
         return image.resize((sides[0], sides[1]), Image.Resampling.BOX)
 
-    def scene(self, rng: np.random.Generator) -> tuple[np.ndarray, Truth]:
-        """One scene, uint8 [128, 128, 3], and its truth."""
-        canvas, truth = self.ground(rng), []
+    def scene(self, rng: np.random.Generator, mixed: float = MIXED) -> tuple[np.ndarray, Truth]:
+        """One scene, uint8 [128, 128, 3], and its truth; `mixed` is the share of things that are two at once."""
         count = int(rng.choice(4, p=[0.05, 0.3, 0.5, 0.15]))
-        names = [str(rng.choice(self.first if rng.random() < 0.5 else self.words)) for _ in range(count)]
+        names = [self._name(rng) for _ in range(count)]
         if self.strangers:
             names += [str(rng.choice(self.strangers)) for _ in range(int(rng.integers(0, 3)) // (1 + (count > 1)))]
+
+        truth: Truth = []
+        placed: list[tuple[Image.Image, int, int]] = []
         taken: list[tuple[float, ...]] = []
         for name in names:
             color = None
             if rng.random() < (0.6 if name in COLORED or name in OBJECTS else 0.25):
                 color = str(rng.choice(TINTS))
             size = int(rng.integers(36, 109 if len(names) == 1 else 73 if len(names) == 2 else 57))
-            image = self.drawing(name, color, size, rng)
-            if name not in SUBJECTS and rng.random() < 0.3:
-                image = _shuffled(self.drawing(str(rng.choice(self.words)), color, size, rng), rng)
+            image, shown = self.drawing(name, color, size, rng), [name]
+            if name not in DRAWN and rng.random() < 0.3:
+                image = _shuffled(self.drawing(self._name(rng), color, size, rng), rng)
+            elif name in DRAWN and rng.random() < mixed and word_of(other := self._name(rng)) != word_of(name):
+                image, shown = mixture(image, self.drawing(other, color, size, rng), rng), [name, other]
             for _ in range(20):
                 left = int(rng.integers(-4, max(SIDE - image.width + 5, -3)))
                 top = int(rng.integers(-4, max(SIDE - image.height + 5, -3)))
@@ -109,11 +118,40 @@ class Gallery:
                     break
             else:
                 continue
-            canvas.paste(image, (left, top), image)
+            placed.append((image, left, top))
             taken.append(box)
-            if name in SUBJECTS:
-                truth.append((WORDS.index(name), TINTS.index(color) if color else -1, box))
+            truth += [(NAMES.index(n), TINTS.index(color) if color else -1, box) for n in shown if n in DRAWN]
+
+        faint = placed and rng.random() < FAINT
+        canvas = self.ground(rng, _tone(placed[0][0]) if faint else None)
+        for image, left, top in placed:
+            canvas.paste(image, (left, top), image)
         return worn(np.asarray(canvas), rng), truth
+
+    def _name(self, rng: np.random.Generator) -> str:
+        return str(rng.choice(self.first if rng.random() < 0.3 else self.names))
+
+
+def _tone(image: Image.Image) -> np.ndarray:
+    """The mean color of a drawing, 0 to 255."""
+    pixels = np.asarray(image, dtype=np.float64)
+    return (pixels[..., :3] * pixels[..., 3:]).sum((0, 1)) / pixels[..., 3].sum()
+
+
+def mixture(one: Image.Image, other: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Two drawings in one place, as a generator mixes them: faded into each other, or a part of one on the other."""
+    size = (max(one.width, other.width), max(one.height, other.height))
+    a, b = (np.asarray(image.resize(size), dtype=np.float64) for image in (one, other))
+    y, x = np.mgrid[-1 : 1 : size[1] * 1j, -1 : 1 : size[0] * 1j]
+    if rng.random() < 0.4:
+        share = np.full_like(x, rng.uniform(0.4, 0.6))
+    else:
+        turn, softness = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.4)
+        share = 1 / (1 + np.exp(-(x * np.cos(turn) + y * np.sin(turn) + rng.normal(0, 0.1)) / softness))
+    weights = np.stack([(1 - share) * a[..., 3], share * b[..., 3]])
+    alpha = weights.sum(0)
+    color = (weights[0][..., None] * a[..., :3] + weights[1][..., None] * b[..., :3]) / alpha.clip(1e-6)[..., None]
+    return Image.fromarray(np.dstack([color, alpha]).round().astype(np.uint8))
 
 
 def _restyled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -161,13 +199,16 @@ def _shuffled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pieces.reshape(3, 3, 16, 16, 4).swapaxes(1, 2).reshape(48, 48, 4)).resize(image.size)
 
 
-def targets(truths: list[Truth]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the grid should say: heat [B, words, 16, 16]; sides [B, 4, 16, 16]; colors (-1: any); where sides count."""
-    heat = torch.zeros(len(truths), len(WORDS), CELLS, CELLS)
+def targets(truths: list[Truth]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the grid should say: heat [B, names, 16, 16]; sides [B, 4, 16, 16]; colors (-1: any); mixtures (0 or 1);
+    where the last three count."""
+    heat = torch.zeros(len(truths), len(NAMES), CELLS, CELLS)
     sides = torch.zeros(len(truths), 4, CELLS, CELLS)
     colors = torch.full((len(truths), CELLS, CELLS), -1)
+    mixtures = torch.zeros(len(truths), CELLS, CELLS)
     middles = (torch.arange(CELLS) + 0.5)[None]
     for i, truth in enumerate(truths):
+        boxes = [box for _, _, box in truth]
         for word, color, box in truth:
             left, top, right, bottom = (v / STRIDE for v in box)
             x, y = ((left + right) / 2, (top + bottom) / 2)
@@ -180,12 +221,13 @@ def targets(truths: list[Truth]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for k, border in enumerate(borders):
                 sides[i, k] = torch.where(near, border.expand(CELLS, CELLS).clamp(min=0.1), sides[i, k])
             colors[i][near] = color
-    return heat, sides, colors, sides.amax(dim=1) > 0
+            mixtures[i][near] = float(boxes.count(box) > 1)
+    return heat, sides, colors, mixtures, sides.amax(dim=1) > 0
 
 
-def detector_loss(outputs: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    words, sides, colors = (x.float() for x in outputs)
-    heat, borders, hues, counted = wanted
+def detector_loss(outputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
+    words, sides, colors, mixtures = (x.float() for x in outputs)
+    heat, borders, hues, mixed, counted = wanted
     # The focal loss of "Objects as Points": middles should be 1, cells close by are forgiven.
     p = words.sigmoid().clamp(1e-5, 1 - 1e-5)
     middle = heat == 1
@@ -193,49 +235,88 @@ def detector_loss(outputs: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, 
     number = middle.sum().clamp(min=1)
     box = (F.smooth_l1_loss(sides, borders, reduction="none").sum(1) * counted).sum() / counted.sum().clamp(min=1)
     hue = F.cross_entropy(colors, hues, ignore_index=-1, reduction="sum") / (hues >= 0).sum().clamp(min=1)
-    return -found.sum() / number + 0.3 * box + 0.5 * hue
+    mixture = F.binary_cross_entropy_with_logits(mixtures[:, 0], mixed, counted.float(), reduction="sum")
+    return -found.sum() / number + 0.3 * box + 0.5 * hue + 0.5 * mixture / counted.sum().clamp(min=1)
 
 
 def report(detector: PocketDetector, gallery: Gallery, count: int, seed: int) -> dict[str, float]:
-    """Recall, precision, share of right colors and mean overlap of boxes on fresh scenes of a gallery."""
+    """How a detector does on fresh scenes of a gallery.
+
+    Returns:
+        Recall, precision, share of right colors and mean overlap of boxes; the share of scenes without a mixture in
+        which it sees one, and of mixtures those that it sees as such.
+    """
     rng, tally = np.random.default_rng((seed, 7)), Counter[str]()
-    for _ in range(0, count, 64):
-        scenes = [gallery.scene(rng) for _ in range(64)]
-        for (_, truth), found in zip(scenes, detector.detect([Image.fromarray(p) for p, _ in scenes]), strict=True):
-            left = list(found)
-            tally["found"] += len(found)
-            for word, color, box in truth:
-                tally["things"] += 1
-                tally[f"things {WORDS[word]}"] += 1
-                fraction = [v / SIDE for v in box]
-                same = [d for d in left if d.word == WORDS[word] and overlap(d.box, fraction) > 0.3]
-                if not same:
-                    continue
-                left.remove(same[0])
-                tally["right"] += 1
-                tally[f"right {WORDS[word]}"] += 1
-                tally["overlap"] += overlap(same[0].box, fraction)
-                if color >= 0:
-                    tally["colored"] += 1
-                    tally["right color"] += same[0].color == TINTS[color]
-    weak = {w: tally[f"right {w}"] / tally[f"things {w}"] for w in WORDS if tally[f"things {w}"]}
+    for truth, found in _detected(detector, gallery, count, 0.0, rng):
+        left = list(found)
+        tally["found"] += len(found)
+        tally["false mixtures"] += any(d.also for d in found)
+        for word, color, box in truth:
+            tally["things"] += 1
+            tally[f"things {NAMES[word]}"] += 1
+            fraction = [v / SIDE for v in box]
+            same = [d for d in left if d.name == NAMES[word] and overlap(d.box, fraction) > 0.3]
+            if not same:
+                continue
+            left.remove(same[0])
+            tally["right"] += 1
+            tally[f"right {NAMES[word]}"] += 1
+            tally["overlap"] += overlap(same[0].box, fraction)
+            if color >= 0:
+                tally["colored"] += 1
+                tally["right color"] += same[0].color == TINTS[color]
+    for truth, found in _detected(detector, gallery, count // 4, 1.0, rng):
+        for (one, _, box), (other, _, same_box) in pairwise(truth):
+            if box == same_box:
+                wanted = {word_of(NAMES[one]), word_of(NAMES[other])}
+                tally["mixtures"] += 1
+                tally["seen mixtures"] += any(wanted <= {d.word, *d.also} for d in found)
+    weak = {w: tally[f"right {w}"] / tally[f"things {w}"] for w in NAMES if tally[f"things {w}"]}
     print("  weakest:", ", ".join(f"{w} {r:.2f}" for w, r in sorted(weak.items(), key=lambda item: item[1])[:12]))
     return {
         "recall": tally["right"] / tally["things"],
         "precision": tally["right"] / max(tally["found"], 1),
         "color": tally["right color"] / max(tally["colored"], 1),
         "overlap": tally["overlap"] / max(tally["right"], 1),
+        "false mixtures": tally["false mixtures"] / count,
+        "seen mixtures": tally["seen mixtures"] / max(tally["mixtures"], 1),
     }
+
+
+def _detected(
+    detector: PocketDetector, gallery: Gallery, count: int, mixed: float, rng: np.random.Generator
+) -> Iterator[tuple[Truth, list[Detection]]]:
+    """The truth of fresh scenes and what a detector finds in them."""
+    for _ in range(0, count, 64):
+        scenes = [gallery.scene(rng, mixed) for _ in range(64)]
+        found = detector.detect([Image.fromarray(pixels) for pixels, _ in scenes])
+        yield from zip([truth for _, truth in scenes], found, strict=True)
+
+
+def begin_with(path: Path, detector: PocketDetector) -> None:
+    """Copy the weights of an earlier detector, which may have known fewer subjects, and no mixtures."""
+    earlier = PocketDetector.load(path)
+    state, taught = earlier.state_dict(), len(earlier.out.weight) - len(earlier.names)
+    rows = [*map(NAMES.index, earlier.names), *range(len(NAMES), len(NAMES) + taught)]
+    for name, fresh in (("out.weight", detector.out.weight), ("out.bias", detector.out.bias)):
+        grown = fresh.detach().clone()
+        grown[rows] = state[name]
+        state[name] = grown
+    detector.load_state_dict(state)
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sprites", type=Path, nargs="+", required=True, help="icon sets to learn from")
+    parser.add_argument("--begin", type=Path, help="a detector's file whose weights to begin with")
     parser.add_argument("--unseen", type=Path, nargs="+", required=True, help="icon sets for the report")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     gallery = Gallery(args.sprites)
-    run = Run(PocketDetector(WORDS, TINTS).to(memory_format=torch.channels_last), args)
+    detector = PocketDetector(NAMES, TINTS, mixture=0.5)
+    if args.begin:
+        begin_with(args.begin, detector)
+    run = Run(detector.to(memory_format=torch.channels_last), args)
     for step in run.steps():
         rng = np.random.default_rng((args.seed, step, run.rank))
         scenes = [gallery.scene(rng) for _ in range(run.share)]
@@ -246,12 +327,17 @@ def main() -> None:
         run.update(detector_loss(outputs, wanted))
     if run.rank:
         return
-    with run.averaged() as detector:
+    with run.averaged():
         detector.cpu()
         for path in [None, *args.unseen]:
             numbers = report(detector, Gallery([path]) if path else gallery, 2048, args.seed)
             print(path.stem if path else "fresh scenes of its own sets", {k: round(v, 3) for k, v in numbers.items()})
-        facts = {"words": detector.words, "colors": detector.colors, "threshold": detector.threshold}
+        facts = {
+            "names": detector.names,
+            "colors": detector.colors,
+            "threshold": detector.threshold,
+            "mixture": detector.mixture,
+        }
         state = {k: v.half() if v.is_floating_point() else v for k, v in detector.state_dict().items()}
         save_file(
             {k: v.contiguous() for k, v in state.items()},

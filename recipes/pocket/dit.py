@@ -38,7 +38,7 @@ from transformers import (
 
 from limelight.models.stable_diffusion_3 import StableDiffusion3
 
-from .denoiser import EMPTY, GROUNDING, RECOLORED, occurrences, stored
+from .denoiser import EMPTY, GROUNDING, RECOLORED, colors_in, occurrences, stored
 from .parts import LENGTH, WIDTH, begin_with, denoiser, text_encoder, tokenizer
 from .scenes import OTHER_WORDS
 from .training import Run, arguments, precision
@@ -239,7 +239,7 @@ class Pool:
     """Stored latents with their captions and, for every grounded word, its tokens and its cells."""
 
     def __init__(self, folder: Path, model: StableDiffusion3) -> None:
-        self.latents, self.masks, captions, named = stored(folder)
+        self.latents, self.masks, captions, named, _ = stored(folder)
         texts = ["", *dict.fromkeys(captions)]
         number = {text: i for i, text in enumerate(texts)}
         prompts = [model.prompt(text) for text in texts]
@@ -248,6 +248,8 @@ class Pool:
         self.t5 = _ids(model.pipeline.tokenizer_3, texts)
         self.clip_colors = _ids(model.pipeline.tokenizer, list(COLORS))[:, 1]
         self.t5_colors = _ids(model.pipeline.tokenizer_3, list(COLORS))[:, 0]
+        self.clip_nouns = _ids(model.pipeline.tokenizer, list(SUBJECTS))[:, 1]
+        self.t5_nouns = _ids(model.pipeline.tokenizer_3, list(SUBJECTS))[:, 0]
         self.places = torch.zeros(*self.masks.shape[:2], 2, dtype=torch.int64)
         for i, (text, words) in enumerate(zip(captions, named, strict=True)):
             prompt = prompts[number[text]]
@@ -265,9 +267,9 @@ class Pool:
         return Batch(
             self.latents[index].float(),
             clip,
-            torch.where(changed, _recolored(clip, self.clip_colors, others), clip),
+            torch.where(changed, _recolored(clip, self.clip_colors, self.clip_nouns, others), clip),
             t5,
-            torch.where(changed, _recolored(t5, self.t5_colors, others), t5),
+            torch.where(changed, _recolored(t5, self.t5_colors, self.t5_nouns, others), t5),
             self.places[index].masked_fill(dropped[:, None, None], 0),
             self.masks[index].float(),
         )
@@ -278,9 +280,9 @@ def _ids(words: CLIPTokenizer | T5Tokenizer, texts: list[str]) -> Tensor:
     return torch.tensor(words(texts, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"])
 
 
-def _recolored(ids: Tensor, colors: Tensor, others: Tensor) -> Tensor:
+def _recolored(ids: Tensor, colors: Tensor, nouns: Tensor, others: Tensor) -> Tensor:
     """Other color words in place of a caption's, the same in both streams: the first gets the first of `others`."""
-    there = torch.isin(ids, colors)
+    there = colors_in(ids, colors, nouns)
     which = (there.cumsum(dim=1) - 1).clamp(min=0)
     return torch.where(there, colors[others.gather(1, which)], ids)
 

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from .scenes import OTHER_WORDS
 from .vocabulary import COLORS, SUBJECTS
@@ -103,14 +104,22 @@ def begin_with(folder: Path, words: CLIPTokenizer, text: CLIPTextModel, unet: UN
     by_word(earlier, CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"), text, words)
 
 
-def by_word(source: CLIPTextModel, known: CLIPTokenizer, text: CLIPTextModel, words: CLIPTokenizer) -> None:
-    """Copy a text encoder's weights to one whose tokenizer numbers its words in another way, or knows more."""
-    state, ids = source.state_dict(), known.get_vocab()
-    (name,) = (key for key in state if key.endswith("token_embedding.weight"))
-    shared = {token: i for token, i in words.get_vocab().items() if token in ids}
-    embeddings = text.state_dict()[name].clone()
-    embeddings[list(shared.values())] = state[name][[ids[token] for token in shared]]
-    text.load_state_dict({**state, name: embeddings})
+def by_word(
+    source: nn.Module, known: PreTrainedTokenizerBase, model: nn.Module, words: PreTrainedTokenizerBase
+) -> None:
+    """Copy weights to a model whose tokenizer numbers its words in another way, or knows more."""
+    ids, fresh = known.get_vocab(), model.state_dict()
+    shared = {i: ids[token] for token, i in words.get_vocab().items() if token in ids}
+    state = {}
+    for name, value in source.state_dict().items():
+        if (
+            len(fresh[name].shape) and len(value) == len(known) and len(fresh[name]) == len(words)
+        ):  # a row for each word
+            grown = fresh[name].clone()
+            grown[list(shared)] = value[list(shared.values())].to(grown)
+            value = grown
+        state[name] = value
+    model.load_state_dict(state)
 
 
 def load_checkpoint(checkpoint: Path, vae: Path) -> StableDiffusionPipeline:

@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from .scenes import Composer
+from .scenes import Composer, Thing
 from .training import FULL, precision
 from .vae import to_tensor
+from .vocabulary import CONCEPTS, concept_of
+
+
+def kinds_of(thing: Thing) -> list[int]:
+    """The concepts of a thing's subject and of its color, where it has one."""
+    return [concept_of(thing.subject), *([list(CONCEPTS).index("Color")] if thing.color else [])]
 
 
 def main() -> None:
@@ -30,24 +36,26 @@ def main() -> None:
     args = parser.parse_args()
     vae = AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32).to(args.device)
     composer, rng = Composer(args.sprites), np.random.default_rng((1, args.part))
-    latents, captions, words, masks = [], [], [], []
+    latents, captions, words, concepts, masks = [], [], [], [], []
     for _ in range(0, args.count, 64):
         scenes = [composer.scene(rng) for _ in range(64)]
         with torch.no_grad(), precision(args):
             mean = vae.encode(to_tensor([s.pixels for s in scenes], args.device)).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
         captions += [s.caption for s in scenes]
-        # Every subject and color word with the cells of its own object.
-        words += [[w for thing in s.things for w in (thing.subject, thing.color) if w] for s in scenes]
+        # Every subject and color word, what kind of thing it is, and below the cells of its own object.
+        words += [[w for thing in s.things for w in (thing.word, thing.color) if w] for s in scenes]
+        concepts += [[kind for thing in s.things for kind in kinds_of(thing)] for s in scenes]
         for scene in scenes:
             rows = [
-                m for thing, m in zip(scene.things, scene.masks, strict=True) for w in (thing.subject, thing.color) if w
+                m for thing, m in zip(scene.things, scene.masks, strict=True) for w in (thing.word, thing.color) if w
             ]
             padded = np.zeros((6, 8, 8), dtype=np.float16)  # three subjects with a color each
             padded[: len(rows)] = rows
             masks.append(torch.from_numpy(padded))
     args.out.mkdir(parents=True, exist_ok=True)
-    state = {"latents": torch.cat(latents), "captions": captions, "words": words, "masks": torch.stack(masks)}
+    state = {"latents": torch.cat(latents), "captions": captions, "masks": torch.stack(masks)}
+    state |= {"words": words, "concepts": concepts}
     torch.save(state, args.out / f"part-{args.part}.pt")
     print(f"{len(captions)} scenes -> {args.out}/part-{args.part}.pt")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .vocabulary import ANIMALS, COLORED, COLORS, MORE, OBJECTS
+from .vocabulary import ANIMALS, COLORED, COLORS, DECIDES, MORE, OBJECTS, SENSES, word_of
 
 SIDE = 128
 # Pairs of animals that never meet in training, so that composition can be measured on them: a fifth of the 66.
@@ -20,7 +20,10 @@ HELD_OUT = frozenset(
     frozenset((_ORDER[i], _ORDER[j])) for i in range(12) for j in range(i + 1, 12) if (3 * i + 7 * j) % 5 == 0
 )
 
-_GROUPS = tuple(np.array(list(group)) for group in (ANIMALS, OBJECTS, MORE))
+# Second senses twice: many of their scenes are not decided and drawn anew.
+_GROUPS = tuple(np.array([*group]) for group in (ANIMALS, OBJECTS, (*MORE, *SENSES, *SENSES)))
+# White on pale is the hardest of all: it is drawn twice as often.
+_TINTS = np.array([*COLORS, "white"])
 # What captions say besides subjects and colors.
 _PREFIXES = ("a photo of", "a picture of", "a drawing of")
 _JOINERS = ("with", "next to", "beside", "near")
@@ -29,15 +32,22 @@ OTHER_WORDS = tuple(dict.fromkeys(" ".join(("a an and", *_PREFIXES, *_JOINERS)).
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn subject: its name, its color word or None, and its box (left, top, right, bottom) in pixels."""
+    """One drawn subject: its name, its color word or None, and its box (left, top, right, bottom) in pixels.
+
+    The name tells the senses of a word apart, "mouse (computer)"; the word does not.
+    """
 
     subject: str
     color: str | None
     box: tuple[int, int, int, int]
 
     @property
+    def word(self) -> str:
+        return word_of(self.subject)
+
+    @property
     def phrase(self) -> str:
-        return f"{self.color} {self.subject}" if self.color else self.subject
+        return f"{self.color} {self.word}" if self.color else self.word
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,29 @@ def tint(sprite: np.ndarray, color: str) -> np.ndarray:
     return np.concatenate([(out * 255).round().astype(np.uint8), alpha], axis=-1)
 
 
+def decided(names: Sequence[str]) -> bool:
+    """Whether every word of several senses means the one that the others decide; alone it may mean any."""
+    if len(names) == 1:
+        return True
+    meant = {sense: not {*DECIDES[sense]}.isdisjoint(names) for sense in DECIDES}
+    words = {word_of(sense): sense for sense in DECIDES}
+    return all((name in DECIDES) == meant[words[word_of(name)]] for name in names if word_of(name) in words)
+
+
 class Composer:
     """Draws random scenes from a file of sprites made by `sprites.py`."""
 
     def __init__(self, sprites: Path) -> None:
         self.sprites = dict(np.load(sprites))
         self._sized = lru_cache(maxsize=20_000)(self._sized)  # type: ignore[method-assign]
+
+    def add(self, sets: Sequence[Path]) -> list[str]:
+        """Take up the things of other icon sets that have no word, and return their names."""
+        others = {
+            f"{path.stem} {name}": sprite for path in sets for name, sprite in np.load(path).items() if name[0] == "("
+        }
+        self.sprites.update(others)
+        return list(others)
 
     def _sized(self, subject: str, color: str | None, size: int) -> np.ndarray:
         sprite = self.sprites[subject]
@@ -114,15 +141,17 @@ class Composer:
     def choose(self, rng: np.random.Generator, count: int) -> list[tuple[str, str | None]]:
         """Draw `count` different subjects with or without a color word; never a held-out pair of animals."""
         while True:
-            groups = rng.choice(3, size=count, p=[0.24, 0.24, 0.52])
+            groups = rng.choice(3, size=count, p=[0.15, 0.15, 0.7])
             names = [str(rng.choice(_GROUPS[group])) for group in groups]
+            if count > 1 and names[0] in DECIDES:
+                names[1] = str(rng.choice(DECIDES[names[0]]))
             pairs = {frozenset(pair) for pair in combinations(names, 2)}
-            if len(set(names)) == count and not pairs & HELD_OUT:
+            if len({word_of(name) for name in names}) == count and decided(names) and not pairs & HELD_OUT:
                 break
         chance = [0.7 if name in OBJECTS else 0.4 if name in COLORED else 0.1 for name in names]
-        return [
-            (n, str(rng.choice(list(COLORS))) if rng.random() < p else None) for n, p in zip(names, chance, strict=True)
-        ]
+        colors = [str(rng.choice(_TINTS)) if rng.random() < p else None for p in chance]
+        # An orange that is orange needs no word for it.
+        return [(n, None if n == c else c) for n, c in zip(names, colors, strict=True)]
 
     def scene(self, rng: np.random.Generator, wanted: Sequence[tuple[str, str | None]] = ()) -> Scene:
         """One captioned scene of those that are wanted, or of any: one (30 %), two side by side, or three (20 %)."""

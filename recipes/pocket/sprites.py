@@ -17,7 +17,7 @@ import resvg_py
 from PIL import Image
 
 from .drawings import BENCH, OWN
-from .vocabulary import STRANGERS, SUBJECTS
+from .vocabulary import DRAWN, LONE_VIEWS, STRANGERS
 
 SIDE = 128
 
@@ -42,6 +42,7 @@ def main() -> None:
         "--icons", type=Path, help="an icon set; without it, the project's own drawings for the detector"
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lone", action="store_true", help="only what the detector is to learn of the generator's set")
     parser.add_argument("--strangers", action="store_true", help="also things that have no word, for the detector")
     args = parser.parse_args()
     if args.icons is None:
@@ -51,7 +52,8 @@ def main() -> None:
         return
     icons = json.loads(args.icons.read_text())
     sprites, missing = {}, []
-    wanted = {**SUBJECTS, **({f"({name})": name for name in STRANGERS} if args.strangers else {})}
+    drawn = {name: DRAWN[name] for name in LONE_VIEWS} if args.lone else DRAWN
+    wanted = {**drawn, **({f"({name})": name for name in STRANGERS} if args.strangers else {})}
     for subject, icon in wanted.items():
         name = icons.get("aliases", {}).get(icon, {}).get("parent", icon)
         if icon is None:

@@ -36,7 +36,7 @@ def test_verdict():
 
 
 class Painted(PocketDetector):
-    """Says what the test writes into its grid."""
+    """Says what the test writes into its grid; taught or not, the place of the first cat is a mixture."""
 
     def forward(self, pixels):
         words = torch.full((len(pixels), 2, 16, 16), -9.0)
@@ -44,7 +44,9 @@ class Painted(PocketDetector):
         sides = torch.full((len(pixels), 4, 16, 16), 2.5)
         colors = torch.zeros(len(pixels), 2, 16, 16)
         colors[:, 1, 12, 12] = 1
-        return words, sides, colors
+        mixtures = torch.full((len(pixels), int(self.mixture is not None), 16, 16), -9.0)
+        mixtures[:, :, 4, 4:6] = 2.0
+        return words, sides, colors, mixtures
 
 
 def test_one_place_holds_one_thing():
@@ -68,6 +70,28 @@ def test_a_mixture_is_both_of_what_was_wanted():
     assert not check_scene(found[1:], wanted("a cat and a dog")).mixed
 
 
+def test_a_detector_that_was_taught_mixtures_says_where_one_is():
+    found = Painted(["cat", "dog"], ["red", "blue"], mixture=0.8).detect([Image.new("RGB", (64, 64))])[0]
+    assert [(d.word, d.also) for d in found] == [("cat", ("dog",)), ("dog", ())]
+    # Each is but half there: 0.88 is enough of the dog in a mixture, and 0.73 is not enough of one alone.
+    found = Painted(["cat", "dog"], ["red", "blue"], mixture=0.8).detect([Image.new("RGB", (64, 64))], 0.94)[0]
+    assert [(d.word, d.also) for d in found] == [("cat", ("dog",))]
+    found = Painted(["cat", "dog"], ["red", "blue"], mixture=0.9).detect([Image.new("RGB", (64, 64))])[0]
+    assert [(d.word, d.also) for d in found] == [("cat", ()), ("dog", ())]
+
+
+def test_a_word_has_senses():
+    detector = Painted(["mouse", "mouse (computer)"], ["red", "blue"], threshold=0.6)
+    assert (detector.words, detector.names) == (("mouse",), ("mouse", "mouse (computer)"))
+    assert detector.knows("mouse")
+    found = detector.detect([Image.new("RGB", (64, 64))])[0]
+    assert [(d.word, d.sense, d.name) for d in found] == [
+        ("mouse", "", "mouse"),
+        ("mouse", "computer", "mouse (computer)"),
+    ]
+    assert found[0].also == (), "two senses of a word are no mixture"
+
+
 @pytest.mark.parametrize(("width", "mixed"), [(64, True), (33, True), (31, False)])
 def test_a_mixture_in_an_open_vocabulary_has_two_names_at_one_place(width, mixed):
     """The boxes of a dog, less sure, begin where those of a cat do; boxes of one name are one thing."""
@@ -81,16 +105,18 @@ def test_a_mixture_in_an_open_vocabulary_has_two_names_at_one_place(width, mixed
     assert not check_scene(found, wanted("a cat and a car")).mixed
 
 
-def test_written_and_read(tmp_path):
+@pytest.mark.parametrize("mixture", [None, 0.7])
+def test_written_and_read(tmp_path, mixture):
     torch.manual_seed(0)
-    detector = PocketDetector(["cat", "dog"], ["red"], threshold=0.2).eval()
-    facts = {"words": detector.words, "colors": detector.colors, "threshold": detector.threshold}
+    detector = PocketDetector(["cat", "dog"], ["red"], threshold=0.2, mixture=mixture).eval()
+    facts = {name: getattr(detector, name) for name in ("names", "colors", "threshold", "mixture")}
     save_file(detector.state_dict(), tmp_path / "detector.safetensors", {"detector": json.dumps(facts)})
     again = PocketDetector.load(tmp_path / "detector.safetensors")
     pixels = torch.randn(2, 3, 128, 128)
     assert all(torch.equal(a, b) for a, b in zip(detector(pixels), again(pixels), strict=True))
-    assert (again.words, again.colors, again.threshold) == (("cat", "dog"), ("red",), 0.2)
-    assert [x.shape for x in again(pixels)] == [(2, 2, 16, 16), (2, 4, 16, 16), (2, 1, 16, 16)]
+    assert (again.words, again.colors, again.threshold, again.mixture) == (("cat", "dog"), ("red",), 0.2, mixture)
+    channels = (2, 4, 1, int(mixture is not None))
+    assert [x.shape for x in again(pixels)] == [(2, count, 16, 16) for count in channels]
 
 
 def test_the_benchmarks_things():

@@ -24,6 +24,9 @@ from ..utils.progress import quiet_loading
 # Natural Language Supervision", 2021, https://arxiv.org/abs/2103.00020
 TEMPLATES = tuple((DATA / "imagenet_templates.txt").read_text().splitlines())
 
+BEGINNING = "a picture of"
+"""What the authors' script had captions begin with."""
+
 # How models of others are read: no question whether to run a program of theirs; safetensors where there are some, and
 # of older files only weights.
 CODELESS: dict[str, Any] = {"trust_remote_code": False}
@@ -95,7 +98,7 @@ class Captioner:
         options: dict[str, Any] = {"num_beams": 1}
         inputs = self.processor(images=list(images), return_tensors="pt")
         if paper:
-            begun = self.processor.tokenizer([_BEGINNING] * len(images), return_tensors="pt")
+            begun = self.processor.tokenizer([BEGINNING] * len(images), return_tensors="pt")
             inputs |= {name: begun[name] for name in ("input_ids", "attention_mask")}
             options = {"num_beams": 3, "min_length": 10}
         # LAVIS' limit of 30 counts the begin token and the beginning; ours of 20 counts what follows the begin token.
@@ -103,11 +106,8 @@ class Captioner:
         ids = self.model.generate(**inputs.to(self.model.device), max_length=most, do_sample=False, **options)
         found = map(str.strip, self.processor.batch_decode(ids, skip_special_tokens=True))
         if paper:
-            return [text.removeprefix(_BEGINNING).strip() for text in found]
+            return [text.removeprefix(BEGINNING).strip() for text in found]
         return list(found)
-
-
-_BEGINNING = "a picture of"
 
 
 def in_templates(text: str, paper: bool = False) -> list[str]:

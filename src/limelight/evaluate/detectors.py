@@ -37,6 +37,7 @@ class Detection:
         box: left, top, right, bottom as fractions of the image, 0..1.
         color: its color word.
         also: what else the same place could be, surest first: a mixture of a cat and a dog is both.
+        sense: which meaning of the word: "computer" of a mouse; "" of a word's first or only one.
     """
 
     word: str
@@ -44,6 +45,12 @@ class Detection:
     box: Box
     color: str
     also: tuple[str, ...] = ()
+    sense: str = ""
+
+    @property
+    def name(self) -> str:
+        """The word with its sense: "mouse (computer)"."""
+        return f"{self.word} ({self.sense})" if self.sense else self.word
 
 
 class PocketDetector(nn.Module):
@@ -53,35 +60,50 @@ class PocketDetector(nn.Module):
     has, as in Xingyi Zhou, Dequan Wang, Philipp Krähenbühl, "Objects as Points", 2019, https://arxiv.org/abs/1904.07850
 
     Args:
-        words: the subjects that it tells apart.
+        names: the subjects that it tells apart: words, and other senses of them as "mouse (computer)".
         colors: the color words that it tells apart.
         threshold: the score from which a subject counts as found.
+        mixture: the probability from which a place counts as a mixture of two subjects; None: it was not taught, and
+            whatever else a place could be is what it could be mixed with.
+
+    Attributes:
+        words: what the names are senses of, each once.
     """
 
-    def __init__(self, words: Sequence[str], colors: Sequence[str], threshold: float = 0.3) -> None:
+    def __init__(
+        self, names: Sequence[str], colors: Sequence[str], threshold: float = 0.3, mixture: float | None = None
+    ) -> None:
         super().__init__()
-        self.words, self.colors, self.threshold = tuple(words), tuple(colors), threshold
+        self.mixture = mixture
+        self.names, self.colors, self.threshold = tuple(names), tuple(colors), threshold
+        self._senses = tuple(name.removesuffix(")").partition(" (")[::2] for name in names)
+        self.words = tuple(dict.fromkeys(word for word, _ in self._senses))
         self.fine = nn.Sequential(
             nn.Conv2d(3, 48, 4, stride=4), nn.BatchNorm2d(48), _Block(48), _down(48, 96), _Block(96), _Block(96)
         )
         self.coarse = nn.Sequential(_down(96, 192), *(_Block(192) for _ in range(4)), nn.Conv2d(192, 96, 1))
         self.head = nn.Sequential(_Block(96), nn.BatchNorm2d(96), nn.GELU())
-        self.out = nn.Conv2d(96, len(self.words) + 4 + len(self.colors), 1)
+        self.out = nn.Conv2d(96, sum(self._channels), 1)
         assert self.out.bias is not None
-        self.out.bias.data[: len(self.words)] = -4.0  # at first nothing is anywhere
+        self.out.bias.data[: len(self.names)] = -4.0  # at first nothing is anywhere
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def _channels(self) -> list[int]:
+        return [len(self.names), 4, len(self.colors), int(self.mixture is not None)]
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pixels [B, 3, 128, 128] in -1..1 to what each cell of the 16 x 16 grid says.
 
         Returns:
-            Logits of the subjects [B, words, 16, 16], distances from the cell's middle to the left, top, right and
-            bottom border in cells [B, 4, 16, 16], logits of the colors [B, colors, 16, 16].
+            Logits of the subjects [B, names, 16, 16], distances from the cell's middle to the left, top, right and
+            bottom border in cells [B, 4, 16, 16], logits of the colors [B, colors, 16, 16], logits of a mixture
+            [B, 1, 16, 16], or [B, 0, 16, 16] where it was not taught.
         """
         fine = self.fine(pixels)
         # At the head the cells see the whole image as well as their own part of it.
         joined = fine + F.interpolate(self.coarse(fine), scale_factor=2, mode="bilinear")
-        words, sides, colors = self.out(self.head(joined)).split([len(self.words), 4, len(self.colors)], dim=1)
-        return words, F.softplus(sides), colors
+        names, sides, colors, mixtures = self.out(self.head(joined)).split(self._channels, dim=1)
+        return names, F.softplus(sides), colors, mixtures
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[list[Detection]]:
@@ -99,27 +121,33 @@ class PocketDetector(nn.Module):
             resized.append(np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
         pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
         outputs = [self(part.float() / 127.5 - 1) for part in pixels.split(64)]
-        words, sides, colors = map(torch.cat, zip(*outputs, strict=True))
+        names, sides, colors, mixtures = map(torch.cat, zip(*outputs, strict=True))
 
-        scores = words.sigmoid()
+        scores = names.sigmoid()
         peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1))
         if threshold is None:
             threshold = self.threshold
-        peaks = peaks * (peaks >= threshold)
-        return list(map(self._read, peaks, sides, colors))
+        if self.mixture is None:
+            mixed = torch.ones_like(scores[:, :1], dtype=torch.bool)
+            peaks = peaks * (peaks >= threshold)
+        else:
+            mixed = mixtures.sigmoid() >= self.mixture
+            peaks = peaks * (peaks >= torch.where(mixed, threshold / 2, threshold))  # each is but half there
+        return list(map(self._read, peaks, sides, colors, mixed[:, 0]))
 
-    def _read(self, peaks: Tensor, sides: Tensor, colors: Tensor) -> list[Detection]:
+    def _read(self, peaks: Tensor, sides: Tensor, colors: Tensor, mixed: Tensor) -> list[Detection]:
         """What one image shows, of its cells with a peak."""
         found: list[Detection] = []
         index = peaks.nonzero()
         order = peaks[tuple(index.T)].argsort(descending=True)
-        for k, y, x in index[order].tolist():
-            score, color = float(peaks[k, y, x]), self.colors[int(colors[:, y, x].argmax())]
-            left, top, right, bottom = sides[:, y, x].tolist()
+        for k, row, column in index[order].tolist():
+            score, color = float(peaks[k, row, column]), self.colors[int(colors[:, row, column].argmax())]
+            left, top, right, bottom = sides[:, row, column].tolist()
             cells = SIDE / STRIDE
-            x, y = x + 0.5, y + 0.5  # the cell's middle
+            x, y = column + 0.5, row + 0.5  # the cell's middle
             box = _clipped((x - left) / cells, (y - top) / cells, (x + right) / cells, (y + bottom) / cells)
-            _add(Detection(self.words[k], score, box, color), found)
+            word, sense = self._senses[k]
+            _add(Detection(word, score, box, color, sense=sense), found, bool(mixed[row, column]))
         return found
 
     def knows(self, word: str) -> bool:
@@ -135,7 +163,7 @@ class PocketDetector(nn.Module):
         """Read a detector as `recipes/pocket/detector.py` writes it; by default the one in this package."""
         weights, metadata = read_tensors(path)
         facts = json.loads(metadata["detector"])
-        detector = cls(facts["words"], facts["colors"], facts["threshold"])
+        detector = cls(facts.get("names") or facts["words"], facts["colors"], facts["threshold"], facts.get("mixture"))
         detector.load_state_dict(weights)  # which turns them into float32
         return detector.eval()
 
@@ -182,11 +210,11 @@ def _clipped(*box: float) -> Box:
     return left, top, right, bottom
 
 
-def _add(detection: Detection, found: list[Detection]) -> None:
-    """Take up a detection, or make it a second meaning of the surer one that has its place."""
+def _add(detection: Detection, found: list[Detection], mixed: bool = True) -> None:
+    """Take up a detection; of the surer one that has its place, make it what that is `mixed` with, or pass over it."""
     for i, other in enumerate(found):
         if overlap(detection.box, other.box) >= SAME:
-            if detection.word not in (other.word, *other.also):
+            if mixed and detection.word not in (other.word, *other.also):
                 found[i] = replace(other, also=(*other.also, detection.word))
             return
     found.append(detection)
