@@ -99,6 +99,9 @@ def test_keys_and_values_are_learned_and_stay_with_the_word(tiny_folder, folder,
         str(tmp_path / "image.png"),
     )
     assert code == 0, capsys.readouterr().err
+    again = ["learn", str(folder), "--token", "<other>", "--out", str(tmp_path / "again"), "--init", str(out)]
+    assert run(*again, "--steps", "1", "--batch", "1", "--model", str(tiny_folder)) == 0
+    assert LearnedWord.load(tmp_path / "again").changes.keys() == last.changes.keys()
     capsys.readouterr()
     assert run("word", "show", str(out), "--nearest", "0") == 0
     assert "<thing>: 1 x 32; keys and values of its own in every layer" in capsys.readouterr().out

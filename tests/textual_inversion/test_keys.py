@@ -108,6 +108,18 @@ def test_training_begins_as_without_and_resumes_as_unbroken(tiny, tmp_path):
     assert torch.equal(resumed.word.vectors[0], last.word.vectors[0])
 
 
+def test_a_word_begins_with_another_ones(tiny):
+    config = TrainingConfig(**TINY, steps=1, rank=RANK, vectors=2)
+    images, other = encode(tiny, patches(), config), changed_word(tiny)
+    state = TrainState.begin(tiny, images, config, other)
+    assert all(torch.equal(value, other.changes[name]) for name, value in state.changes.items())
+    assert state.changes.keys() == other.changes.keys()
+    bare = TrainState.begin(tiny, images, config, fitting(tiny))
+    assert all(value.max() == 0 for name, value in bare.changes.items() if name.endswith("lora_B.weight"))
+    with pytest.raises(SettingsError, match=r"^'<my-cat>' has keys and values of rank 2, not 0; begin with rank=2"):
+        TrainState.begin(tiny, images, replace(config, rank=0), other)
+
+
 def test_a_folder_holds_them_as_diffusers_names_them(tiny, tmp_path):
     word = changed_word(tiny)
     word.save(tmp_path)

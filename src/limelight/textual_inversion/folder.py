@@ -23,6 +23,7 @@ from ..utils.reading import from_python, reading
 from .card import card, curve
 from .config import TrainingConfig
 from .dataset import Source, TrainingImages, sentences
+from .keys import rank_of
 from .state import TrainState
 from .training import TrainStep, encode, held_loss, train_word
 from .word import LearnedWord
@@ -150,8 +151,9 @@ def learn(
             the resumed training, or those that suit the model (`TrainingConfig.suited`).
         folder: created if absent; every training needs its own.
         resume: continue the training in the folder. Its settings must stay the same, except `steps`.
-        start: another learned word, or its file, whose vectors the word begins with instead of those of `config.init`.
-            Where `config` is a mapping without `vectors`, the word gets as many vectors.
+        start: another learned word, or its file, whose vectors, keys and values the word begins with instead of those
+            of `config.init`. Where `config` is a mapping without `vectors` or `rank`, the word gets as many, and the
+            same rank.
         save_every: steps between saves, at least 1; by default a tenth of all, at least 50.
         patience: stop when so many saves in a row have not lowered the loss on fixed noise, and keep the best step's.
         preview: prompts to generate at every save, with the token in them, besides "a photo of a <token>".
@@ -181,7 +183,7 @@ def learn(
 
     # Find every mistake before anything is written.
     encoded = encode(model, images, config)
-    state = saved or TrainState.begin(model, encoded, config, None if start is None else start.vectors)
+    state = saved or TrainState.begin(model, encoded, config, start)
     prompts = _previews(model, config, preview)
     every = save_every or max(config.steps // 10, 50)
     plan = _Plan(every, patience, prompts, tuple(seeds), preview_steps, on_step, on_save)
@@ -229,6 +231,7 @@ def _settings(
     changes = dict(changes)
     if start is not None:
         changes.setdefault("vectors", len(start.vectors[0]))
+        changes.setdefault("rank", rank_of(start.changes))
     return TrainingConfig.suited(model, **changes) if saved is None else replace(saved.config, **changes)
 
 

@@ -40,6 +40,11 @@ def first_changes(model: Model, rank: int, random: torch.Generator) -> dict[str,
     return dict(sorted(found.items()))
 
 
+def rank_of(changes: Mapping[str, Tensor]) -> int:
+    """The rank of a word's keys and values; 0 where it has none of its own."""
+    return max((len(value) for name, value in changes.items() if name.endswith(DOWN)), default=0)
+
+
 def check_changes(token: str, model: Any, changes: Mapping[str, Tensor]) -> None:
     """Check that a word's changes fit a model.
 

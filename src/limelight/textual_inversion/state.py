@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..utils.reading import Record, from_json, reading
 from ..utils.tensors import read_tensors, tensor_file
 from .config import TrainingConfig, generator
 from .dataset import TrainingImages
-from .keys import first_changes
+from .keys import first_changes, rank_of
 from .word import LearnedWord
 
 _FACTS = "limelight.training"  # the key of a state's metadata
@@ -69,15 +69,17 @@ class TrainState:
 
     @classmethod
     def begin(
-        cls, model: Model, images: TrainingImages, config: TrainingConfig, vectors: Sequence[Tensor] | None = None
+        cls, model: Model, images: TrainingImages, config: TrainingConfig, start: LearnedWord | None = None
     ) -> TrainState:
         """A training before its first step.
 
         Args:
-            vectors: to begin with instead of `config.init`'s, [config.vectors, width] for each text encoder: for
-                example those of another word.
+            start: another word to begin as, instead of `config.init`; keys and values that it lacks begin anew.
+
+        Raises:
+            SettingsError: it does not fit the model or the settings.
         """
-        begun = tuple(map(_plain, vectors or first_vectors(model, config)))
+        begun = tuple(map(_plain, first_vectors(model, config) if start is None else start.vectors))
         for table, rows in zip(tables(model), begun, strict=True):
             if rows.shape != (config.vectors, table.shape[1]):
                 raise SettingsError(
@@ -88,6 +90,13 @@ class TrainState:
         # In the order in which `load` gives them, so that a resumed training writes the same bytes.
         about = {"model": facts["model"], "weights": fingerprint(model), "pictures": images.digest} | facts
         changes = first_changes(model, config.rank, generator(config.seed, "changes"))
+        if start is not None and start.changes:
+            if rank_of(start.changes) != config.rank:
+                raise SettingsError(
+                    f"'{start.token}' has keys and values of rank {rank_of(start.changes)}, not {config.rank}; begin "
+                    f"with rank={rank_of(start.changes)}, or with the file of its vectors."
+                )
+            changes = dict(start.changes)
         return cls(config, 0, begun, begun, (), about, changes)
 
     @property
