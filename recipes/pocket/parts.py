@@ -112,9 +112,8 @@ def by_word(
     shared = {i: ids[token] for token, i in words.get_vocab().items() if token in ids}
     state = {}
     for name, value in source.state_dict().items():
-        if (
-            len(fresh[name].shape) and len(value) == len(known) and len(fresh[name]) == len(words)
-        ):  # a row for each word
+        has_rows = value.ndim > 0 and (len(value), len(fresh[name])) == (len(known), len(words))  # one for each word
+        if has_rows:
             grown = fresh[name].clone()
             grown[list(shared)] = value[list(shared.values())].to(grown)
             value = grown
