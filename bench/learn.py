@@ -41,6 +41,7 @@ from limelight.textual_inversion.word import LearnedWord
 from limelight.utils.files import lock_folder, png, write
 from limelight.utils.images import grid
 from limelight.utils.jsonl import Log
+from limelight.utils.mappings import without_none
 from limelight.utils.parallel import ENGINES, one_thread, open_executor
 from limelight.utils.reading import Record
 from limelight.utils.torch import frozen
@@ -340,11 +341,7 @@ def main() -> None:
     if args.time:
         timing(model, 7)
     else:
-        changes = {
-            "vectors": args.vectors,
-            "rank": args.rank,
-            **({"steps": args.train_steps} if args.train_steps else {}),
-        }
+        changes = without_none({"vectors": args.vectors, "rank": args.rank, "steps": args.train_steps})
         measure(model, args.out, args.subject, args.seeds, args.steps, **changes)
 
 

@@ -18,7 +18,7 @@ from limelight.evaluate.detectors import PocketDetector
 from limelight.evaluate.report import scored_rows
 from limelight.evaluate.runs import run
 from limelight.evaluate.scoring import score
-from limelight.evaluate.suites import Case, Wanted, load
+from limelight.evaluate.suites import Case, Wanted, case, load
 from limelight.utils.progress import quiet
 
 SEEDS = {"nouns": 8, "single": 8, "colors": 2, "three": 4, "attend-excite": 4}
@@ -27,8 +27,7 @@ WEAK = 0.9
 
 def nouns() -> tuple[Case, ...]:
     """Every noun that the detector knows, alone."""
-    words = PocketDetector.load().words
-    return tuple(Case(f"{'an' if word[0] in 'aeiou' else 'a'} {word}", "nouns", (Wanted(word),)) for word in words)
+    return tuple(case("nouns", Wanted(word)) for word in PocketDetector.load().words)
 
 
 def line(part: str, method: str, values: dict[str, Any]) -> str:
@@ -48,7 +47,7 @@ def successes(folder: Path, method: str) -> dict[str, list[float]]:
 
 def print_details(part: str, folder: Path, methods: Sequence[str]) -> None:
     """White things among the colors, and the weakest nouns."""
-    for method in methods:
+    for method in methods if part in ("colors", "nouns") else ():
         found = successes(folder, method)
         if part == "colors":
             white = [there for prompt, own in found.items() if "white" in prompt for there in own]

@@ -17,8 +17,8 @@ from recipes.pocket import parts, vae
 from recipes.pocket.clip import nameless
 from recipes.pocket.denoiser import OWN_HEAD, RECOLORED, Denoise, Pool, concentration_loss, grounding_loss
 from recipes.pocket.detector import NAMES, Gallery, begin_with, detector_loss, mixture, targets
-from recipes.pocket.pool import kinds_of
-from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Thing, caption, tint
+from recipes.pocket.pool import grounded
+from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Scene, Thing, caption, tint
 from recipes.pocket.training import Run
 from recipes.pocket.vocabulary import (
     ANIMALS,
@@ -170,7 +170,10 @@ def test_what_kind_of_thing_each_is():
         "Food",
     ]
     assert concept_of("chair") == -1
-    assert kinds_of(Thing("orange", "red", (0, 0, 1, 1))) == [kinds.index("Food"), kinds.index("Color")]
+    scene = Scene(np.zeros(0), "", (Thing("orange", "red", (0, 0, 1, 1)),), np.ones((1, 8, 8)))
+    words, concepts, masks = zip(*grounded(scene), strict=True)
+    assert list(concepts) == [kinds.index("Food"), kinds.index("Color")]
+    assert (words, [mask.sum() for mask in masks]) == (("orange", "red"), [64, 64])
 
 
 def test_a_color_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):

@@ -7,21 +7,25 @@ processes may fill one folder: give each its own `--part`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from .scenes import Composer, Thing
+from .scenes import Composer, Scene
 from .training import FULL, precision
 from .vae import to_tensor
 from .vocabulary import CONCEPTS, concept_of
 
 
-def kinds_of(thing: Thing) -> list[int]:
-    """The concepts of a thing's subject and of its color, where it has one."""
-    return [concept_of(thing.subject), *([list(CONCEPTS).index("Color")] if thing.color else [])]
+def grounded(scene: Scene) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Every subject and color word of a scene, its concept, and the cells of its own object."""
+    for thing, mask in zip(scene.things, scene.masks, strict=True):
+        yield thing.word, concept_of(thing.subject), mask
+        if thing.color:
+            yield thing.color, list(CONCEPTS).index("Color"), mask
 
 
 def main() -> None:
@@ -43,15 +47,12 @@ def main() -> None:
             mean = vae.encode(to_tensor([s.pixels for s in scenes], args.device)).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
         captions += [s.caption for s in scenes]
-        # Every subject and color word, what kind of thing it is, and below the cells of its own object.
-        words += [[w for thing in s.things for w in (thing.word, thing.color) if w] for s in scenes]
-        concepts += [[kind for thing in s.things for kind in kinds_of(thing)] for s in scenes]
         for scene in scenes:
-            rows = [
-                m for thing, m in zip(scene.things, scene.masks, strict=True) for w in (thing.word, thing.color) if w
-            ]
+            own_words, own_concepts, own_masks = zip(*grounded(scene), strict=True)
+            words.append([*own_words])
+            concepts.append([*own_concepts])
             padded = np.zeros((6, 8, 8), dtype=np.float16)  # three subjects with a color each
-            padded[: len(rows)] = rows
+            padded[: len(own_masks)] = own_masks
             masks.append(torch.from_numpy(padded))
     args.out.mkdir(parents=True, exist_ok=True)
     state = {"latents": torch.cat(latents), "captions": captions, "masks": torch.stack(masks)}

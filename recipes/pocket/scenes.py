@@ -22,6 +22,7 @@ HELD_OUT = frozenset(
 
 # Second senses twice: many of their scenes are not decided and drawn anew.
 _GROUPS = tuple(np.array([*group]) for group in (ANIMALS, OBJECTS, (*MORE, *SENSES, *SENSES)))
+_SECOND = {word_of(sense): sense for sense in DECIDES}
 # White on pale is the hardest of all: it is drawn twice as often.
 _TINTS = np.array([*COLORS, "white"])
 # What captions say besides subjects and colors.
@@ -80,9 +81,8 @@ def decided(names: Sequence[str]) -> bool:
     """Whether every word of several senses means the one that the others decide; alone it may mean any."""
     if len(names) == 1:
         return True
-    meant = {sense: not {*DECIDES[sense]}.isdisjoint(names) for sense in DECIDES}
-    words = {word_of(sense): sense for sense in DECIDES}
-    return all((name in DECIDES) == meant[words[word_of(name)]] for name in names if word_of(name) in words)
+    second = [(name, _SECOND[word_of(name)]) for name in names if word_of(name) in _SECOND]
+    return all((name == sense) != {*DECIDES[sense]}.isdisjoint(names) for name, sense in second)
 
 
 class Composer:

@@ -158,6 +158,10 @@ def test_what_cannot_be_bound(tiny):
     lacking = replace(word, changes=dict(list(word.changes.items())[1:]))
     with pytest.raises(SettingsError, match=r"do not fit '.*learned for another model"), lacking.bind(tiny):
         pass
+    name = next(iter(word.changes))
+    odd = replace(word, changes={**word.changes, name: torch.ones(RANK + 1, word.changes[name].shape[1])})
+    with pytest.raises(SettingsError, match=r"do not fit '.*they differ in '"), odd.bind(tiny):
+        pass
     with pytest.raises(SettingsError, match="not all finite"):
         replace(word, changes={"a": torch.tensor([[float("nan")]])})
 

@@ -107,12 +107,12 @@ OBJECTS = tuple("backpack glasses crown suitcase chair balloon bow car bowl benc
 
 def single() -> tuple[Case, ...]:
     """Each of the benchmark's 24 subjects alone."""
-    return tuple(_case("single", Wanted(word)) for word in ANIMALS + OBJECTS)
+    return tuple(case("single", Wanted(word)) for word in ANIMALS + OBJECTS)
 
 
 def colored() -> tuple[Case, ...]:
     """Each of the benchmark's 12 objects in each of its 11 colors."""
-    return tuple(_case("colors", Wanted(*pair)) for pair in itertools.product(OBJECTS, COLORS))
+    return tuple(case("colors", Wanted(*pair)) for pair in itertools.product(OBJECTS, COLORS))
 
 
 def three() -> tuple[Case, ...]:
@@ -121,7 +121,7 @@ def three() -> tuple[Case, ...]:
     for i in range(72):
         trio = words[i % 24], words[(i * 5 + 7) % 24], words[(i * 11 + i // 24 + 14) % 24]
         if len(set(trio)) == 3:
-            cases.append(_case("three", *map(Wanted, trio)))
+            cases.append(case("three", *map(Wanted, trio)))
     return tuple(cases)
 
 
@@ -135,10 +135,11 @@ SIMILAR = (
 
 def similar() -> tuple[Case, ...]:
     """24 prompts of two subjects that look alike, which models mix."""
-    return tuple(_case("similar", *map(Wanted, pair.split())) for pair in SIMILAR.split(", "))
+    return tuple(case("similar", *map(Wanted, pair.split())) for pair in SIMILAR.split(", "))
 
 
-def _case(subset: str, *things: Wanted) -> Case:
+def case(subset: str, *things: Wanted) -> Case:
+    """A prompt of some things: "a cat and an apple"."""
     phrases = []
     for thing in things:
         article = "an" if thing.phrase[0] in "aeiou" else "a"

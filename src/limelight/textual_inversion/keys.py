@@ -42,7 +42,7 @@ def first_changes(model: Model, rank: int, random: torch.Generator) -> dict[str,
 
 def rank_of(changes: Mapping[str, Tensor]) -> int:
     """The rank of a word's keys and values; 0 where it has none of its own."""
-    return max((len(value) for name, value in changes.items() if name.endswith(DOWN)), default=0)
+    return max((len(value) for name, value in changes.items() if name.endswith(DOWN) and value.ndim), default=0)
 
 
 def check_changes(token: str, model: Any, changes: Mapping[str, Tensor]) -> None:
@@ -59,10 +59,10 @@ def check_changes(token: str, model: Any, changes: Mapping[str, Tensor]) -> None
             f"'{token}' has keys and values of its own, and a pipeline does not tell where the word is. Bind it to "
             "`limelight.load(pipeline)`; in diffusers, `load_lora_weights` on its folder changes all words a little."
         )
-    wanted = {}
+    wanted, rank = {}, rank_of(changes)
     for name, module in _layers(model).items():
-        wanted[f"{name}.{DOWN}"], wanted[f"{name}.{UP}"] = module.in_features, module.out_features
-    given = {name: value.shape[name.endswith(DOWN)] for name, value in changes.items()}
+        wanted[f"{name}.{DOWN}"], wanted[f"{name}.{UP}"] = (rank, module.in_features), (module.out_features, rank)
+    given = {name: tuple(value.shape) for name, value in changes.items()}
     if given != wanted:
         odd = min(given.items() ^ wanted.items())[0]
         raise SettingsError(
