@@ -15,8 +15,19 @@ from limelight.models.embedded import POCKET
 from limelight.prompts.prompt import parse
 from recipes.pocket import parts, vae
 from recipes.pocket.clip import nameless
-from recipes.pocket.denoiser import OWN_HEAD, RECOLORED, Denoise, Pool, concentration_loss, grounding_loss
-from recipes.pocket.detector import NAMES, Gallery, begin_with, detector_loss, mixture, targets
+from recipes.pocket.denoiser import (
+    LOUDEST,
+    LOWEST,
+    OWN_HEAD,
+    RECOLORED,
+    TURNED,
+    Denoise,
+    Pool,
+    concentration_loss,
+    grounding_loss,
+    turned_heads,
+)
+from recipes.pocket.detector import NAMES, Gallery, begin_with, detector_loss, mixture, painted, targets
 from recipes.pocket.pool import grounded
 from recipes.pocket.scenes import HELD_OUT, OTHER_WORDS, SIDE, Composer, Scene, Thing, caption, tint
 from recipes.pocket.training import Run
@@ -159,6 +170,35 @@ def test_concentration_loss_by_hand():
     assert concentration_loss(maps, positions, torch.full_like(concepts, -1), masks, weight).item() == 0
 
 
+def test_heads_are_turned_on_some_words():
+    positions, concepts = torch.tensor([[2, 5, 0]] * 2000), torch.tensor([[3, -1, -1]] * 2000)
+    gains = turned_heads(positions, concepts, 8, 9, torch.Generator().manual_seed(0))
+    assert gains.shape == (2000, 8, 9)
+    assert torch.equal(gains[..., [0, 1, 3, 4, 6, 7, 8]], torch.ones(2000, 8, 7)), "no other token is touched"
+    turned = (gains != 1).any(dim=1).float().mean(dim=0)
+    assert turned[[2, 5]].tolist() == pytest.approx([TURNED] * 2, abs=0.04)
+    own, others = gains[:, 3, 2], gains[:, [0, 1, 2, 4, 5, 6, 7], 2]
+    assert own.min() == 1
+    assert 7 < own.max() <= LOUDEST
+    assert LOWEST <= others.min() < LOWEST + 0.5
+    assert others.max() == 1
+    assert (others[own > 1] == 1).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert gains[:, 3, 5].min() < 0, "a word that has no head of its own may lose any"
+
+
+def test_turned_heads_change_the_prediction_and_not_what_is_recorded(pocket):
+    generator = torch.Generator().manual_seed(0)
+    latents, ids = torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([pocket.prompt("a cat").ids])
+    gains = torch.ones(1, 8, ids.shape[1])
+    with torch.no_grad():
+        plain, maps = Denoise(pocket)(latents, torch.tensor([500]), ids, ids, gains)
+        gains[:, :, 2] = 0.0
+        turned, maps_of_turned = Denoise(pocket)(latents, torch.tensor([500]), ids, ids, gains)
+    assert maps.shape == (1, 3, 8, 64, ids.shape[1])
+    assert torch.equal(maps[:, 0], maps_of_turned[:, 0])
+    assert not torch.equal(plain, turned)
+
+
 def test_what_kind_of_thing_each_is():
     kinds = list(CONCEPTS)
     assert len(kinds) == parts.denoiser().config.attention_head_dim  # heads of a layer, in diffusers' naming
@@ -195,7 +235,7 @@ def test_a_color_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
     row = changed[:, 2].nonzero()[0]
     seen: list[torch.Tensor] = []
     handle = pocket.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
-    Denoise(pocket)(latents[row], torch.tensor([500]), ids[row], recolored[row])
+    Denoise(pocket)(latents[row], torch.tensor([500]), ids[row], recolored[row], torch.ones(1, 8, ids.shape[1]))
     handle.remove()
     own, other = (pocket.pipeline.text_encoder(some[row])[0] for some in (ids, recolored))
     assert torch.equal(seen[0], torch.where(changed[row][..., None], own, other))
@@ -258,6 +298,18 @@ def test_a_mixture_shows_both(seed):
     assert mixed.shape == (60, 50, 4)
     assert mixed[..., :3].reshape(-1, 3).mean(axis=0)[[0, 2]].min() > 60
     assert mixed[..., 3].min() > 250
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_unsteady_hand_draws_the_same_scene(seed):
+    y, x = np.mgrid[:SIDE, :SIDE]
+    disc = np.where(((x - 64) ** 2 + (y - 64) ** 2 < 40**2)[..., None], [200, 30, 30], [240, 240, 240]).astype(np.uint8)
+    drawn = painted(disc, np.random.default_rng(seed))
+    changed = (drawn != disc).any(axis=-1)
+    assert (drawn.dtype, drawn.shape) == (disc.dtype, disc.shape)
+    away = abs(np.hypot(x - 64, y - 64) - 40)
+    assert changed.any()
+    assert away[changed].max() < 12, "only the outline moves"
 
 
 def test_the_judges_scenes_and_targets(tmp_path):

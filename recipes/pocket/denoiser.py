@@ -13,7 +13,8 @@ at its own word alone, where attention shows it and edits reach it.
 One head of each layer is for each of eight kinds of things (`CONCEPTS`): as in the models of Jungwon Park et al.,
 "Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in Text-to-Image Generative Models", 2024,
 https://arxiv.org/abs/2412.02237, where that came about by itself, a word of two meanings is then read by other heads in
-each of them.
+each of them. That a head looks at a word does not yet make the image depend on it: so of some words the own head is
+turned up and others are turned down, and what the own head reads has to do.
 """
 
 from __future__ import annotations
@@ -33,19 +34,21 @@ from limelight.models.stable_diffusion import StableDiffusion
 
 from . import parts
 from .training import Run, arguments, precision
-from .vocabulary import COLORS, HARD, SUBJECTS
+from .vocabulary import COLORS, CONCEPTS, HARD, SUBJECTS
 
 EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
 GROUNDING = 0.05
 CONCENTRATION = 0.05
 OWN_HEAD = 0.5  # share of a word's attention that its concept's head is to have
+TURNED, LOUDEST, LOWEST = 0.3, 8.0, -4.0  # share of words whose heads are turned up and down, and how far
 RECOLORED = 0.5  # share of captions whose other words know of other colors
 
 
 class Denoise(nn.Module):
-    """(noisy latents, timesteps, token ids) to (velocity, 8 x 8 cross-attention by head [B, heads, 64, tokens]).
+    """(noisy latents, timesteps, token ids) to (velocity, 8 x 8 cross-attention [B, layers, heads, 64, tokens]).
 
-    `recolored` are the ids with other color words: the states of all words but these are those of that caption.
+    `recolored` are the ids with other color words: the states of all words but these are those of that caption. `gains`
+    [B, heads, tokens] are those of the heads of every layer on the words, as an edit's.
     """
 
     def __init__(self, model: StableDiffusion) -> None:
@@ -54,12 +57,14 @@ class Denoise(nn.Module):
         self._model = [model]  # in a list: its modules are already ours
         self._layers = [layer for layer in model.sites if layer.kind == "cross" and layer.scale == model.guided_scale]
 
-    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, recolored: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, ids: Tensor, recolored: Tensor, gains: Tensor
+    ) -> tuple[Tensor, Tensor]:
         own, others = self.text(torch.cat([ids, recolored]))[0].chunk(2)
         states = torch.where((ids != recolored)[..., None], own, others)
-        with Probe(self._model[0], self._layers) as probe:
+        with Probe(self._model[0], self._layers, edits=[lambda _, maps, __: maps * gains[:, :, None]]) as probe:
             velocity = self.unet(latents, timesteps, states, return_dict=False)[0]
-            maps = torch.stack(list(probe.take(latents, ()).layers.values())).mean(dim=0)
+            maps = torch.stack(list(probe.take(latents, ()).layers.values()), dim=1)
         return velocity, maps
 
 
@@ -127,6 +132,25 @@ class Pool:
         return tuple(x.to(device) for x in batch)
 
 
+def turned_heads(positions: Tensor, concepts: Tensor, heads: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """Gains of heads on words, [B, heads, tokens]: of some words the own head's up to `LOUDEST`, and of each other head
+    with even chance 1 or down to `LOWEST`.
+
+    Args:
+        positions: [B, words], 0 where there is none.
+        concepts: [B, words], which head is a word's own; -1 where none is.
+        heads, tokens: how many there are.
+    """
+    chances = torch.rand(4, *positions.shape, heads, generator=generator).to(positions.device)
+    own = concepts[..., None] == torch.arange(heads, device=positions.device)
+    lower = torch.where(chances[0] < 0.5, 1.0, 1 + (LOWEST - 1) * chances[1])
+    gains = torch.where(own, 1 + (LOUDEST - 1) * chances[2], lower)
+    turned = (positions > 0) & (chances[3, ..., 0] < TURNED)
+    gains = torch.where(turned[..., None], gains, 1.0).transpose(1, 2)
+    full = torch.ones(len(positions), heads, tokens, device=positions.device)
+    return full.scatter(2, positions[:, None].expand_as(gains), gains)
+
+
 def grounding_loss(maps: Tensor, positions: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
     """How much of each word's attention lies off its object, squared.
 
@@ -145,7 +169,8 @@ def columns_of(maps: Tensor, positions: Tensor) -> Tensor:
 
 
 def concentration_loss(maps: Tensor, positions: Tensor, concepts: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
-    """How far the head of each word's concept is from having its share of what the heads give the word on its object.
+    """How far the head of each word's concept is from having its share of what a layer's heads give the word on its
+    object.
 
     Arguments as of `grounding_loss`; concepts [B, words], -1 where there is none.
     """
@@ -180,15 +205,16 @@ def main() -> None:
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         # The fused kernel's backward is slow on CPU at these sizes.
         with precision(args), sdpa_kernel([SDPBackend.MATH]):
-            velocity, maps = run.model(noisy, timesteps, ids, recolored)
+            gains = turned_heads(positions, concepts, len(CONCEPTS), ids.shape[1], generator)
+            velocity, maps = run.model(noisy, timesteps, ids, recolored, gains)
         snr = (alpha / (1 - alpha)).flatten()
         error = F.mse_loss(velocity.float(), target, reduction="none").mean(dim=(1, 2, 3))
         loss = (error * snr.clamp(0.25, 5) / (snr + 1)).mean()
         maps, weight = maps.float(), alpha.flatten().sqrt()
-        grounding = grounding_loss(maps, positions, masks, weight)
-        run.update(
-            loss + GROUNDING * grounding + CONCENTRATION * concentration_loss(maps, positions, concepts, masks, weight)
-        )
+        grounding = grounding_loss(maps.mean(dim=1), positions, masks, weight)
+        layers = maps.unbind(dim=1)
+        apart = sum(concentration_loss(layer, positions, concepts, masks, weight) for layer in layers) / len(layers)
+        run.update(loss + GROUNDING * grounding + CONCENTRATION * apart)
 
 
 if __name__ == "__main__":

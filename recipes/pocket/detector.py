@@ -28,6 +28,7 @@ from .vocabulary import ANIMALS, COLORED, COLORS, DRAWN, OBJECTS, word_of
 
 NAMES, TINTS, CELLS = list(DRAWN), list(COLORS), SIDE // STRIDE
 FAINT, MIXED = 0.15, 0.2  # shares of grounds in the tone of a thing, and of things that are two at once
+PAINTED = 0.6  # share of scenes with the unsteady outlines of a generator
 Truth = list[tuple[int, int, tuple[float, float, float, float]]]
 """Things of a scene: subject, color or -1 where nobody chose it, box in pixels. A mixture is two in one box."""
 
@@ -126,7 +127,8 @@ class Gallery:
         canvas = self.ground(rng, _tone(placed[0][0]) if faint else None)
         for image, left, top in placed:
             canvas.paste(image, (left, top), image)
-        return worn(np.asarray(canvas), rng), truth
+        pixels = np.asarray(canvas)
+        return worn(painted(pixels, rng) if rng.random() < PAINTED else pixels, rng), truth
 
     def _name(self, rng: np.random.Generator) -> str:
         return str(rng.choice(self.first if rng.random() < 0.3 else self.names))
@@ -190,6 +192,19 @@ def _bent(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         for x in range(2)
     ]
     return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+
+
+def painted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same scene by an unsteady hand, as a generator draws: wavering outlines, and details run together. uint8
+    [side, side, 3]."""
+    side, cells = len(pixels), int(rng.integers(8, 33))
+    waves = rng.normal(0, rng.uniform(0.3, 2.5), (2, cells, cells)).astype(np.float32)
+    moves = [np.asarray(Image.fromarray(wave).resize((side, side), Image.Resampling.BICUBIC)) for wave in waves]
+    y, x = (np.indices((side, side)) + moves).round().astype(int).clip(0, side - 1)
+    image = Image.fromarray(pixels[y, x])
+    if rng.random() < 0.5:
+        image = image.filter(ImageFilter.MedianFilter(int(rng.choice([3, 5]))))
+    return np.asarray(image)
 
 
 def _shuffled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -313,7 +328,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     gallery = Gallery(args.sprites)
-    detector = PocketDetector(NAMES, TINTS, mixture=0.5)
+    detector = PocketDetector(NAMES, TINTS, mixture=0.8)
     if args.begin:
         begin_with(args.begin, detector)
     run = Run(detector.to(memory_format=torch.channels_last), args)
