@@ -20,6 +20,7 @@ from recipes.pocket.denoiser import (
     LOWEST,
     OWN_HEAD,
     RECOLORED,
+    RENAMED,
     TURNED,
     Denoise,
     Pool,
@@ -216,40 +217,54 @@ def test_what_kind_of_thing_each_is():
     assert (words, [mask.sum() for mask in masks]) == (("orange", "red"), [64, 64])
 
 
-def test_a_color_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
+def test_a_color_or_a_noun_is_to_be_had_at_its_own_word_alone(tmp_path, pocket):
     captions = ["a red car and a blue dog", "a cat"] * 200
     words, concepts = [["car", "red", "dog", "blue"], ["cat"]] * 200, [[4, 1, 0, 1], [0]] * 200
     state = {"latents": torch.zeros(400, 4, 16, 16), "masks": torch.zeros(400, 6, 8, 8)}
     torch.save({**state, "captions": captions, "words": words, "concepts": concepts}, tmp_path / "part-0.pt")
     pool = Pool(tmp_path, pocket)
     assert pool.weights.tolist() == [1.0, 1.0] * 200
-    latents, ids, recolored, positions, concepts, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
-    changed = ids != recolored
-    assert set(changed.nonzero()[:, 1].tolist()) == {2, 6}
-    assert set(recolored[changed].tolist()) <= set(pool.colors.tolist())
+    latents, ids, reworded, positions, concepts, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
+    changed = ids != reworded
+    assert set(changed.nonzero()[:, 1].tolist()) == {2, 3, 6, 7}
     assert {tuple(row) for row in concepts.tolist()} == {(4, 1, 0, 1, -1, -1), (0, -1, -1, -1, -1, -1)}
     colored = positions[:, 1] == 2
-    # A color may be replaced by itself, both by themselves in one caption of 121.
-    assert changed[colored].any(dim=1).float().mean() == pytest.approx(RECOLORED, abs=0.1)
+    for columns, words, share in (([2, 6], pool.colors, RECOLORED), ([3, 7], pool.nouns, RENAMED)):
+        here = changed[colored][:, columns]
+        assert set(reworded[colored][:, columns][here].tolist()) <= set(words.tolist())
+        # A word may be replaced by itself, both colors by themselves in one caption of 121.
+        assert here.any(dim=1).float().mean() == pytest.approx(share, abs=0.1)
+    both = changed[:, [2, 6]].any(dim=1) & changed[:, [3, 7]].any(dim=1)
+    assert not both[colored].any(), "a noun's own state tells its color"
 
-    row = changed[:, 2].nonzero()[0]
+    row = (changed[:, 2] & colored).nonzero()[0]
     seen: list[torch.Tensor] = []
     handle = pocket.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
-    Denoise(pocket)(latents[row], torch.tensor([500]), ids[row], recolored[row], torch.ones(1, 8, ids.shape[1]))
+    Denoise(pocket)(latents[row], torch.tensor([500]), ids[row], reworded[row], torch.ones(1, 8, ids.shape[1]))
     handle.remove()
-    own, other = (pocket.pipeline.text_encoder(some[row])[0] for some in (ids, recolored))
+    own, other = (pocket.pipeline.text_encoder(some[row])[0] for some in (ids, reworded))
     assert torch.equal(seen[0], torch.where(changed[row][..., None], own, other))
     assert not torch.equal(seen[0][0, 3], own[0, 3])
 
 
-def test_orange_is_recolored_before_a_noun_alone(tmp_path, pocket):
+def test_what_is_drawn_more_often(tmp_path, pocket):
+    captions = ["a cat", "a shark", "a cat and a shark", "a mouse", "a red mouse", "a mouse and a cat"]
+    words = [["cat"], ["shark"], ["cat", "shark"], ["mouse"], ["mouse", "red"], ["mouse", "cat"]]
+    state = {"latents": torch.zeros(6, 4, 16, 16), "masks": torch.zeros(6, 6, 8, 8)}
+    torch.save({**state, "captions": captions, "words": words, "concepts": [[]] * 6}, tmp_path / "part-0.pt")
+    assert Pool(tmp_path, pocket).weights.tolist() == [1.0, 4.0, 2.5, 40.0, 40.0, 2.5]
+
+
+def test_orange_is_reworded_before_a_noun_alone(tmp_path, pocket):
     captions = ["an orange and an orange car"] * 2
     state = {"latents": torch.zeros(2, 4, 16, 16), "masks": torch.zeros(2, 6, 8, 8)}
     state |= {"captions": captions, "words": [["orange", "car", "orange"]] * 2, "concepts": [[2, 4, 1]] * 2}
     torch.save(state, tmp_path / "part-0.pt")
     pool = Pool(tmp_path, pocket)
-    _, ids, recolored, positions, _, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
-    assert {*(ids != recolored).nonzero()[:, 1].tolist()} == {5}
+    _, ids, reworded, positions, _, _ = pool.batch(400, torch.Generator().manual_seed(0), "cpu")
+    changed = ids != reworded
+    assert {*changed.nonzero()[:, 1].tolist()} == {2, 5, 6}
+    assert not (changed[:, 5] & changed[:, [2, 6]].any(dim=1)).any(), "the color alone, or the nouns"
     assert {tuple(row) for row in positions.tolist()} == {(2, 6, 5, 0, 0, 0), (0, 0, 0, 0, 0, 0)}
 
 

@@ -6,15 +6,16 @@ attention of each subject and color word is drawn to its own object as in Zirui 
 Text-to-Image Diffusion with Token-level Supervision", 2023, https://arxiv.org/abs/2312.03626: a word's map must
 mean something before guidance can use it.
 
-A text encoder tells a noun's state the color before it, and a denoiser that finds it there never looks at the color
-word. So in some captions every other state comes from the same caption in other colors: a color is then to be had
-at its own word alone, where attention shows it and edits reach it.
+A text encoder tells a noun's state the color before it, and the states behind a word that word, and a denoiser that
+finds it there never looks at the word itself. So in most captions all other states come from the same caption with
+other colors, or other nouns: what a word says is then to be had at the word alone, where attention shows it and edits
+reach it.
 
 One head of each layer is for each of eight kinds of things (`CONCEPTS`): as in the models of Jungwon Park et al.,
 "Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in Text-to-Image Generative Models", 2024,
 https://arxiv.org/abs/2412.02237, where that came about by itself, a word of two meanings is then read by other heads in
-each of them. That a head looks at a word does not yet make the image depend on it: so of some words the own head is
-turned up and others are turned down, and what the own head reads has to do.
+each of them. That a head looks at a word does not yet make the image depend on it: so of some of the words that are to
+be had nowhere else, the own head is turned up and others are turned down, and what the own head reads has to do.
 """
 
 from __future__ import annotations
@@ -34,21 +35,22 @@ from limelight.models.stable_diffusion import StableDiffusion
 
 from . import parts
 from .training import Run, arguments, precision
-from .vocabulary import COLORS, CONCEPTS, HARD, SUBJECTS
+from .vocabulary import COLORS, CONCEPTS, HARD, SENSES, SUBJECTS, word_of
 
 EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
 GROUNDING = 0.05
 CONCENTRATION = 0.05
 OWN_HEAD = 0.5  # share of a word's attention that its concept's head is to have
-TURNED, LOUDEST, LOWEST = 0.3, 8.0, -4.0  # share of words whose heads are turned up and down, and how far
-RECOLORED = 0.5  # share of captions whose other words know of other colors
+TURNED, LOUDEST, LOWEST = 0.5, 8.0, -4.0  # share of words whose heads are turned up and down, and how far
+AMBIGUOUS = {word_of(name) for name in SENSES}
+RECOLORED, RENAMED = 0.5, 0.4  # shares of captions whose other words know of other colors, or of other nouns
 
 
 class Denoise(nn.Module):
     """(noisy latents, timesteps, token ids) to (velocity, 8 x 8 cross-attention [B, layers, heads, 64, tokens]).
 
-    `recolored` are the ids with other color words: the states of all words but these are those of that caption. `gains`
-    [B, heads, tokens] are those of the heads of every layer on the words, as an edit's.
+    `reworded` are the ids with other colors or nouns: the states of all words but these are those of that caption.
+    `gains` [B, heads, tokens] are those of the heads of every layer on the words, as an edit's.
     """
 
     def __init__(self, model: StableDiffusion) -> None:
@@ -58,10 +60,10 @@ class Denoise(nn.Module):
         self._layers = [layer for layer in model.sites if layer.kind == "cross" and layer.scale == model.guided_scale]
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, ids: Tensor, recolored: Tensor, gains: Tensor
+        self, latents: Tensor, timesteps: Tensor, ids: Tensor, reworded: Tensor, gains: Tensor
     ) -> tuple[Tensor, Tensor]:
-        own, others = self.text(torch.cat([ids, recolored]))[0].chunk(2)
-        states = torch.where((ids != recolored)[..., None], own, others)
+        own, others = self.text(torch.cat([ids, reworded]))[0].chunk(2)
+        states = torch.where((ids != reworded)[..., None], own, others)
         with Probe(self._model[0], self._layers, edits=[lambda _, maps, __: maps * gains[:, :, None]]) as probe:
             velocity = self.unet(latents, timesteps, states, return_dict=False)[0]
             maps = torch.stack(list(probe.take(latents, ()).layers.values()), dim=1)
@@ -93,8 +95,11 @@ def colors_in(ids: Tensor, colors: Tensor, nouns: Tensor) -> Tensor:
 
 
 def _weight(words: Sequence[str]) -> float:
-    """How often a scene is drawn, by its nouns: those that are hard four times as often as the others."""
+    """How often a scene is drawn, by its nouns: those that are hard four times as often as the others, and words of two
+    meanings of which nothing else in the scene decides forty times."""
     nouns = [word for word in words if word in SUBJECTS]
+    if {*nouns} <= AMBIGUOUS:
+        return 40.0
     return sum(4 if noun in HARD else 1 for noun in nouns) / len(nouns)
 
 
@@ -119,16 +124,21 @@ class Pool:
         )
 
     def batch(self, count: int, generator: torch.Generator, device: str) -> tuple[Tensor, ...]:
-        """Latents, ids, ids in other colors, positions of words, their concepts, their cells."""
+        """Latents, ids, ids with other colors or nouns, positions of words, their concepts, their cells."""
         index = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         ids, positions = self.ids[index], self.positions[index]
         dropped = torch.rand(count, generator=generator) < EMPTY
         ids = torch.where(dropped[:, None], self.empty, ids)
         positions = positions.masked_fill(dropped[:, None], 0)
-        changed = colors_in(ids, self.colors, self.nouns) & (torch.rand(count, 1, generator=generator) < RECOLORED)
-        others = self.colors[torch.randint(len(self.colors), ids.shape, generator=generator)]
-        recolored = torch.where(changed, others, ids)
-        batch = self.latents[index].float(), ids, recolored, positions, self.concepts[index], self.masks[index].float()
+        colored, chance = colors_in(ids, self.colors, self.nouns), torch.rand(count, 1, generator=generator)
+        named = torch.isin(ids, self.nouns) & ~colored
+        recolored = colored & (chance < RECOLORED)
+        renamed = named & (chance > 1 - RENAMED)  # not both: a noun's own state tells its color
+        others = [
+            words[torch.randint(len(words), ids.shape, generator=generator)] for words in (self.colors, self.nouns)
+        ]
+        reworded = torch.where(recolored, others[0], torch.where(renamed, others[1], ids))
+        batch = self.latents[index].float(), ids, reworded, positions, self.concepts[index], self.masks[index].float()
         return tuple(x.to(device) for x in batch)
 
 
@@ -197,7 +207,7 @@ def main() -> None:
     alphas = pipeline.scheduler.alphas_cumprod.to(args.device)
     for step in run.steps():
         generator = torch.Generator().manual_seed(1_000_003 * args.seed + 2 * step * run.world + 2 * run.rank)
-        latents, ids, recolored, positions, concepts, masks = pool.batch(run.share, generator, args.device)
+        latents, ids, reworded, positions, concepts, masks = pool.batch(run.share, generator, args.device)
         timesteps = torch.randint(len(alphas), (run.share,), generator=generator).to(args.device)
         noise = torch.randn(latents.shape, generator=generator).to(args.device)
         alpha = alphas[timesteps][:, None, None, None]
@@ -205,8 +215,9 @@ def main() -> None:
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         # The fused kernel's backward is slow on CPU at these sizes.
         with precision(args), sdpa_kernel([SDPBackend.MATH]):
-            gains = turned_heads(positions, concepts, len(CONCEPTS), ids.shape[1], generator)
-            velocity, maps = run.model(noisy, timesteps, ids, recolored, gains)
+            alone = (ids != reworded).gather(1, positions)
+            gains = turned_heads(positions * alone, concepts, len(CONCEPTS), ids.shape[1], generator)
+            velocity, maps = run.model(noisy, timesteps, ids, reworded, gains)
         snr = (alpha / (1 - alpha)).flatten()
         error = F.mse_loss(velocity.float(), target, reduction="none").mean(dim=(1, 2, 3))
         loss = (error * snr.clamp(0.25, 5) / (snr + 1)).mean()

@@ -28,6 +28,7 @@ from .vocabulary import ANIMALS, COLORED, COLORS, DRAWN, OBJECTS, word_of
 
 NAMES, TINTS, CELLS = list(DRAWN), list(COLORS), SIDE // STRIDE
 FAINT, MIXED = 0.15, 0.2  # shares of grounds in the tone of a thing, and of things that are two at once
+LARGEST = (0, 118, 90, 64, 57)  # pixels of the longer side, by how many things there are
 PAINTED = 0.6  # share of scenes with the unsteady outlines of a generator
 Truth = list[tuple[int, int, tuple[float, float, float, float]]]
 """Things of a scene: subject, color or -1 where nobody chose it, box in pixels. A mixture is two in one box."""
@@ -93,7 +94,7 @@ class Gallery:
 
     def scene(self, rng: np.random.Generator, mixed: float = MIXED) -> tuple[np.ndarray, Truth]:
         """One scene, uint8 [128, 128, 3], and its truth; `mixed` is the share of things that are two at once."""
-        count = int(rng.choice(4, p=[0.05, 0.3, 0.5, 0.15]))
+        count = int(rng.choice(4, p=[0.05, 0.4, 0.4, 0.15]))
         names = [self._name(rng) for _ in range(count)]
         if self.strangers:
             names += [str(rng.choice(self.strangers)) for _ in range(int(rng.integers(0, 3)) // (1 + (count > 1)))]
@@ -105,7 +106,7 @@ class Gallery:
             color = None
             if rng.random() < (0.6 if name in COLORED or name in OBJECTS else 0.25):
                 color = str(rng.choice(TINTS))
-            size = int(rng.integers(36, 109 if len(names) == 1 else 73 if len(names) == 2 else 57))
+            size = int(rng.integers(36, LARGEST[len(names)]))
             image, shown = self.drawing(name, color, size, rng), [name]
             if name not in DRAWN and rng.random() < 0.3:
                 image = _shuffled(self.drawing(self._name(rng), color, size, rng), rng)
