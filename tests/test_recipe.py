@@ -180,7 +180,7 @@ def test_heads_are_turned_on_some_words():
     assert turned[[2, 5]].tolist() == pytest.approx([TURNED] * 2, abs=0.04)
     own, others = gains[:, 3, 2], gains[:, [0, 1, 2, 4, 5, 6, 7], 2]
     assert own.min() == 1
-    assert 7 < own.max() <= LOUDEST
+    assert LOUDEST - 0.5 < own.max() <= LOUDEST
     assert LOWEST <= others.min() < LOWEST + 0.5
     assert others.max() == 1
     assert (others[own > 1] == 1).float().mean() == pytest.approx(0.5, abs=0.05)
@@ -252,7 +252,7 @@ def test_what_is_drawn_more_often(tmp_path, pocket):
     words = [["cat"], ["shark"], ["cat", "shark"], ["mouse"], ["mouse", "red"], ["mouse", "cat"]]
     state = {"latents": torch.zeros(6, 4, 16, 16), "masks": torch.zeros(6, 6, 8, 8)}
     torch.save({**state, "captions": captions, "words": words, "concepts": [[]] * 6}, tmp_path / "part-0.pt")
-    assert Pool(tmp_path, pocket).weights.tolist() == [1.0, 4.0, 2.5, 40.0, 40.0, 2.5]
+    assert Pool(tmp_path, pocket).weights.tolist() == [1.0, 4.0, 2.5, 16.0, 16.0, 2.5]
 
 
 def test_orange_is_reworded_before_a_noun_alone(tmp_path, pocket):

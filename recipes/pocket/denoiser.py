@@ -41,7 +41,7 @@ EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
 GROUNDING = 0.05
 CONCENTRATION = 0.05
 OWN_HEAD = 0.5  # share of a word's attention that its concept's head is to have
-TURNED, LOUDEST, LOWEST = 0.5, 8.0, -4.0  # share of words whose heads are turned up and down, and how far
+TURNED, LOUDEST, LOWEST = 0.5, 16.0, -8.0  # share of words whose heads are turned up and down, as far as `adjust` does
 AMBIGUOUS = {word_of(name) for name in SENSES}
 RECOLORED, RENAMED = 0.5, 0.4  # shares of captions whose other words know of other colors, or of other nouns
 
@@ -96,10 +96,10 @@ def colors_in(ids: Tensor, colors: Tensor, nouns: Tensor) -> Tensor:
 
 def _weight(words: Sequence[str]) -> float:
     """How often a scene is drawn, by its nouns: those that are hard four times as often as the others, and words of two
-    meanings of which nothing else in the scene decides forty times."""
+    meanings of which nothing else in the scene decides sixteen times."""
     nouns = [word for word in words if word in SUBJECTS]
     if {*nouns} <= AMBIGUOUS:
-        return 40.0
+        return 16.0
     return sum(4 if noun in HARD else 1 for noun in nouns) / len(nouns)
 
 
