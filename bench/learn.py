@@ -228,7 +228,7 @@ def generated(
     return found
 
 
-def measure(model: limelight.Model, folder: Path, subject: str, seeds: int, steps: int, **changes: Any) -> None:
+def measure(model: limelight.Model, folder: Path, subject: str, seeds: int, steps: int, /, **changes: Any) -> None:
     """Learn a word, generate with it, and print the measurements."""
     token, init = f"<{subject}>", SUBJECTS[subject][0]
     images = photographs(subject)
@@ -322,6 +322,8 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, help="by default what suits the model")
     parser.add_argument("--vectors", type=int, default=1)
     parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--attention-weight", type=float)
     parser.add_argument("--seeds", type=int, default=4, help="of each prompt")
     parser.add_argument("--steps", type=int, default=50, help="of each image")
     parser.add_argument("--rates", help="learning rates to compare, e.g. 0.005,0.02")
@@ -341,8 +343,9 @@ def main() -> None:
     if args.time:
         timing(model, 7)
     else:
-        changes = without_none({"vectors": args.vectors, "rank": args.rank, "steps": args.train_steps})
-        measure(model, args.out, args.subject, args.seeds, args.steps, **changes)
+        changes = {"vectors": args.vectors, "rank": args.rank, "steps": args.train_steps, "lr": args.lr}
+        changes["attention_weight"] = args.attention_weight
+        measure(model, args.out, args.subject, args.seeds, args.steps, **without_none(changes))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def unnamed(model: limelight.Model, scene: Scene, steps: int, random: np.random.
     image, found = Image.fromarray(scene.pixels), []
     for thing in scene.things:
         others = caption(tuple(other for other in scene.things if other is not thing), random)
-        maps = limelight.read_image(model, image, others, steps=steps, also=[thing.subject]).maps
+        maps = limelight.read_image(model, image, others, steps=steps, also=[thing.word]).maps
         found.append(shared(maps, thing))
     return found
 
@@ -129,7 +129,7 @@ def unnamed(model: limelight.Model, scene: Scene, steps: int, random: np.random.
 def shared(maps: limelight.AttentionMaps, thing: Thing) -> tuple[float, float]:
     """IoU of the box, and of the mask, that a thing's word has in the first image with the thing's own box."""
     own = [side / SIDE for side in thing.box]
-    box, mask = maps.box(thing.subject)[0].tolist(), maps.mask(thing.subject, size=(SIDE, SIDE))[0]
+    box, mask = maps.box(thing.word)[0].tolist(), maps.mask(thing.word, size=(SIDE, SIDE))[0]
     return overlap(box, own), covered(mask, own)
 
 
