@@ -5,8 +5,9 @@
     python -m bench.heads routes                    # which words the image depends on
     python -m bench.heads weakening --out FOLDER    # area between LeRHF and MoRHF of Animals and Color, three ways
     python -m bench.heads edits --out FOLDER        # what strengthening and adjusting change, as the detector sees it
+    python -m bench.heads senses                    # what a word of two meanings means, plain and adjusted
 
-Each prints a Markdown table. The last two keep what they generated and go on where they were.
+Each prints a Markdown table. `weakening` and `edits` keep what they generated and go on where they were.
 """
 
 from __future__ import annotations
@@ -252,12 +253,42 @@ def edits(out: Path, vectors: str, seeds: int, steps: int) -> None:
             print(f"| {name} | {method} | {len(found)} | {cells} | {ends} |", flush=True)
 
 
+# What is wanted, and the concepts of that meaning and of the other.
+SENSES = {
+    "mouse": ("Animals", "Devices"),
+    "mouse (computer)": ("Devices", "Animals"),
+    "star": ("Objects", "Sky"),
+    "star (sky)": ("Sky", "Objects"),
+    "bow": ("Clothing", "Objects"),
+    "bow (weapon)": ("Objects", "Clothing"),
+}
+
+
+def senses(source: str, vectors: str, seeds: int, steps: int) -> None:
+    """How often a word that stands alone has the wanted one of its two meanings, as the detector tells them."""
+    model, relevance = limelight.load(source, device="cpu"), Relevance.load(vectors)
+    detector = PocketDetector.load()
+    print("| wanted | images each | plain | adjusted | change |\n|---|---|---|---|---|")
+    for name, concepts in SENSES.items():
+        word = name.split(" (")[0]
+        prompts = [f"a {word}", f"a photo of a {word}"]
+        shares = []
+        for made in ([], [adjust(word, *concepts, head_vectors=relevance)]):
+            options: dict[str, Any] = {"seeds": range(seeds), "edits": made, "steps": steps, "record": False}
+            results = limelight.generate(model, prompts, subjects=[()] * len(prompts), **options)
+            found = detector.detect([image for result in results for image in result.images])
+            shares.append(sum(any(d.name == name for d in seen) for seen in found) / len(found))
+        plain, adjusted = shares
+        print(f"| {name} | {len(found)} | {plain:.0%} | {adjusted:.0%} | {100 * (adjusted - plain):+.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "prompts", "routes", "weakening", "edits"])
+    parser.add_argument("what", choices=["cost", "prompts", "routes", "weakening", "edits", "senses"])
     parser.add_argument("--size", choices=["pocket", *SHAPES], default="pocket")
     parser.add_argument("--side", choices=["plain", "counted"], help=argparse.SUPPRESS)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--model", default="pocket", help="of senses")
     parser.add_argument("--vectors", default="pocket")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
@@ -277,6 +308,8 @@ def main() -> None:
         prompts(args.vectors)
     elif args.what == "routes":
         routes(args.seeds, args.steps)
+    elif args.what == "senses":
+        senses(args.model, args.vectors, args.seeds, args.steps)
     elif args.out is None:
         parser.error("--out is needed")
     elif args.what == "weakening":

@@ -2,7 +2,7 @@
 
     python -m examples.images --check      # what the embedded detector sees in those that are there
 
-The others come from recipes/pocket (pocket.png, pocket-dit.webp), from `make bench` (heads-weakening.png, learn.png,
+The others come from recipes/pocket (pocket.webp, pocket-dit.webp), from `make bench` (heads-weakening.png, learn.png,
 edit-colors.png), from bench.methods and bench.missed (methods.png, missed*.webp), and from a browser (web*.png,
 web*.webp).
 """
@@ -30,7 +30,7 @@ SIDE = 128  # of an image of the embedded model
 
 STEERED = {
     "demo.png": ("a cat and a monkey and a chair", range(6)),
-    "steer-colors.png": ("a pink bow and a gray apple", range(4)),
+    "steer-colors.png": ("a purple bowl and a black bench", range(4)),
     "steer-crown.png": ("a frog and a purple crown", range(4)),
 }
 """Prompts and seeds that are shown plain and guided, by what is recommended."""
@@ -39,15 +39,22 @@ LEADING = {"demo.png", "steer-colors.png", "steer-dit.png", "explain.png"}
 """Those that show what guidance is for: most of their plain images lack something."""
 
 COMMANDS = {
-    "steer-dit.png": "generate 'a cat and a monkey and a chair' --model pocket-dit --seeds 0-5 --compare",
+    "steer-dit.png": "generate 'a cat and a monkey and a crown' --model pocket-dit --seeds 0-5 --compare",
     "words.png": "explain 'a cat and a dog'",
     "explain.png": "explain 'a cat and a monkey and a chair' --seeds 4 --compare",
     "edit.png": "edit 'a red car and a dog' 'a blue car and a dog' 'a red bench and a dog' 'a red car and a cat' "
     "--seeds 0-3",
+    "adjust.png": "generate 'a mouse' --seeds 0-5 --guidance none --adjust mouse=Devices-Animals --compare",
     "heads-heatmaps.png": "heads show pocket",
     "heads-concepts.png": "heads show pocket",
 }
-MADE = {"steer-dit.png": "-grid-", "words.png": "-words-", "explain.png": "-compare-", "edit.png": "-to-"}
+MADE = {
+    "steer-dit.png": "-grid-",
+    "adjust.png": "-grid-",
+    "words.png": "-words-",
+    "explain.png": "-compare-",
+    "edit.png": "-to-",
+}
 """What is in the name of the file that a command makes; by default what is in the image's own."""
 
 
@@ -121,7 +128,7 @@ def mistakes(name: str) -> list[str]:
         print(f"{name}, {row}: {counts[row]} of {totals[row]} show everything")
 
     found = []
-    if counts.get("guided", 1) < counts.get("plain", 0):
+    if counts.get("guided", counts.get("plain", 0)) < counts.get("plain", 0):
         found.append(f"{name}: guidance makes it worse")
     if name in LEADING and counts["plain"] > totals["plain"] / 2:
         found.append(f"{name}: there is little to repair")

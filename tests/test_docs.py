@@ -118,11 +118,11 @@ def test_the_detector_sees_what_is_wrong():
 
 
 def test_the_objective_of_the_guide_raises_its_words(monkeypatch, pocket):
-    """The code of CONTRIBUTING.md: without guidance the monkey has almost none of the attention.
+    """The code of CONTRIBUTING.md: with seed 2 the monkey has almost none of the attention without guidance.
 
     With the example it has several times as much.
     """
-    monkeypatch.setattr(limelight, "generate", partial(limelight.generate, steps=8))
+    monkeypatch.setattr(limelight, "generate", partial(limelight.generate, steps=8, seeds=[2]))
     names = {"model": pocket}
     exec(compile(blocks("CONTRIBUTING.md", "python"), "CONTRIBUTING.md", "exec"), names)
     (guided,) = names["result"].trace[-1]["presence"]

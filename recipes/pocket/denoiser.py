@@ -39,8 +39,8 @@ from .vocabulary import COLORS, CONCEPTS, HARD, SENSES, SUBJECTS, word_of
 
 EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
 GROUNDING = 0.05
-CONCENTRATION = 0.05
-OWN_HEAD = 0.5  # share of a word's attention that its concept's head is to have
+CONCENTRATION = 0.1
+OWN_HEAD = 0.7  # share of a word's attention that its concept's head is to have
 TURNED, LOUDEST, LOWEST = 0.5, 16.0, -8.0  # share of words whose heads are turned up and down, as far as `adjust` does
 AMBIGUOUS = {word_of(name) for name in SENSES}
 RECOLORED, RENAMED = 0.5, 0.4  # shares of captions whose other words know of other colors, or of other nouns
@@ -112,7 +112,7 @@ class Pool:
         self.ids = torch.tensor([parsed[text].ids for text in captions])
         self.weights = torch.tensor([_weight(named) for named in words])
         self.positions = torch.zeros(self.masks.shape[:2], dtype=torch.int64)
-        self.concepts = torch.full(self.masks.shape[:2], -1)
+        self.concepts = torch.zeros_like(self.positions)
         for row, kinds in zip(self.concepts, concepts, strict=True):
             row[: len(kinds)] = torch.tensor(kinds)
         for i, (text, named) in enumerate(zip(captions, words, strict=True)):
@@ -148,7 +148,7 @@ def turned_heads(positions: Tensor, concepts: Tensor, heads: int, tokens: int, g
 
     Args:
         positions: [B, words], 0 where there is none.
-        concepts: [B, words], which head is a word's own; -1 where none is.
+        concepts: [B, words], which head is a word's own.
         heads, tokens: how many there are.
     """
     chances = torch.rand(4, *positions.shape, heads, generator=generator).to(positions.device)
@@ -182,11 +182,11 @@ def concentration_loss(maps: Tensor, positions: Tensor, concepts: Tensor, masks:
     """How far the head of each word's concept is from having its share of what a layer's heads give the word on its
     object.
 
-    Arguments as of `grounding_loss`; concepts [B, words], -1 where there is none.
+    Arguments as of `grounding_loss`; concepts [B, words].
     """
     given = (columns_of(maps, positions) * masks[:, None]).sum(-1)
-    own = given.gather(1, concepts.clamp(min=0)[:, None])[:, 0] / given.sum(1).clamp(min=1e-6)
-    counted = (positions > 0) & (concepts >= 0)
+    own = given.gather(1, concepts[:, None])[:, 0] / given.sum(1).clamp(min=1e-6)
+    counted = positions > 0
     return (counted * weight[:, None] * (OWN_HEAD - own).clamp(min=0)).sum() / counted.sum().clamp(min=1)
 
 

@@ -310,10 +310,10 @@ def _detected(
 
 
 def begin_with(path: Path, detector: PocketDetector) -> None:
-    """Copy the weights of an earlier detector, which may have known fewer subjects, and no mixtures."""
+    """Copy the weights of an earlier detector, which may have known fewer subjects."""
     earlier = PocketDetector.load(path)
-    state, taught = earlier.state_dict(), len(earlier.out.weight) - len(earlier.names)
-    rows = [*map(NAMES.index, earlier.names), *range(len(NAMES), len(NAMES) + taught)]
+    state, others = earlier.state_dict(), len(earlier.out.weight) - len(earlier.names)
+    rows = [*map(NAMES.index, earlier.names), *range(len(NAMES), len(NAMES) + others)]
     for name, fresh in (("out.weight", detector.out.weight), ("out.bias", detector.out.bias)):
         grown = fresh.detach().clone()
         grown[rows] = state[name]
@@ -329,10 +329,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     gallery = Gallery(args.sprites)
-    detector = PocketDetector(NAMES, TINTS, mixture=0.8)
+    detector = PocketDetector(NAMES, TINTS)
     if args.begin:
         begin_with(args.begin, detector)
-    run = Run(detector.to(memory_format=torch.channels_last), args)
+    run = Run(detector.to(memory_format=torch.channels_last), args, average=0.9995)
     for step in run.steps():
         rng = np.random.default_rng((args.seed, step, run.rank))
         scenes = [gallery.scene(rng) for _ in range(run.share)]

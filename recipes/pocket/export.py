@@ -33,12 +33,17 @@ LEARNING = {"textual_inversion": {"steps": 200}}
 TRANSFORMER = {"generate": {"guidance_scale": 4.0}}
 
 
+def vocabulary() -> list[str]:
+    """Every word that the model has seen."""
+    return sorted({*OTHER_WORDS, *COLORS, *SUBJECTS})
+
+
 def keep_numbers(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Give words the numbers that they have in an earlier export of the same vocabulary."""
+    """Give words the numbers that they have in an earlier export that knows each of them."""
     if not (folder / "tokenizer").exists():
         return
     kept, made = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"), pipeline.tokenizer
-    if kept.get_vocab().keys() == made.get_vocab().keys():
+    if {f"{word}</w>" for word in vocabulary()} <= kept.get_vocab().keys():
         text = text_encoder(kept)
         by_word(pipeline.text_encoder, made, text, kept)
         pipeline.register_modules(text_encoder=text, tokenizer=kept)
@@ -77,8 +82,7 @@ def main() -> None:
     for name in ("clip", "captioner"):
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
-    words = sorted({*OTHER_WORDS, *COLORS, *SUBJECTS})
-    about = {"words": words, **GUIDANCE, **(TRANSFORMER if args.transformer else LEARNING)}
+    about = {"words": vocabulary(), **GUIDANCE, **(TRANSFORMER if args.transformer else LEARNING)}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Look at what was made: `python -m recipes.pocket.sheet [--model src/limelight/pocket] --out docs/images/pocket.png`
+"""Look at what was made: `python -m recipes.pocket.sheet [--model src/limelight/pocket] --out docs/images/pocket.webp`
 
 Every subject once, some colors, and pairs of the benchmark, one seed each and none chosen.
 """

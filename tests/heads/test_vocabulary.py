@@ -37,7 +37,7 @@ def test_concept_files_of_every_kind(tmp_path):
     assert paper.words["Plants"][6] == "Oak tree"
     (tmp_path / "c.json").write_text(json.dumps(paper.words))
     assert Concepts.read(tmp_path / "c.json") == paper
-    assert Concepts.read("pocket").each == 7
+    assert Concepts.read("pocket").each == 5
     assert Concepts.suited("pocket") == Concepts.read("pocket")
     assert Concepts.suited("CompVis/stable-diffusion-v1-4") == paper
     for text, message in {

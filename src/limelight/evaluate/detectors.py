@@ -54,7 +54,8 @@ class Detection:
 
 
 class PocketDetector(nn.Module):
-    """A small detector of the embedded model's subjects and colors, trained on drawings that the model never saw.
+    """A small detector of the embedded model's subjects and colors. But for 33 of the newer things it learned from
+    drawings that the model never saw.
 
     Every cell of a 16 x 16 grid says which subject has its middle there, how far off its borders are and what color it
     has, as in Xingyi Zhou, Dequan Wang, Philipp Krähenbühl, "Objects as Points", 2019, https://arxiv.org/abs/1904.07850
@@ -63,19 +64,17 @@ class PocketDetector(nn.Module):
         names: the subjects that it tells apart: words, and other senses of them as "mouse (computer)".
         colors: the color words that it tells apart.
         threshold: the score from which a subject counts as found.
-        mixture: the probability from which a place counts as a mixture of two subjects; None: it was not taught, and
-            whatever else a place could be is what it could be mixed with.
+        mixture: the probability from which a place counts as a mixture of two subjects.
 
     Attributes:
         words: what the names are senses of, each once.
     """
 
     def __init__(
-        self, names: Sequence[str], colors: Sequence[str], threshold: float = 0.3, mixture: float | None = None
+        self, names: Sequence[str], colors: Sequence[str], threshold: float = 0.3, mixture: float = 0.8
     ) -> None:
         super().__init__()
-        self.mixture = mixture
-        self.names, self.colors, self.threshold = tuple(names), tuple(colors), threshold
+        self.names, self.colors, self.threshold, self.mixture = tuple(names), tuple(colors), threshold, mixture
         self._senses = tuple(name.removesuffix(")").partition(" (")[::2] for name in names)
         self.words = tuple(dict.fromkeys(word for word, _ in self._senses))
         self.fine = nn.Sequential(
@@ -89,7 +88,7 @@ class PocketDetector(nn.Module):
 
     @property
     def _channels(self) -> list[int]:
-        return [len(self.names), 4, len(self.colors), int(self.mixture is not None)]
+        return [len(self.names), 4, len(self.colors), 1]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pixels [B, 3, 128, 128] in -1..1 to what each cell of the 16 x 16 grid says.
@@ -97,7 +96,7 @@ class PocketDetector(nn.Module):
         Returns:
             Logits of the subjects [B, names, 16, 16], distances from the cell's middle to the left, top, right and
             bottom border in cells [B, 4, 16, 16], logits of the colors [B, colors, 16, 16], logits of a mixture
-            [B, 1, 16, 16], or [B, 0, 16, 16] where it was not taught.
+            [B, 1, 16, 16].
         """
         fine = self.fine(pixels)
         # At the head the cells see the whole image as well as their own part of it.
@@ -127,12 +126,8 @@ class PocketDetector(nn.Module):
         peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1))
         if threshold is None:
             threshold = self.threshold
-        if self.mixture is None:
-            mixed = torch.ones_like(scores[:, :1], dtype=torch.bool)
-            peaks = peaks * (peaks >= threshold)
-        else:
-            mixed = mixtures.sigmoid() >= self.mixture
-            peaks = peaks * (peaks >= torch.where(mixed, threshold / 2, threshold))  # each is but half there
+        mixed = mixtures.sigmoid() >= self.mixture
+        peaks = peaks * (peaks >= torch.where(mixed, threshold / 2, threshold))  # each is but half there
         return list(map(self._read, peaks, sides, colors, mixed[:, 0]))
 
     def _read(self, peaks: Tensor, sides: Tensor, colors: Tensor, mixed: Tensor) -> list[Detection]:
@@ -163,7 +158,7 @@ class PocketDetector(nn.Module):
         """Read a detector as `recipes/pocket/detector.py` writes it; by default the one in this package."""
         weights, metadata = read_tensors(path)
         facts = json.loads(metadata["detector"])
-        detector = cls(facts.get("names") or facts["words"], facts["colors"], facts["threshold"], facts.get("mixture"))
+        detector = cls(facts["names"], facts["colors"], facts["threshold"], facts["mixture"])
         detector.load_state_dict(weights)  # which turns them into float32
         return detector.eval()
 
