@@ -41,6 +41,7 @@ bench: $(STAMP)  ## the tables of docs/results.md and docs/performance.md
 	$(BIN)/python -m bench.heads routes
 	$(BIN)/python -m bench.heads weakening --out out/weakening
 	$(BIN)/python -m bench.heads edits --out out/edits
+	$(BIN)/python -m bench.heads senses --seeds 12
 	$(BIN)/python -m bench.recording
 	$(BIN)/python -m bench.edit --out out/edit --steps 20
 	$(BIN)/python -m bench.edit --inversion

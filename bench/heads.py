@@ -40,6 +40,7 @@ from limelight.heads.vocabulary import Concepts
 from limelight.utils.files import png, slug, write
 from limelight.utils.statistics import compare
 from limelight.viz import heads as plots
+from recipes.pocket.vocabulary import word_of
 
 from .attend_excite import SHAPES
 from .attend_excite import build as build_pipeline
@@ -270,7 +271,7 @@ def senses(source: str, vectors: str, seeds: int, steps: int) -> None:
     detector = PocketDetector.load()
     print("| wanted | images each | plain | adjusted | change |\n|---|---|---|---|---|")
     for name, concepts in SENSES.items():
-        word = name.split(" (")[0]
+        word = word_of(name)
         prompts = [f"a {word}", f"a photo of a {word}"]
         shares = []
         for made in ([], [adjust(word, *concepts, head_vectors=relevance)]):

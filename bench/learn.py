@@ -343,8 +343,13 @@ def main() -> None:
     if args.time:
         timing(model, 7)
     else:
-        changes = {"vectors": args.vectors, "rank": args.rank, "steps": args.train_steps, "lr": args.lr}
-        changes["attention_weight"] = args.attention_weight
+        changes = {
+            "vectors": args.vectors,
+            "rank": args.rank,
+            "steps": args.train_steps,
+            "lr": args.lr,
+            "attention_weight": args.attention_weight,
+        }
         measure(model, args.out, args.subject, args.seeds, args.steps, **without_none(changes))
 
 

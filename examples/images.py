@@ -127,8 +127,8 @@ def mistakes(name: str) -> list[str]:
         counts[row], totals[row] = right(prompt, images), len(images)
         print(f"{name}, {row}: {counts[row]} of {totals[row]} show everything")
 
-    found = []
-    if counts.get("guided", counts.get("plain", 0)) < counts.get("plain", 0):
+    found, plain = [], counts.get("plain", 0)
+    if counts.get("guided", plain) < plain:
         found.append(f"{name}: guidance makes it worse")
     if name in LEADING and counts["plain"] > totals["plain"] / 2:
         found.append(f"{name}: there is little to repair")
