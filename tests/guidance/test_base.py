@@ -308,9 +308,9 @@ def test_inference_mode_of_the_caller(tiny):
 def test_guidance_raises_presence_on_the_embedded_model(pocket):
     prompt, last = "a crown and a horse and a cat", []
     for guidance in (AttendAndExcite.suited(pocket, scale=0.0), AttendAndExcite.suited(pocket)):
-        result = limelight.generate(pocket, prompt, seeds=[0, 1, 2], guidance=guidance, steps=12, record=False)
+        result = limelight.generate(pocket, prompt, seeds=[0, 1, 2], guidance=guidance, steps=25, record=False)
         last.append(sum(result.trace[-1]["loss"]) / 3)
-    assert last[1] < last[0] - 0.003, last
+    assert last[1] < last[0] - 0.015, last
 
 
 def negative(maps, subjects):

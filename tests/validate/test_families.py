@@ -73,4 +73,6 @@ def test_a_folder_of_every_family(name, request, tmp_path, monkeypatch):
     assert "plain run" in found["cost"].summary
     assert verdicts == {**dict.fromkeys(("load", "parity"), "passed"), **dict.fromkeys(STAGES[1:], "measured")}
     assert found["maps"].summary == "The detector finds nothing: none of 2 things in 1 image."
-    assert "1 prompt" in found["faithfulness"].summary
+    nothing = "The detector finds nothing in images of 1 prompt."
+    something = "Things there, in percentage points against plain on 1 prompt:"  # in noise, by chance
+    assert found["faithfulness"].summary.startswith((nothing, something))
