@@ -5,7 +5,7 @@
 one, generates it alone and beside things that the model knows, plain and guided, prints a Markdown table and writes
 `learn.png`. Run again, it resumes.
 
-With `--rank 8` the word has keys and values of its own.
+With `--rank 8` the word also changes the denoiser.
 
 `python -m bench.learn --rates 0.005,0.02 --out out/learn` compares learning rates by the error on fixed noise, one
 training per worker (`--engine`, `--workers`, `--ray-address` as in `limelight evaluate`), and keeps the word of each.

@@ -29,7 +29,7 @@ GUIDANCE = {
     "guidance": {"scale": 0.1, "step_rule": "relative"},  # of every other method
     "attend_and_excite": ATTEND_AND_EXCITE,
 }
-LEARNING = {"textual_inversion": {"steps": 200}}
+LEARNING = {"textual_inversion": {"steps": 400, "rank_lr": 2e-3}}
 TRANSFORMER = {"generate": {"guidance_scale": 4.0}}
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import limelight
 from limelight.cli.app import main
 from limelight.textual_inversion import folder as folder_module
+from limelight.textual_inversion import prior
 from limelight.textual_inversion import training as training_module
 from limelight.textual_inversion import word as word_module
 from limelight.textual_inversion.config import TrainingConfig
@@ -74,15 +75,17 @@ def test_on_the_command_line(tiny_folder, folder, tmp_path, capsys, monkeypatch)
     assert limelight.textual_inversion.word.LearnedWord.load(out).token == "<thing>"
 
 
-def test_keys_and_values_are_learned_and_stay_with_the_word(tiny_folder, folder, tmp_path, capsys, tiny):
+def test_changes_of_the_denoiser_are_learned_and_stay_with_the_word(tiny_folder, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prior, "STEPS", 1)
     out = tmp_path / "out"
     words = ["learn", str(folder), "--token", "<thing>", "--out", str(out), "--init", "cat", "--rank", "2"]
+    words += ["--rank-lr", "0.01", "--prior-images", "1"]
     assert run(*words, "--steps", "2", "--save-every", "1", "--batch", "1", "--model", str(tiny_folder)) == 0
     capsys.readouterr()
     last, first = (LearnedWord.load(out / name) for name in ("", "steps/learned_embeds-steps-1"))
     assert last.changes.keys() == first.changes.keys() != set()
     assert any(not torch.equal(value, first.changes[name]) for name, value in last.changes.items())
-    assert "keys and values of rank 2 in every layer" in (out / "README.md").read_text()
+    assert "changes of rank 2 in the denoiser" in (out / "README.md").read_text()
     assert 'pipe.load_lora_weights("FOLDER")' in (out / "README.md").read_text()
     code = run(
         "generate",
@@ -100,11 +103,12 @@ def test_keys_and_values_are_learned_and_stay_with_the_word(tiny_folder, folder,
     )
     assert code == 0, capsys.readouterr().err
     again = ["learn", str(folder), "--token", "<other>", "--out", str(tmp_path / "again"), "--init", str(out)]
+    again += ["--prior-images", "1"]
     assert run(*again, "--steps", "1", "--batch", "1", "--model", str(tiny_folder)) == 0
     assert LearnedWord.load(tmp_path / "again").changes.keys() == last.changes.keys()
     capsys.readouterr()
     assert run("word", "show", str(out), "--nearest", "0") == 0
-    assert "<thing>: 1 x 32; keys and values of its own in every layer" in capsys.readouterr().out
+    assert "<thing>: 1 x 32; changes the denoiser" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

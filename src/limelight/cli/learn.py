@@ -44,8 +44,16 @@ def learn_command(
     rank: Annotated[
         int | None,
         typer.Option(
-            help="Rank of keys and values of its own in every layer; 8 learns how the thing is drawn.", show_default="0"
+            help="Rank of changes that the word makes to the denoiser in its images; 8 learns how the thing is drawn.",
+            show_default="0",
         ),
+    ] = None,
+    rank_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of these changes.", show_default="what suits the model")
+    ] = None,
+    prior_images: Annotated[
+        int | None,
+        typer.Option(help="Images of other things, drawn first, that they are to leave alone.", show_default="24"),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Number of training steps.", show_default="what suits the model")
@@ -122,6 +130,8 @@ def learn_command(
         "init": first,
         "vectors": num_vectors,
         "rank": rank,
+        "rank_lr": rank_lr,
+        "prior_images": prior_images,
         "steps": steps,
         "lr": lr,
         "batch": batch,
@@ -229,6 +239,8 @@ def _print_beginning(state: TrainState, folder: Path, init: str | None, resume: 
         first = f"begins as {begun}"
     count = f"{config.vectors} vector{'s' * (config.vectors != 1)}"
     log.print(f"'{escape(config.token)}' {escape(first)}, {count}; in {escape(str(folder))}")
+    if config.rank and config.prior_weight:
+        log.print(f"The model draws {amount(config.prior_images, 'image')} of other things first.")
 
 
 def _print_row(row: Row) -> None:

@@ -41,7 +41,7 @@ def show(
 
 def _show(word: LearnedWord, model: Model | None, count: int) -> None:
     shapes = " and ".join("{} x {}".format(*vectors.shape) for vectors in word.vectors)
-    own = "; keys and values of its own in every layer" if word.changes else ""
+    own = "; changes the denoiser" if word.changes else ""
     console.print(f"{escape(word.token)}: {shapes}{own}", soft_wrap=True)
     for key, value in word.about.items():
         console.print(f"  {escape(key)}: {escape(str(value))}", soft_wrap=True)

@@ -171,6 +171,12 @@ class Model(ABC):
         return tuple(site for site in self.sites if site.reads_text)
 
     @property
+    def word_layers(self) -> dict[str, bool]:
+        """The linear layers of the denoiser that a learned word may change, by their path, and whether each reads the
+        prompt instead of the image; none on families that learn no words."""
+        return {}
+
+    @property
     def guided_sites(self) -> tuple[AttentionSite, ...]:
         """Those of them, of one map size, whose maps carry semantics: what guidance reads and a run records."""
         names = self.about.preset("maps").get("layers")

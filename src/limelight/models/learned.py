@@ -20,16 +20,20 @@ class BoundWord:
     """A word inside a model, and how everything is put back.
 
     Attributes:
-        changes: what its keys and values differ by, see `limelight.textual_inversion.keys`.
+        changes: of the denoiser's layers, see `limelight.textual_inversion.low_rank`.
+        everywhere: they are made in images of any prompt, as training needs it to keep them small there.
         ids: its tokens.
         columns: which states of the pass that runs are its own [images, tokens]; None between passes.
+        images: in which images of that pass the layers are changed [images].
     """
 
     token: str
     rows: tuple[Tensor, ...]
     changes: Mapping[str, Tensor] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
+    everywhere: bool = False
     columns: Tensor | None = None
+    images: Tensor | None = None
     over: bool = False
     undo: list[Callable[[], Any]] = field(default_factory=list)
 
@@ -51,7 +55,7 @@ def learned(model: Any) -> dict[str, str]:
 
 @contextmanager
 def read_words(model: Any, prompts: Sequence[Prompt], states: Tensor) -> Iterator[None]:
-    """Tell words with keys and values of their own where they are in a pass.
+    """Tell words with changes of the denoiser where they are in a pass.
 
     Args:
         prompts: of the images, which are the last rows.
@@ -63,11 +67,13 @@ def read_words(model: Any, prompts: Sequence[Prompt], states: Tensor) -> Iterato
         own.columns = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
         for row, prompt in zip(own.columns[-len(prompts) :], prompts, strict=True):
             row[[i for i, token in enumerate(prompt.ids) if token in own.ids]] = True
+        here = own.columns[-len(prompts) :].any(dim=1) | own.everywhere
+        own.images = here.repeat(len(states) // len(prompts))  # of both branches, or guidance would multiply the change
     try:
         yield
     finally:
         for own in words:
-            own.columns = None
+            own.columns = own.images = None
 
 
 def readers_of(model: Any) -> list[tuple[Any, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError, SettingsError
 from ..prompts.prompt import Prompt, parse
@@ -42,6 +42,16 @@ class UNet(PipelineModel):
             )
 
         self.guided_scale = guided_scale(self.sites, min(self._latent_size), self.guided_side)
+
+    @property
+    def word_layers(self) -> dict[str, bool]:
+        found = {}
+        for site in self.text_sites:
+            block, _, attention = site.name.rpartition(".")
+            for name, module in self.denoiser.get_submodule(block).named_modules():
+                if isinstance(module, nn.Linear):
+                    found[f"{block}.{name}"] = name in (f"{attention}.to_k", f"{attention}.to_v")
+        return found
 
     def _check_tokenizer(self) -> None:
         if self.pipeline.tokenizer is None:  # of a blueprint, which reads no prompts

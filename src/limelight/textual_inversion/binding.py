@@ -21,13 +21,13 @@ from ..models.base import Model
 from ..models.learned import BOUND, BoundWord, readers_of
 from ..utils.numbers import amount
 from ..utils.torch import frozen
-from .keys import changed, check_changes
+from .low_rank import changed, check_changes
 
 
 @contextmanager
 def bound(
     model: Any, token: str, rows: Sequence[nn.Parameter], changes: Mapping[str, Tensor] = MappingProxyType({})
-) -> Iterator[None]:
+) -> Iterator[BoundWord]:
     """Let a model read a learned word.
 
     `token` in a prompt then stands for all rows, one after the other. They are live: what an optimizer does to them is
@@ -40,7 +40,7 @@ def bound(
         model: a `Model`, or a live diffusers pipeline.
         token: see `LearnedWord`.
         rows: for each text encoder of the model, in its order, [n, width].
-        changes: see `limelight.textual_inversion.keys`; as live as the rows.
+        changes: see `limelight.textual_inversion.low_rank`; as live as the rows.
 
     Raises:
         SettingsError: the rows do not fit the text encoders, the changes the layers, or the word is taken.
@@ -69,7 +69,7 @@ def bound(
                 meanwhile.enter_context(frozen(encoder))
             own.ids = tuple(readers[0][0].convert_tokens_to_ids(names))
             meanwhile.enter_context(changed(model, own, changes))
-            yield
+            yield own
         finally:
             own.over = True
             while stack and stack[-1].over:

@@ -42,7 +42,7 @@ with limelight.LearnedWord.load("FOLDER").bind(model):
 | | |
 |---|---|
 | began as | {begun} |
-| vectors | {count} of {widths} numbers{keys} |
+| vectors | {count} of {widths} numbers{changes} |
 | training | {steps} steps of {images} images each, learning rate {rate:g}{stopped} |
 | error on fixed noise | {held} |
 | cosine to what it began as | {last.cosine:.3f} |
@@ -66,8 +66,8 @@ def card(report: Report, preview: str, prompts: Sequence[str]) -> str:
         begun=f"'{config.init}'" if config.init else "other vectors",
         count=len(report.word.vectors[0]),
         widths=" and ".join(str(v.shape[1]) for v in report.word.vectors),
-        keys=f"; keys and values of rank {config.rank} in every layer" if config.rank else "",
-        lora='\n    pipe.load_lora_weights("FOLDER")  # changes all words a little there' if config.rank else "",
+        changes=f"; changes of rank {config.rank} in the denoiser" if config.rank else "",
+        lora='\n    pipe.load_lora_weights("FOLDER")  # changes all images a little there' if config.rank else "",
         steps=last.step,
         images=config.batch * config.accumulate,
         rate=config.rate,

@@ -31,14 +31,18 @@ class TrainingConfig:
         init: a word that the model knows, whose vectors the new one begins with; several words, or one of several
             tokens, where their number divides `vectors`. None begins with random vectors like those of the table.
         vectors: how many tokens the word is for the text encoder. More remember more and leave less to other words.
-        rank: of the change that cross-attention makes to the keys and values of this word and of no other, see
-            `limelight.textual_inversion.keys`; 0 learns the vectors alone. 8 shows how a thing is drawn, where a vector
-            shows its colors.
+        rank: of the changes of the denoiser's layers in this word's images, see
+            `limelight.textual_inversion.low_rank`; 0 learns the vectors alone. 8 shows how a thing is drawn, where a
+            vector shows its colors.
         steps: of the optimiser.
         batch: images in one pass.
         accumulate: passes of one step, whose gradients are added: a larger batch in the same memory.
         lr: learning rate of AdamW.
-        scale_lr: multiply it by `batch * accumulate`, as the authors' code does.
+        rank_lr: that of the changes of rank `rank`.
+        prior_images: how many images of other things the model draws first, which those changes are to leave as they
+            are, see `limelight.textual_inversion.prior`.
+        prior_weight: of the error on them.
+        scale_lr: multiply `lr` by `batch * accumulate`, as the authors' code does.
         weight_decay: of AdamW.
         size: side of the images in pixels; None is the model's own size.
         templates: the sentences to learn in: "object", "style", or sentences with {} in the word's place.
@@ -67,6 +71,9 @@ class TrainingConfig:
     batch: int = 4
     accumulate: int = 1
     lr: float = 5e-3
+    rank_lr: float = 1e-4
+    prior_images: int = 24
+    prior_weight: float = 1.0
     scale_lr: bool = True
     weight_decay: float = 1e-2
     size: int | None = None
@@ -103,7 +110,8 @@ class TrainingConfig:
         check_whole(MOST_TRAINING, steps=self.steps, grow_every=self.grow_every)
         check_whole(MOST_SIDE, size=self.size)
         check_whole(MOST_RANK, 0, rank=self.rank)
-        for name in ("lr", "weight_decay", "anchor_weight", "attention_weight"):
+        check_whole(MOST_IMAGES, prior_images=self.prior_images)
+        for name in ("lr", "rank_lr", "prior_weight", "weight_decay", "anchor_weight", "attention_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")
         if not 0 <= self.flip <= 1:

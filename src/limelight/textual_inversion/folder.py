@@ -23,7 +23,7 @@ from ..utils.reading import from_python, reading
 from .card import card, curve
 from .config import TrainingConfig
 from .dataset import Source, TrainingImages, sentences
-from .keys import rank_of
+from .low_rank import rank_of
 from .state import TrainState
 from .training import TrainStep, encode, held_loss, train_word
 from .word import LearnedWord
@@ -151,9 +151,9 @@ def learn(
             the resumed training, or those that suit the model (`TrainingConfig.suited`).
         folder: created if absent; every training needs its own.
         resume: continue the training in the folder. Its settings must stay the same, except `steps`.
-        start: another learned word, or its file, whose vectors, keys and values the word begins with instead of those
-            of `config.init`. Where `config` is a mapping without `vectors` or `rank`, the word gets as many, and the
-            same rank.
+        start: another learned word, or its file, whose vectors and changes of the denoiser the word begins with
+            instead of those of `config.init`. Where `config` is a mapping without `vectors` or `rank`, the word gets as
+            many, and the same rank.
         save_every: steps between saves, at least 1; by default a tenth of all, at least 50.
         patience: stop when so many saves in a row have not lowered the loss on fixed noise, and keep the best step's.
         preview: prompts to generate at every save, with the token in them, besides "a photo of a <token>".
@@ -305,7 +305,7 @@ class _Training:
         plan.on_save(self.rows[-1])
 
     def _kept(self, step: int) -> Path:
-        """Where the word of a save is: a file, or a folder where it has keys and values of its own."""
+        """Where the word of a save is: a file, or a folder where it changes the denoiser."""
         name = f"learned_embeds-steps-{step}"
         return self.folder / "steps" / (name if self.config.rank else f"{name}.safetensors")
 

@@ -32,7 +32,7 @@ from ..utils.reading import Record, from_json, reading
 from ..utils.tensors import read_tensors, tensor_file
 
 Found = tuple[str, tuple[Tensor, ...], dict[str, Any], dict[str, Tensor]]
-"""A learned word's token, its vectors by text encoder, what is known about it, its keys and values by name."""
+"""A learned word's token, its vectors by text encoder, what is known about it, its changes of the denoiser by name."""
 _Entry = tuple[str, list[Any], dict[str, Any]]
 _NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 _SECOND = {"learned_embeds.safetensors": "learned_embeds_2.safetensors", "learned_embeds.bin": "learned_embeds_2.bin"}
@@ -83,14 +83,14 @@ def read_word_files(path: str | os.PathLike[str]) -> list[Found]:
 
 
 def _changes(file: Path) -> dict[str, Tensor]:
-    """A word's own keys and values, by name; none where there is no file of them.
+    """A word's changes of the denoiser, by name; none where there is no file of them.
 
     Raises:
         FileError: it cannot be read, or is a LoRA for all words.
     """
     if not file.is_file():
         return {}
-    with reading(file, "the keys and values of a word", "get the folder again"):
+    with reading(file, "a word's changes of the denoiser", "get the folder again"):
         tensors, metadata = read_tensors(file)
         if _OF_WORD not in metadata:
             raise FileError(
@@ -161,7 +161,7 @@ def _contents(
             files[path / _CHANGES] = _sorted_header(tensor_file(named, {"format": "pt", _OF_WORD: token}))
         return files
     if changes:
-        raise SettingsError(f"'{path}' has no place for the keys and values of '{token}'; name a folder.")
+        raise SettingsError(f"'{path}' has no place for what '{token}' changes in the denoiser; name a folder.")
     if path.suffix == ".safetensors":
         metadata = {
             "format": "pt",  # which tensors these are: a convention of the format

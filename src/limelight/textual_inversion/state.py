@@ -20,7 +20,7 @@ from ..utils.reading import Record, from_json, reading
 from ..utils.tensors import read_tensors, tensor_file
 from .config import TrainingConfig, generator
 from .dataset import TrainingImages
-from .keys import first_changes, rank_of
+from .low_rank import first_changes, rank_of
 from .word import LearnedWord
 
 _FACTS = "limelight.training"  # the key of a state's metadata
@@ -54,7 +54,7 @@ class TrainState:
         step: how many steps are done.
         vectors: the word, [n, width] float32 for each text encoder.
         begun: the same before the first step.
-        changes: what its keys and values differ by, by name, see `limelight.textual_inversion.keys`.
+        changes: of the denoiser's layers, by name, see `limelight.textual_inversion.low_rank`.
         moments: AdamW's two running means for each of `vectors` and then of `changes`; empty before the first step.
         about: the model and the images that it is of.
     """
@@ -74,7 +74,7 @@ class TrainState:
         """A training before its first step.
 
         Args:
-            start: another word to begin as, instead of `config.init`; keys and values that it lacks begin anew.
+            start: another word to begin as, instead of `config.init`; changes of the denoiser that it lacks begin anew.
 
         Raises:
             SettingsError: it does not fit the model or the settings.
@@ -93,8 +93,8 @@ class TrainState:
         if start is not None and start.changes:
             if rank_of(start.changes) != config.rank:
                 raise SettingsError(
-                    f"'{start.token}' has keys and values of rank {rank_of(start.changes)}, not {config.rank}; begin "
-                    f"with rank={rank_of(start.changes)}, or with the file of its vectors."
+                    f"'{start.token}' changes the denoiser with rank {rank_of(start.changes)}, not {config.rank}; "
+                    f"begin with rank={rank_of(start.changes)}, or with the file of its vectors."
                 )
             changes = dict(start.changes)
         return cls(config, 0, begun, begun, (), about, changes)
@@ -223,7 +223,7 @@ def _numbered(tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor, ...]:
 
 
 def _changes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A word's own keys and values, by name."""
+    """A word's changes of the denoiser, by name."""
     return {name.removeprefix(_CHANGE): tensors[name] for name in sorted(tensors) if name.startswith(_CHANGE)}
 
 

@@ -22,17 +22,16 @@ from ..attention.probe import Probe
 from ..errors import SettingsError
 from ..guidance.base import layers_to_read
 from ..models.base import Model
+from ..models.learned import BoundWord
 from ..models.sites import AttentionSite
 from ..prompts.prompt import Prompt
 from ..utils.torch import frozen, recomputing
 from .binding import bound
 from .config import TrainingConfig, generator
 from .dataset import Source, TrainingImages, sentences
+from .prior import Prior
 from .state import TrainState
 from .word import LearnedWord
-
-CHANGES_RATE = 0.4
-"""The learning rate of keys and values, in rates of the vectors: at 1 the word took the place of all others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,19 +168,16 @@ class _Batch:
 @torch.enable_grad()
 def _steps(run: _Run, state: TrainState) -> Generator[TrainStep, None, None]:
     model, config = run.model, run.config
+    prior = Prior.draw(model, config) if state.changes and config.prior_weight else None
     rows = [nn.Parameter(v.to(model.device, copy=True)) for v in state.vectors]
     changes = {name: nn.Parameter(v.to(model.device, copy=True)) for name, v in state.changes.items()}
     trained = [*rows, *changes.values()]
     begun = [v.to(model.device) for v in state.begun]
     optimizer = _optimizer(rows, trained[len(rows) :], config, state)
 
-    with frozen(model.denoiser), bound(model, config.token, rows, changes):
+    with frozen(model.denoiser), bound(model, config.token, rows, changes) as own:
         for index in range(state.step, config.steps):
-            errors, drifts = 0.0, 0.0
-            for part in range(config.accumulate):
-                error, drift = _pass(run, index, part)
-                errors, drifts = errors + error, drifts + drift
-
+            error, drift = _passes(run, prior, own, index)
             if config.anchor_weight:
                 (config.anchor_weight * _distance(rows, begun)).backward()
             length = _gradient(rows, changes, config, index)
@@ -198,7 +194,7 @@ def _steps(run: _Run, state: TrainState) -> Generator[TrainStep, None, None]:
                 moments=tuple(moments),
                 changes={name: _copied(change) for name, change in changes.items()},
             )
-            yield TrainStep(errors / config.accumulate, drifts / config.accumulate, config.rate, length, state)
+            yield TrainStep(error, drift, config.rate, length, state)
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -212,7 +208,7 @@ def _optimizer(
     """AdamW where a state left it."""
     groups: list[dict[str, Any]] = [{"params": rows}]
     if changes:
-        groups.append({"params": changes, "lr": CHANGES_RATE * config.rate})
+        groups.append({"params": changes, "lr": config.rank_lr})
     optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.weight_decay, foreach=False)
     for own, (first, second) in zip((*rows, *changes), state.moments, strict=False):
         kept = {"exp_avg": first.to(own.device, copy=True), "exp_avg_sq": second.to(own.device, copy=True)}
@@ -299,6 +295,17 @@ def _predicted(
     return prediction, maps.map(word).mean(dim=(1, 2)) if run.config.attention_weight else None
 
 
+def _passes(run: _Run, prior: Prior | None, own: BoundWord, index: int) -> tuple[float, float]:
+    """All passes of a step, forward and backward: the mean error of the prediction, and the mean attention term."""
+    errors, drifts = 0.0, 0.0
+    for part in range(run.config.accumulate):
+        error, drift = _pass(run, index, part)
+        errors, drifts = errors + error, drifts + drift
+        if prior is not None:
+            _prior_pass(run, prior, own, index, part)
+    return errors / run.config.accumulate, drifts / run.config.accumulate
+
+
 def _pass(run: _Run, index: int, part: int) -> tuple[float, float]:
     """One pass of a step, forward and backward: the error of the prediction, and the attention term."""
     model, config, batch = run.model, run.config, _batch(run, index, part)
@@ -320,6 +327,28 @@ def _pass(run: _Run, index: int, part: int) -> tuple[float, float]:
         drift = torch.zeros_like(error) if share is None or usual is None else (share / usual).log().square().mean()
         ((error + config.attention_weight * drift) / config.accumulate).backward()
     return error.item(), drift.item()
+
+
+def _prior_pass(run: _Run, prior: Prior, own: BoundWord, index: int, part: int) -> None:
+    """The forward and backward pass of some of the prior's images, with the word's changes made in them."""
+    model, config, scheduler = run.model, run.config, run.scheduler
+    random = generator(config.seed, "prior", index, part)
+    which = torch.randint(len(prior.prompts), (config.batch,), generator=random).tolist()
+    latents = prior.latents[which]
+    noise = _normal(latents, random)
+    timesteps = torch.randint(scheduler.config.num_train_timesteps, (config.batch,), generator=random)
+    timesteps = timesteps.to(model.device)
+
+    encoded = model.encode([model.prompt(prior.prompts[i]) for i in which], size=_size(model, latents))
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    own.everywhere = True
+    try:
+        prediction = model.for_one_run(scheduler).predict(noisy, timesteps, encoded)
+    finally:
+        own.everywhere = False
+    assert prediction is not None  # no `until` was given
+    error = F.mse_loss(prediction.float(), _target(scheduler, latents, noise, timesteps).float())
+    (config.prior_weight * error / config.accumulate).backward()
 
 
 @torch.inference_mode(False)

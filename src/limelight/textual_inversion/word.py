@@ -55,7 +55,7 @@ class LearnedWord:
         vectors: for each text encoder of the model, in its order, [n, width] float32; Stable Diffusion 1.x, 2.x and LDM
             have one, XL two.
         about: what is known of its making; values as JSON has them.
-        changes: what its keys and values differ by in each layer, by name, see `limelight.textual_inversion.keys`.
+        changes: of the denoiser's layers, by name, see `limelight.textual_inversion.low_rank`.
 
     Raises:
         SettingsError: the token is not a placeholder, or the vectors are not finite matrices.
@@ -111,8 +111,8 @@ class LearnedWord:
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = True) -> None:
         """Write it: ``.safetensors`` as diffusers reads it, ``.pt`` as the original code and AUTOMATIC1111 do (there it
-        is called ``*``); a folder gets ``learned_embeds.safetensors`` and ``token_identifier.txt``, and of a word with
-        keys and values of its own ``pytorch_lora_weights.safetensors``, which diffusers' `load_lora_weights` reads.
+        is called ``*``); a folder gets ``learned_embeds.safetensors`` and ``token_identifier.txt``, and of a word that
+        changes the denoiser ``pytorch_lora_weights.safetensors``, which diffusers' `load_lora_weights` reads.
 
         Args:
             overwrite: also a file that holds something else.
