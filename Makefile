@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test check docs images format bench evaluate clean
 
-demo: $(STAMP)  ## "a cat and a monkey and a chair", plain and guided, from the embedded model -> out/demo.png
+demo: $(STAMP)  ## "a bear and a clock and a dog", plain and guided, from the embedded model -> out/demo.png
 	$(BIN)/python examples/demo.py out/demo.png
 
 test: $(STAMP)  ## two processes of one thread each, whole test files at a time

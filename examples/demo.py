@@ -12,7 +12,7 @@ from limelight.evaluate.detectors import PocketDetector, check_scene
 from limelight.evaluate.suites import wanted
 from limelight.utils.files import png, write
 
-PROMPT, SEEDS = "a cat and a monkey and a chair", range(6)
+PROMPT, SEEDS = "a bear and a clock and a dog", range(6)
 
 
 def main(target: Path, prompt: str = PROMPT, seeds: Sequence[int] = SEEDS) -> None:

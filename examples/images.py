@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parents[1] / "docs/images"
 SIDE = 128  # of an image of the embedded model
 
 STEERED = {
-    "demo.png": ("a cat and a monkey and a chair", range(6)),
+    "demo.png": ("a bear and a clock and a dog", range(6)),
     "steer-colors.png": ("a purple bowl and a black bench", range(4)),
     "steer-crown.png": ("a frog and a purple crown", range(4)),
 }

@@ -41,7 +41,7 @@ EMPTY = 0.1  # share of captions dropped, for classifier-free guidance
 GROUNDING = 0.05
 CONCENTRATION = 0.1
 OWN_HEAD = 0.7  # share of a word's attention that its concept's head is to have
-TURNED, LOUDEST, LOWEST = 0.5, 16.0, -8.0  # share of words whose heads are turned up and down, as far as `adjust` does
+TURNED, LOUDEST, LOWEST = 0.25, 16.0, -8.0  # share of images with heads turned up and down, as far as `adjust` does
 AMBIGUOUS = {word_of(name) for name in SENSES}
 RECOLORED, RENAMED = 0.5, 0.4  # shares of captions whose other words know of other colors, or of other nouns
 
@@ -95,12 +95,12 @@ def colors_in(ids: Tensor, colors: Tensor, nouns: Tensor) -> Tensor:
 
 
 def _weight(words: Sequence[str]) -> float:
-    """How often a scene is drawn, by its nouns: those that are hard four times as often as the others, and words of two
-    meanings of which nothing else in the scene decides sixteen times."""
+    """How often a scene is drawn: by its nouns, see `HARD`, more often where one is white, and sixteen times where
+    nothing decides between two meanings."""
     nouns = [word for word in words if word in SUBJECTS]
     if {*nouns} <= AMBIGUOUS:
         return 16.0
-    return sum(4 if noun in HARD else 1 for noun in nouns) / len(nouns)
+    return sum(HARD.get(noun, 1) for noun in nouns) / len(nouns) * (1.5 if "white" in words else 1)
 
 
 class Pool:
@@ -143,8 +143,8 @@ class Pool:
 
 
 def turned_heads(positions: Tensor, concepts: Tensor, heads: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """Gains of heads on words, [B, heads, tokens]: of some words the own head's up to `LOUDEST`, and of each other head
-    with even chance 1 or down to `LOWEST`.
+    """Gains of heads on words, [B, heads, tokens]: in some images the own head's up to `LOUDEST`, and of each other
+    head with even chance 1 or down to `LOWEST`.
 
     Args:
         positions: [B, words], 0 where there is none.
@@ -155,7 +155,7 @@ def turned_heads(positions: Tensor, concepts: Tensor, heads: int, tokens: int, g
     own = concepts[..., None] == torch.arange(heads, device=positions.device)
     lower = torch.where(chances[0] < 0.5, 1.0, 1 + (LOWEST - 1) * chances[1])
     gains = torch.where(own, 1 + (LOUDEST - 1) * chances[2], lower)
-    turned = (positions > 0) & (chances[3, ..., 0] < TURNED)
+    turned = (positions > 0) & (chances[3, :, :1, 0] < TURNED)
     gains = torch.where(turned[..., None], gains, 1.0).transpose(1, 2)
     full = torch.ones(len(positions), heads, tokens, device=positions.device)
     return full.scatter(2, positions[:, None].expand_as(gains), gains)
