@@ -168,6 +168,8 @@ def test_the_prior_holds_the_changes_and_not_the_word(tiny):
         torch.testing.assert_close(twice, 2 * once, rtol=1e-3, atol=1e-6 * float(without.abs().max()))
         held = name.endswith("lora_B.weight") and not any(f"attn2.to_{part}" in name for part in "kv")
         assert (float(once.abs().max()) > 0) == held, name
+    bare = next(train_word(tiny, images, replace(config, prior_images=0))).state
+    assert all(torch.equal(a, b) for (a, _), b in zip(bare.moments, means[0].values(), strict=True))
 
 
 def test_a_word_begins_with_another_ones(tiny):

@@ -239,7 +239,7 @@ def _print_beginning(state: TrainState, folder: Path, init: str | None, resume: 
         first = f"begins as {begun}"
     count = f"{config.vectors} vector{'s' * (config.vectors != 1)}"
     log.print(f"'{escape(config.token)}' {escape(first)}, {count}; in {escape(str(folder))}")
-    if config.rank and config.prior_weight:
+    if config.rank and config.prior_images:
         log.print(f"The model draws {amount(config.prior_images, 'image')} of other things first.")
 
 

@@ -40,7 +40,7 @@ class TrainingConfig:
         lr: learning rate of AdamW.
         rank_lr: that of the changes of rank `rank`.
         prior_images: how many images of other things the model draws first, which those changes are to leave as they
-            are, see `limelight.textual_inversion.prior`.
+            are, see `limelight.textual_inversion.prior`; 0 lets them do as they like.
         prior_weight: of the error on them.
         scale_lr: multiply `lr` by `batch * accumulate`, as the authors' code does.
         weight_decay: of AdamW.
@@ -110,7 +110,7 @@ class TrainingConfig:
         check_whole(MOST_TRAINING, steps=self.steps, grow_every=self.grow_every)
         check_whole(MOST_SIDE, size=self.size)
         check_whole(MOST_RANK, 0, rank=self.rank)
-        check_whole(MOST_IMAGES, prior_images=self.prior_images)
+        check_whole(MOST_IMAGES, 0, prior_images=self.prior_images)
         for name in ("lr", "rank_lr", "prior_weight", "weight_decay", "anchor_weight", "attention_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}={getattr(self, name)} must be a number that is not negative.")

@@ -168,7 +168,7 @@ class _Batch:
 @torch.enable_grad()
 def _steps(run: _Run, state: TrainState) -> Generator[TrainStep, None, None]:
     model, config = run.model, run.config
-    prior = Prior.draw(model, config) if state.changes and config.prior_weight else None
+    prior = Prior.draw(model, config) if state.changes and config.prior_images else None
     rows = [nn.Parameter(v.to(model.device, copy=True)) for v in state.vectors]
     changes = {name: nn.Parameter(v.to(model.device, copy=True)) for name, v in state.changes.items()}
     trained = [*rows, *changes.values()]
