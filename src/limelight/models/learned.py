@@ -23,7 +23,8 @@ class BoundWord:
         changes: of the denoiser's layers, see `limelight.textual_inversion.low_rank`.
         everywhere: they are made in images of any prompt, as training needs it to keep them small there.
         ids: its tokens.
-        columns: which states of the pass that runs are its own [images, tokens]; None between passes.
+        columns: which states of the pass that runs are its own [images, tokens]; None between passes, and where no
+            image of the pass is changed.
         images: in which images of that pass the layers are changed [images].
     """
 
@@ -36,6 +37,19 @@ class BoundWord:
     images: Tensor | None = None
     over: bool = False
     undo: list[Callable[[], Any]] = field(default_factory=list)
+
+    def find(self, prompts: Sequence[Prompt], states: Tensor) -> None:
+        """Note where it is in a pass, see `read_words`."""
+        places = [[i for i, token in enumerate(prompt.ids) if token in self.ids] for prompt in prompts]
+        if not any(places) and not self.everywhere:
+            return
+        self.columns = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
+        for row, found in zip(self.columns[-len(prompts) :], places, strict=True):
+            row[found] = True
+        here = self.columns[-len(prompts) :].any(dim=1) | self.everywhere
+        self.images = here.repeat(
+            len(states) // len(prompts)
+        )  # of both branches, or guidance would multiply the change
 
 
 BOUND: WeakKeyDictionary[nn.Module, list[BoundWord]] = WeakKeyDictionary()  # by the model's first text encoder
@@ -64,11 +78,7 @@ def read_words(model: Any, prompts: Sequence[Prompt], states: Tensor) -> Iterato
     readers = readers_of(model)
     words = [own for own in BOUND.get(readers[0][1], ()) if own.changes] if readers else []
     for own in words:
-        own.columns = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
-        for row, prompt in zip(own.columns[-len(prompts) :], prompts, strict=True):
-            row[[i for i, token in enumerate(prompt.ids) if token in own.ids]] = True
-        here = own.columns[-len(prompts) :].any(dim=1) | own.everywhere
-        own.images = here.repeat(len(states) // len(prompts))  # of both branches, or guidance would multiply the change
+        own.find(prompts, states)
     try:
         yield
     finally:

@@ -75,26 +75,17 @@ def changed(model: Any, own: BoundWord, changes: Mapping[str, Tensor]) -> Iterat
     """Let the layers of a model compute what a word makes of them, in its images."""
     with ExitStack() as hooks:
         for name, reads_text in model.word_layers.items() if changes else ():
-            change = partial(
-                _at_word if reads_text else _in_images, own, changes[f"{name}.{DOWN}"], changes[f"{name}.{UP}"]
-            )
+            change = partial(_changed, own, reads_text, changes[f"{name}.{DOWN}"], changes[f"{name}.{UP}"])
             hooks.callback(model.denoiser.get_submodule(name).register_forward_hook(change).remove)
         yield
 
 
-def _at_word(own: BoundWord, down: Tensor, up: Tensor, module: Any, given: tuple[Tensor], made: Tensor) -> Tensor:
-    """Keys or values [images, tokens, width], changed where the word is."""
-    if own.columns is None:
+def _changed(
+    own: BoundWord, reads_text: bool, down: Tensor, up: Tensor, module: Any, given: tuple[Tensor], made: Tensor
+) -> Tensor:
+    """What a layer gives [images, positions, width], changed at the word where it reads text, else in its images."""
+    if own.columns is None or own.images is None:
         return made
-    return made + own.columns[..., None] * _low_rank(given[0], down, up)
-
-
-def _in_images(own: BoundWord, down: Tensor, up: Tensor, module: Any, given: tuple[Tensor], made: Tensor) -> Tensor:
-    """What a layer gives for image positions [images, positions, width], changed in the word's images."""
-    if own.images is None:
-        return made
-    return made + own.images[:, None, None] * _low_rank(given[0], down, up)
-
-
-def _low_rank(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    return F.linear(F.linear(x, down.to(x)), up.to(x))
+    (x,) = given
+    where = own.columns[..., None] if reads_text else own.images[:, None, None]
+    return made + where * F.linear(F.linear(x, down.to(x)), up.to(x))

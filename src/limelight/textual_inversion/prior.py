@@ -37,10 +37,12 @@ class Prior:
     def draw(cls, model: Model, config: TrainingConfig) -> Prior:
         """Let a model draw `config.prior_images` images, with the seeds 0, 1, 2, ..."""
         prompts = tuple(_prompt(i, config.init) for i in range(config.prior_images))
-        options: dict[str, Any] = {"steps": STEPS, "subjects": (), "record": False}
-        options |= {"height": config.size, "width": config.size}
-        images = [generate(model, prompt, seeds=i, **options).images[0] for i, prompt in enumerate(prompts)]
-        return cls(torch.cat([model.latents([image]) for image in images]), prompts)
+        side: dict[str, Any] = {"height": config.size, "width": config.size}
+        options: dict[str, Any] = {"steps": STEPS, "subjects": (), "record": False, **side}
+        latents = [
+            model.latents(generate(model, prompt, seeds=i, **options).images) for i, prompt in enumerate(prompts)
+        ]
+        return cls(torch.cat(latents), prompts)
 
 
 def _prompt(i: int, init: str | None) -> str:

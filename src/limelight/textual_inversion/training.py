@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.maps import AttentionMaps
 from ..attention.probe import Probe
 from ..errors import SettingsError
 from ..guidance.base import layers_to_read
@@ -147,8 +148,11 @@ class _Run:
     prompts: dict[str, Prompt] = field(default_factory=dict)
 
     def prompt(self, template: str, word: str) -> Prompt:
-        """A sentence with a word in its place, parsed once."""
-        text = self.config.text(template, word)
+        """A sentence with a word in its place."""
+        return self.parsed(self.config.text(template, word))
+
+    def parsed(self, text: str) -> Prompt:
+        """A text, parsed once."""
         if text not in self.prompts:
             self.prompts[text] = self.model.prompt(text)
         return self.prompts[text]
@@ -156,12 +160,11 @@ class _Run:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Noisy images of one pass, what the model shall predict of them, and their sentences."""
+    """Noisy images of one pass, and what the model shall predict of them."""
 
     noisy: Tensor
     timesteps: Tensor
     target: Tensor
-    templates: tuple[str, ...]
 
 
 @torch.inference_mode(False)
@@ -261,9 +264,9 @@ def _update(
                 row.mul_(b.norm(dim=1, keepdim=True) / row.norm(dim=1, keepdim=True))
 
 
-def _batch(run: _Run, index: int, part: int) -> _Batch:
-    """The images, sentences, noise and timesteps of a pass, which depend on the seed, the step and the part alone."""
-    config, images, scheduler = run.config, run.images, run.scheduler
+def _batch(run: _Run, index: int, part: int) -> tuple[_Batch, tuple[str, ...]]:
+    """The images and sentences of a pass, which depend on the seed, the step and the part alone."""
+    config, images = run.config, run.images
     random = generator(config.seed, "pass", index, part)
     first = (index * config.accumulate + part) * config.batch
     which = [_chosen(len(images), config.seed, n) for n in range(first, first + config.batch)]
@@ -271,28 +274,25 @@ def _batch(run: _Run, index: int, part: int) -> _Batch:
     templates = tuple(run.texts[i] for i in torch.randint(len(run.texts), (config.batch,), generator=random).tolist())
 
     mean, std = images.mean[which, view], images.std[which, view]
-    spread, noise = _normal(mean, random), _normal(mean, random)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (config.batch,), generator=random)
+    return _noised(run, mean + std * _normal(mean, random), random), templates
+
+
+def _noised(run: _Run, latents: Tensor, random: torch.Generator) -> _Batch:
+    """Latents [images, channels, height, width] with random noise at random timesteps."""
+    noise = _normal(latents, random)
+    timesteps = torch.randint(run.scheduler.config.num_train_timesteps, (len(latents),), generator=random)
     timesteps = timesteps.to(run.model.device)
-    latents = mean + std * spread
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    return _Batch(noisy, timesteps, _target(scheduler, latents, noise, timesteps), templates)
+    noisy = run.scheduler.add_noise(latents, noise, timesteps)
+    return _Batch(noisy, timesteps, _target(run.scheduler, latents, noise, timesteps))
 
 
 def _predicted(
-    run: _Run, batch: _Batch, probe: Probe, word: str, until: AttentionSite | None = None
-) -> tuple[Tensor | None, Tensor | None]:
-    """What the model predicts with a word in the token's place, and the share of all attention that the word gets,
-    [images]; None without layers to read.
-    """
-    model = run.model
-    prompts = [run.prompt(template, word) for template in batch.templates]
-    encoded = model.encode(prompts, size=_size(model, batch.noisy), gradient=torch.is_grad_enabled())
+    run: _Run, batch: _Batch, prompts: Sequence[Prompt], *, gradient: bool = False, until: AttentionSite | None = None
+) -> Tensor | None:
+    """What the model predicts of noisy images; with `gradient` it reaches the words."""
+    encoded = run.model.encode(prompts, size=_size(run.model, batch.noisy), gradient=gradient)
     # Schedulers of inference may scale what the denoiser gets by where they are in their own schedule.
-    prediction = model.for_one_run(run.scheduler).predict(batch.noisy, batch.timesteps, encoded, until=until)
-
-    maps = probe.take(batch.noisy, prompts)
-    return prediction, maps.map(word).mean(dim=(1, 2)) if run.config.attention_weight else None
+    return run.model.for_one_run(run.scheduler).predict(batch.noisy, batch.timesteps, encoded, until=until)
 
 
 def _passes(run: _Run, prior: Prior | None, own: BoundWord, index: int) -> tuple[float, float]:
@@ -308,47 +308,53 @@ def _passes(run: _Run, prior: Prior | None, own: BoundWord, index: int) -> tuple
 
 def _pass(run: _Run, index: int, part: int) -> tuple[float, float]:
     """One pass of a step, forward and backward: the error of the prediction, and the attention term."""
-    model, config, batch = run.model, run.config, _batch(run, index, part)
+    model, config, (batch, templates) = run.model, run.config, _batch(run, index, part)
     size = (batch.noisy.shape[-2], batch.noisy.shape[-1])
     layers = layers_to_read(model, size) if config.attention_weight else ()
 
     # The attention that the init word gets in the same place.
     usual = None
     if config.init is not None and layers:
+        prompts = [run.prompt(template, config.init) for template in templates]
         with torch.no_grad(), Probe(model, layers) as probe:
-            _, usual = _predicted(run, batch, probe, config.init, layers[-1])
+            _predicted(run, batch, prompts, until=layers[-1])
+            usual = _share(probe.take(batch.noisy, prompts), config.init)
 
     # The backward pass is within the probe: a checkpointed layer runs again there, and must do so as it did before.
+    prompts = [run.prompt(template, config.token) for template in templates]
     recompute = recomputing(model.denoiser, on=config.checkpoint)
     with recompute, Probe(model, layers) as probe:
-        prediction, share = _predicted(run, batch, probe, config.token)
-        assert prediction is not None  # no `until` was given
-        error = F.mse_loss(prediction.float(), batch.target.float())
-        drift = torch.zeros_like(error) if share is None or usual is None else (share / usual).log().square().mean()
+        error = _error(_predicted(run, batch, prompts, gradient=True), batch.target)
+        maps = probe.take(batch.noisy, prompts)
+        drift = torch.zeros_like(error)
+        if usual is not None:
+            drift = (_share(maps, config.token) / usual).log().square().mean()
         ((error + config.attention_weight * drift) / config.accumulate).backward()
     return error.item(), drift.item()
 
 
 def _prior_pass(run: _Run, prior: Prior, own: BoundWord, index: int, part: int) -> None:
     """The forward and backward pass of some of the prior's images, with the word's changes made in them."""
-    model, config, scheduler = run.model, run.config, run.scheduler
-    random = generator(config.seed, "prior", index, part)
+    config, random = run.config, generator(run.config.seed, "prior", index, part)
     which = torch.randint(len(prior.prompts), (config.batch,), generator=random).tolist()
-    latents = prior.latents[which]
-    noise = _normal(latents, random)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (config.batch,), generator=random)
-    timesteps = timesteps.to(model.device)
-
-    encoded = model.encode([model.prompt(prior.prompts[i]) for i in which], size=_size(model, latents))
-    noisy = scheduler.add_noise(latents, noise, timesteps)
+    batch = _noised(run, prior.latents[which], random)
     own.everywhere = True
     try:
-        prediction = model.for_one_run(scheduler).predict(noisy, timesteps, encoded)
+        prediction = _predicted(run, batch, [run.parsed(prior.prompts[i]) for i in which])
     finally:
         own.everywhere = False
+    (config.prior_weight * _error(prediction, batch.target) / config.accumulate).backward()
+
+
+def _share(maps: AttentionMaps, word: str) -> Tensor:
+    """The share of all attention that a word gets, [images]."""
+    return maps.map(word).mean(dim=(1, 2))
+
+
+def _error(prediction: Tensor | None, target: Tensor) -> Tensor:
+    """The mean squared error of a whole pass's prediction."""
     assert prediction is not None  # no `until` was given
-    error = F.mse_loss(prediction.float(), _target(scheduler, latents, noise, timesteps).float())
-    (config.prior_weight * error / config.accumulate).backward()
+    return F.mse_loss(prediction.float(), target.float())
 
 
 @torch.inference_mode(False)
@@ -376,9 +382,8 @@ def held_loss(model: Model, images: TrainingImages, config: TrainingConfig, coun
     for part in torch.arange(count).split(config.batch):
         noisy = scheduler.add_noise(latents[part], noise[part], timesteps[part])
         prediction = model.for_one_run(scheduler).predict(noisy, timesteps[part], encoded.rows([0] * len(part)))
-        assert prediction is not None  # no `until` was given
         target = _target(scheduler, latents[part], noise[part], timesteps[part])
-        total += F.mse_loss(prediction.float(), target.float()).item() * len(part)
+        total += _error(prediction, target).item() * len(part)
     return total / count
 
 
