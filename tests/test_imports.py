@@ -124,7 +124,7 @@ def test_folders_import_only_from_those_before_them():
 
 
 def test_every_folder_has_a_place_in_the_order():
-    data = {"pocket", "pocket_dit", "data", "__main__"}
+    data = {"pocket", "pocket_256", "pocket_dit", "data", "__main__"}
     assert {folder(name) for name in modules()} - data == set(ORDER) - data
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import limelight
 from limelight.evaluate.detectors import PocketDetector
 from limelight.models.embedded import POCKET
 from limelight.prompts.prompt import parse
-from recipes.pocket import parts, vae
+from recipes.pocket import large, parts, vae
 from recipes.pocket.clip import nameless
 from recipes.pocket.denoiser import (
     LOUDEST,
@@ -112,6 +113,43 @@ def test_a_decoder_is_trained_alone():
     optimizer.step()
     changed = {name.split(".")[1] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_a_large_autoencoder_begins_as_an_enlargement(pocket):
+    own, wide = pocket.pipeline.vae, large.enlarged(pocket.pipeline.vae)
+    latents = pocket.noise([torch.Generator().manual_seed(0)], SIDE, SIDE)
+    with torch.no_grad():
+        small, drawn = own.decode(latents).sample, wide.decode(latents).sample
+        assert drawn.shape == (1, 3, 2 * SIDE, 2 * SIDE)
+        away = torch.nn.functional.avg_pool2d(drawn, 2) - small
+        assert away.square().mean() < 0.02 * small.var()
+        said = wide.encode(drawn).latent_dist.mean
+        assert (said - own.encode(small).latent_dist.mean).square().mean() < 0.05 * said.var()
+
+
+def test_scenes_of_twice_the_size_are_the_same_scenes(composer, tmp_path):
+    np.savez(
+        tmp_path / "a.npz", **{name: np.kron(s, np.ones((2, 2, 1), np.uint8)) for name, s in composer.sprites.items()}
+    )
+    wide = Composer(tmp_path / "a.npz", zoom=2)
+    for seed in range(5):
+        one, two = (c.scene(np.random.default_rng(seed)) for c in (composer, wide))
+        halved = two.pixels.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
+        assert one.caption == two.caption
+        assert np.abs(halved - one.pixels).mean() < 2
+        assert np.abs(one.masks - two.masks).max() < 0.05
+
+
+def test_latents_drawn_anew(pocket, monkeypatch):
+    """From hardly any noise on they stay, from more on they are others."""
+    latents = limelight.generate(pocket, "a cat", seeds=0, steps=10).latents
+    away = {}
+    for time in (1, 300):
+        monkeypatch.setattr(large, "NOISED", (time, time + 1))
+        torch.manual_seed(0)
+        drawn = large.redrawn(pocket, latents, ["a cat"], np.random.default_rng(0))
+        away[time] = float((drawn - latents).square().mean() / latents.var())
+    assert away[1] < 0.02 < away[300] < 0.5
 
 
 def test_held_out_pairs():

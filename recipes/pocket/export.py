@@ -3,7 +3,8 @@
 Half-precision safetensors: the generator in diffusers' own layout (`DiffusionPipeline.from_pretrained(F)` loads it),
 the CLIP and the captioner in transformers', the detector as one file, and `limelight.json` with the words that the
 generator knows and the settings that suit it. What is not named on the command line stays as it is. The transformer has
-a folder of its own: `--out F/pocket_dit --transformer CHECKPOINT --weights F/pocket --vae F/pocket/vae`.
+a folder of its own: `--out F/pocket_dit --transformer CHECKPOINT --weights F/pocket --vae F/pocket/vae`, and so has the
+autoencoder of 256 pixels: `--out F/pocket --large FOLDER` writes it to `F/pocket_256`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from . import dit
@@ -73,7 +74,9 @@ def main() -> None:
     parser.add_argument("--captioner", type=Path, help="folder of captioner.py")
     parser.add_argument("--transformer", type=Path, help="checkpoint of dit.py, with --weights and --vae")
     parser.add_argument("--weights", type=Path, help="with --transformer: the UNet's pipeline")
+    parser.add_argument("--large", type=Path, help="folder of the autoencoder of large.py")
     args = parser.parse_args()
+    folders = [args.out]
     pipeline = generator(args)
     if pipeline is not None:
         pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
@@ -82,17 +85,21 @@ def main() -> None:
     for name in ("clip", "captioner"):
         if getattr(args, name):
             shutil.copytree(getattr(args, name), args.out / name, dirs_exist_ok=True)
+    if args.large:
+        folders.append(args.out.with_name("pocket_256"))
+        AutoencoderKL.from_pretrained(args.large).half().save_pretrained(folders[-1] / "vae")
     about = {"words": vocabulary(), **GUIDANCE, **(TRANSFORMER if args.transformer else LEARNING)}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
-    for path in args.out.rglob("*.json"):
+    for path in (path for folder in folders for path in folder.rglob("*.json")):
         config = json.loads(path.read_text())
         here = [config.pop(key, None) for key in ("_name_or_path", "is_local", "local_files_only")]
         if any(value is not None for value in here):  # where it lay on the machine that trained it
             path.write_text(json.dumps(config, indent=2) + "\n")
-    for path in args.out.rglob("*.safetensors"):
+    for path in (path for folder in folders for path in folder.rglob("*.safetensors")):
         path.chmod(0o644)
-    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    print(f"{args.out}: {size / 1e6:.1f} MB")
+    for folder in folders:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        print(f"{folder}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

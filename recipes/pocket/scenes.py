@@ -86,10 +86,15 @@ def decided(names: Sequence[str]) -> bool:
 
 
 class Composer:
-    """Draws random scenes from a file of sprites made by `sprites.py`."""
+    """Draws random scenes from a file of sprites made by `sprites.py`.
 
-    def __init__(self, sprites: Path) -> None:
-        self.sprites = dict(np.load(sprites))
+    Args:
+        sprites: the file.
+        zoom: how many times as wide and high as `SIDE` the scenes are; the same scenes otherwise.
+    """
+
+    def __init__(self, sprites: Path, zoom: int = 1) -> None:
+        self.sprites, self.zoom, self.side = dict(np.load(sprites)), zoom, zoom * SIDE
         self._sized = lru_cache(maxsize=20_000)(self._sized)  # type: ignore[method-assign]
 
     def add(self, sets: Sequence[Path]) -> list[str]:
@@ -112,17 +117,19 @@ class Composer:
     def paste(
         self, canvas: np.ndarray, subject: str, color: str | None, size: int, left: int, top: int
     ) -> tuple[Thing, np.ndarray]:
-        """Draw on canvas (float32 [SIDE, SIDE, 3]) in place; parts beyond the border are cut off."""
+        """Draw on canvas (float32 [side, side, 3]) in place; parts beyond the border are cut off. In pixels of
+        `SIDE`."""
+        size, left, top = (self.zoom * v for v in (size, left, top))
         sprite = self._sized(subject, color, size)
-        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, SIDE), min(top + size, SIDE)
+        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, self.side), min(top + size, self.side)
         part = sprite[y0 - top : y1 - top, x0 - left : x1 - left]
         alpha = part[..., 3:] / np.float32(255)
         canvas[y0:y1, x0:x1] = (canvas[y0:y1, x0:x1] * (1 - alpha) + part[..., :3]).clip(0, 255)
-        cover = np.zeros((SIDE, SIDE), dtype=np.float32)
+        cover = np.zeros((self.side, self.side), dtype=np.float32)
         cover[y0:y1, x0:x1] = alpha[..., 0]
         ys, xs = np.nonzero(cover > 0.5)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(xs) else (x0, y0, x1, y1)
-        return Thing(subject, color, box), cover.reshape(8, SIDE // 8, 8, SIDE // 8).mean(axis=(1, 3))
+        return Thing(subject, color, box), cover.reshape(8, self.side // 8, 8, self.side // 8).mean(axis=(1, 3))
 
     def _tone(self, subject: str, color: str | None) -> np.ndarray:
         """The mean color of a sprite, 0 to 255."""
@@ -135,8 +142,8 @@ class Composer:
             pale = rng.random() < 2 / 3
             tone = np.array(185 + 50 * rng.random() if pale else 100 + 85 * rng.random())
         base = tone + rng.normal(0, 12, 3)
-        ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)[:, None, None] * rng.normal(0, 5, 3)
-        return np.broadcast_to(base + ramp, (SIDE, SIDE, 3)).clip(0, 255).astype(np.float32).copy()
+        ramp = np.linspace(-1, 1, self.side, dtype=np.float32)[:, None, None] * rng.normal(0, 5, 3)
+        return np.broadcast_to(base + ramp, (self.side, self.side, 3)).clip(0, 255).astype(np.float32).copy()
 
     def choose(self, rng: np.random.Generator, count: int) -> list[tuple[str, str | None]]:
         """Draw `count` different subjects with or without a color word; never a held-out pair of animals."""

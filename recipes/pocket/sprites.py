@@ -22,17 +22,17 @@ from .vocabulary import DRAWN, LONE_VIEWS, STRANGERS
 SIDE = 128
 
 
-def render(body: str, box: int) -> np.ndarray:
-    """Draw an SVG body on a transparent square, cropped to its ink. Returns uint8 [SIDE, SIDE, 4]."""
+def render(body: str, box: int, side: int = SIDE) -> np.ndarray:
+    """Draw an SVG body on a transparent square, cropped to its ink. Returns uint8 [side, side, 4]."""
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     svg = f'<svg {spaces} width="{box}" height="{box}" viewBox="0 0 {box} {box}">{body}</svg>'
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE, height=2 * SIDE, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * side, height=2 * side, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     image = image.crop(image.getbbox())
-    scale = SIDE / max(image.size)
+    scale = side / max(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBA", (SIDE, SIDE))
-    canvas.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
+    canvas = Image.new("RGBA", (side, side))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return np.asarray(canvas)
 
 
@@ -44,9 +44,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lone", action="store_true", help="only what the detector is to learn of the generator's set")
     parser.add_argument("--strangers", action="store_true", help="also things that have no word, for the detector")
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels of a sprite's side: 256 for `large.py`")
     args = parser.parse_args()
     if args.icons is None:
-        own = {f"{subject}~{i}": render(svg, 128) for subject, drawn in OWN.items() for i, svg in enumerate(drawn)}
+        own = {
+            f"{subject}~{i}": render(svg, 128, args.side)
+            for subject, drawn in OWN.items()
+            for i, svg in enumerate(drawn)
+        }
         np.savez_compressed(args.out, **own)
         print(f"{len(own)} sprites -> {args.out}")
         return
@@ -58,9 +63,10 @@ def main() -> None:
         name = icons.get("aliases", {}).get(icon, {}).get("parent", icon)
         if icon is None:
             if not args.strangers:  # the detector has benches of its own
-                sprites[subject] = render(BENCH, 128)
+                sprites[subject] = render(BENCH, 128, args.side)
         elif name in icons["icons"]:
-            sprites[subject] = render(icons["icons"][name]["body"], icons["icons"][name].get("width", icons["width"]))
+            drawing = icons["icons"][name]
+            sprites[subject] = render(drawing["body"], drawing.get("width", icons["width"]), args.side)
         else:
             missing.append(subject)
     np.savez_compressed(args.out, **sprites)

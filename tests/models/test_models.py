@@ -23,9 +23,11 @@ from diffusers import (
     UNet2DModel,
     UniPCMultistepScheduler,
 )
+from PIL import Image
 
 import limelight
 from limelight import ModelError, SettingsError
+from limelight.models.blueprint import blueprint
 from limelight.models.embedded import EMBEDDED
 from limelight.models.schedulers import SCHEDULERS
 from limelight.models.stable_diffusion import StableDiffusion
@@ -270,6 +272,21 @@ def test_the_embedded_transformer_is_an_ordinary_diffusers_folder():
     ).images
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert set(Settings(source="pocket-dit").measured_by.values()) == {"pocket"}
+
+
+def test_the_large_variant_shares_all_but_the_autoencoder(pocket):
+    large = limelight.load("pocket-256", device="cpu")
+    assert (large.name, large.default_size, large.about) == ("pocket-256", (256, 256), pocket.about)
+    assert blueprint("pocket-256").default_size == (256, 256)
+    small, wide = (limelight.generate(model, "a cat and a dog", seeds=0, steps=4) for model in (pocket, large))
+    assert torch.equal(small.latents, wide.latents)
+    halved = wide.images[0].resize((128, 128), Image.Resampling.BOX)
+    away = np.abs(np.asarray(halved, dtype=float) - np.asarray(small.images[0], dtype=float)).mean()
+    assert away < 4, "the same picture"
+    # What is read from an image is the same at both sizes, too.
+    (one, spread), (two, other) = pocket.posterior([halved]), large.posterior(wide.images)
+    assert (one - two).square().mean().sqrt() < 0.05 * one.std()
+    assert torch.allclose(spread, other, rtol=0.5)
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):

@@ -32,8 +32,8 @@ PromptText = Annotated[
 ModelName = Annotated[
     str,
     typer.Option(
-        help="'pocket', 'pocket-dit', a folder in diffusers' layout, a checkpoint (.safetensors, .ckpt), or a hub id "
-        "(owner/name)."
+        help="'pocket', 'pocket-256', 'pocket-dit', a folder in diffusers' layout, a checkpoint (.safetensors, .ckpt), "
+        "or a hub id (owner/name)."
     ),
 ]
 Device = Annotated[

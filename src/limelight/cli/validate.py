@@ -33,8 +33,8 @@ def validate_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="'pocket', 'pocket-dit', a folder, a checkpoint (.safetensors, .ckpt), or a hub id (owner/name); or "
-            "'compare'."
+            help="'pocket', 'pocket-256', 'pocket-dit', a folder, a checkpoint (.safetensors, .ckpt), or a hub id "
+            "(owner/name); or 'compare'."
         ),
     ] = "pocket",
     files: Annotated[

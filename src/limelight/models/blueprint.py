@@ -14,7 +14,7 @@ import torch
 from ..errors import ModelError
 from ..utils.progress import quiet_loading
 from ..utils.reading import from_json
-from .embedded import folder_of
+from .embedded import folder_of, home_of
 from .families import FAMILIES
 from .loading import about_of, find_family, idle_of, is_hub_id, read_index
 from .parts import Index, check_sizes, class_of, index_of, readable
@@ -45,7 +45,9 @@ def blueprint(source: str | Path | None, dtype: torch.dtype = torch.float16) -> 
     with quiet_loading(), readable(name):
         family, index = read_index(where, name)
         stored = Path(where if os.path.isdir(where) else _fetched(where))
-        configs = {part: _config(stored / part, part) for part in FAMILIES[family].parts if part in index}
+        configs = {
+            part: _config(home_of(part, name, stored) / part, part) for part in FAMILIES[family].parts if part in index
+        }
         options = from_json(dict[str, Any], (stored / "model_index.json").read_bytes())
     model = built(name, options, configs, dtype)
     model.about = about_of(stored / "limelight.json", model.about)

@@ -19,7 +19,7 @@ from ..utils.progress import quiet_loading
 from ..utils.reading import Record, from_json, reading, record
 from ..utils.torch import dtype_of
 from .base import About, Model
-from .embedded import folder_of
+from .embedded import folder_of, home_of
 from .families import FAMILIES, why_not
 from .memory import Offload, Quantize, check_known, check_memory, place
 from .parts import Index, index_of, load_part, readable
@@ -69,10 +69,10 @@ def load(
     Threads may share the model: see `limelight.generate`. A learned word that one thread binds is there for all.
 
     Args:
-        source: None or "pocket" is the small model inside this package, which needs no download, "pocket-dit" a small
-            Stable Diffusion 3 inside it; otherwise a folder in diffusers' layout, a hub id such as
-            "CompVis/stable-diffusion-v1-4", a checkpoint of Stable Diffusion 1.x, 2.x or XL in a single file
-            (.safetensors or .ckpt), or a live diffusers pipeline.
+        source: None or "pocket" is the small model inside this package, which needs no download, "pocket-256" the same
+            model with images twice as wide and high, "pocket-dit" a small Stable Diffusion 3 inside it; otherwise a
+            folder in diffusers' layout, a hub id such as "CompVis/stable-diffusion-v1-4", a checkpoint of Stable
+            Diffusion 1.x, 2.x or XL in a single file (.safetensors or .ckpt), or a live diffusers pipeline.
         device: by default CUDA, MPS or CPU, whichever is there first; a live pipeline stays where it is.
         dtype: or its name, e.g. "bfloat16"; by default float16 on CUDA and float32 elsewhere; a live pipeline keeps its
             own.
@@ -258,8 +258,8 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
     folder = os.path.expanduser(source)
     if not os.path.isdir(folder) and not is_hub_id(source):
         raise ModelError(
-            f"'{name}' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id (owner/name); 'pocket' "
-            "and 'pocket-dit' are always there."
+            f"'{name}' is neither a folder, a checkpoint (.safetensors, .ckpt) nor a hub id (owner/name); 'pocket', "
+            "'pocket-256' and 'pocket-dit' are always there."
         )
 
     where = str(folder) if os.path.isdir(folder) else str(source)
@@ -270,7 +270,7 @@ def _open(source: Any, name: str, dtype: torch.dtype) -> tuple[DiffusionPipeline
         stored = Path(where if os.path.isdir(where) else cls.download(where, **safe))
         options = {"dtype": dtype, "use_safetensors": safe["use_safetensors"], "unused": adapter.unused}
         parts = {
-            part: load_part(stored, name, part, index[part], options)
+            part: load_part(home_of(part, name, stored), name, part, index[part], options)
             for part in FAMILIES[family].parts
             if part in index
         }
