@@ -21,7 +21,7 @@ from limelight.evaluate.scoring import score
 from limelight.evaluate.suites import Case, Wanted, case, load
 from limelight.utils.progress import quiet
 
-SEEDS = {"nouns": 8, "single": 8, "colors": 2, "three": 4, "attend-excite": 4}
+SEEDS = {"nouns": 8, "single": 8, "colors": 4, "three": 4, "attend-excite": 4}
 WEAK = 0.9
 
 

@@ -386,6 +386,9 @@ def test_the_judges_scenes_and_targets(tmp_path):
     disc = np.full((SIDE, SIDE, 4), 255, dtype=np.uint8)
     np.savez(tmp_path / "a.npz", **{"cat": disc, "car": disc // 2 + 127, "(hammer)": disc})
     gallery, rng = Gallery([tmp_path / "a.npz"]), np.random.default_rng(0)
+    oftener = Gallery([tmp_path / "a.npz"], {"cat": 9})
+    drawn = [oftener._name(np.random.default_rng(seed)) for seed in range(300)]
+    assert drawn.count("cat") > 200  # 9 of 10 in 7 of 10, and half of the others
     assert (gallery.names, gallery.strangers) == (["cat", "car"], ["(hammer)"])
     scenes = [gallery.scene(rng) for _ in range(30)]
     assert {NAMES[name] for _, truth in scenes for name, _, _ in truth} == {"cat", "car"}

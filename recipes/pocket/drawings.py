@@ -293,6 +293,37 @@ OWN = {
 <path d="M58 82l6-12 6 12z" fill="#d32f2f"/>
 """,
     ),
+    "octopus": (
+        """
+<g fill="none" stroke="#ff6f5e" stroke-width="10" stroke-linecap="round"><path d="M50 76Q22 70 22 40q0-16-8-24M54 84Q24 92 10 76q-6-10 2-14M56 92q-14 22-36 24-10 0-8-8"/>
+<path d="M66 96q0 18-14 24M78 94q14 16 30 14 10-2 8-10M84 86q18 4 30-6"/></g>
+<path d="M46 74q-8-26 12-42 26-16 48 2 18 20-2 42-14 26-36 24-18-4-22-26z" fill="#ff5a52"/><path d="M104 34q16 14 2 40-14 18-14-4-2-26 12-36z" fill="#a8231d"/>
+<g stroke="#ffc2a8" stroke-width="3" stroke-dasharray="3 5" fill="none"><path d="M47 72Q26 66 26 40M50 86Q26 94 14 78M60 94q-16 20-38 20"/></g>
+<circle cx="76" cy="56" r="7" fill="#2b1a1a"/><path d="M62 74q8-6 16 0" stroke="#a8231d" stroke-width="4" fill="none"/>
+""",
+        """
+<g fill="none" stroke="#f4523f" stroke-width="11" stroke-linecap="round"><path d="M52 80Q20 78 16 46 14 26 24 14M50 88Q22 104 8 88M58 96q-6 20-26 26M72 98q4 16-6 24M84 92q12 20 30 18M88 82q20 0 30-16"/></g>
+<path d="M44 80q-4-30 18-44 24-16 46-2 16 18-2 40-10 26-34 28-24 0-28-22z" fill="#e8382e"/><path d="M66 34q8-14 26-10 16 4 16 18-16-14-42-8z" fill="#b3201a"/>
+<circle cx="68" cy="60" r="9" fill="#ffe0d0"/><circle cx="67" cy="60" r="5" fill="#111"/><circle cx="92" cy="56" r="6" fill="#ffe0d0"/><circle cx="92" cy="56" r="4" fill="#111"/>
+<path d="M74 80q8-4 12 0-4 10-12 0z" fill="#7a1410"/>
+""",
+        """
+<g fill="none" stroke="#ff8466" stroke-width="9" stroke-linecap="round"><path d="M78 74q26-6 28-36 0-14 10-20M80 82q24 10 38-4M76 92q12 22 34 22M62 98q-2 16 12 24M50 94q-12 16-30 12-10-4-6-12M42 86q-16 2-30-10M40 74Q18 64 14 42"/></g>
+<path d="M82 72q8-26-14-42-24-12-46 2-16 20 4 42 12 26 34 26 18-4 22-28z" fill="#ff6b4d"/><path d="M20 36q-12 20 4 38 16 10 12-10-2-22-16-28z" fill="#c23a22"/>
+<circle cx="50" cy="54" r="7" fill="#221111"/><path d="M52 74q8-6 14 0" stroke="#a82d18" stroke-width="4" fill="none"/>
+""",
+        """
+<g fill="none" stroke="#ff5f63" stroke-width="10" stroke-linecap="round"><path d="M48 70Q34 52 34 32q0-18-12-20-12 2-8 14M46 80Q18 86 10 66M50 90q-16 20-36 18-8-4-4-12M62 96q-4 20 8 24M74 94q6 18 24 22M86 86q14 10 30 2"/></g>
+<path d="M42 72q0-28 24-38 28-10 48 12 10 22-14 38-10 16-32 16-24-4-26-28z" fill="#ff4d55"/><path d="M96 36q18 4 20 24-8 20-22 16 14-18 2-40z" fill="#8e1c22"/>
+<g fill="#ffd0c4"><circle cx="30" cy="36" r="2"/><circle cx="34" cy="48" r="2"/><circle cx="40" cy="60" r="2"/><circle cx="22" cy="74" r="2"/><circle cx="34" cy="80" r="2"/><circle cx="26" cy="104" r="2"/><circle cx="38" cy="98" r="2"/></g>
+<ellipse cx="82" cy="60" rx="6" ry="8" fill="#1d1010"/><path d="M64 78q6-8 14-2-4 8-14 2z" fill="#8e1c22"/>
+""",
+        """
+<g fill="#f2604a"><path d="M52 84Q16 84 12 44q0-20 12-28 8 2 4 10-8 20 4 36 12 10 26 6zM50 92q-20 18-42 6-4-8 4-8 16 4 32-12zM58 98q-4 22-30 24-6-6 2-8 12-2 14-20zM70 98q10 18 0 26-10-2-4-10l-4-16zM82 94q16 16 34 10 4-8-6-8-12 0-18-12zM88 84q18 4 32-14 0-8-8-2-12 8-22 4z"/></g>
+<path d="M44 78q0-30 22-42 26-10 42 8 10 20-8 36-10 20-32 22-22-2-24-24z" fill="#ef4a3a"/><path d="M100 36q16 14 4 36-8 6-10-4 6-16 6-32z" fill="#9c2218"/>
+<circle cx="72" cy="62" r="6" fill="#20100e"/><circle cx="90" cy="60" r="5" fill="#20100e"/><path d="M74 78h12" stroke="#9c2218" stroke-width="4"/>
+""",
+    ),
     "penguin": (
         """
 <path d="M60 8q28 0 30 30 18 24 14 56-4 22-40 22T24 94q-4-32 8-54Q34 8 60 8z" fill="#37424a"/><path d="M60 50q30 4 28 42-2 20-24 20t-24-20q0-38 20-42z" fill="#fff"/>
