@@ -83,7 +83,7 @@ def redrawn(model: limelight.Model, latents: Tensor, captions: list[str], rng: n
     tokens = pipeline.tokenizer(
         captions, padding="max_length", max_length=pipeline.tokenizer.model_max_length, return_tensors="pt"
     )
-    context = pipeline.text_encoder(tokens.input_ids)[0]
+    context = pipeline.text_encoder(tokens.input_ids.to(model.device))[0]
     times = np.linspace(int(rng.integers(*NOISED)), 0, STRIDES + 1).round().astype(int).tolist()
     x = levels[times[0]].sqrt() * latents + (1 - levels[times[0]]).sqrt() * torch.randn_like(latents)
     for now, then in pairwise(times):
@@ -98,7 +98,7 @@ def redrawn(model: limelight.Model, latents: Tensor, captions: list[str], rng: n
 def sheet(vae: AutoencoderKL, latents: Tensor, pixels: Tensor, path: Path) -> None:
     """Scenes above what the decoder makes of their latents."""
     rows = torch.cat([torch.cat(list(row), dim=2) for row in (pixels, vae.decode(latents).sample)], dim=1)
-    Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(path)
+    Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()).save(path)
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the model for whose latents it is")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    model = limelight.load(str(args.model), device=args.device)
+    model = limelight.load(str(args.model), device=args.device, dtype=torch.float32)
     own, scale = model.pipeline.vae, model.pipeline.vae.config.scaling_factor
     composer = Composer(args.sprites, ZOOM)
     run = Run(Autoencode(enlarged(own).train()), args)
@@ -137,7 +137,7 @@ def main() -> None:
         pixels = to_tensor([scene.pixels for scene in scenes], args.device)
         with torch.no_grad():
             wanted = own.encode(F.avg_pool2d(pixels, ZOOM)).latent_dist.mean
-            chosen = torch.from_numpy(rng.random(run.share) < REDRAWN)
+            chosen = torch.from_numpy(rng.random(run.share) < REDRAWN).to(args.device)
             latents = wanted.clone()
             if chosen.any():
                 captions = [scene.caption for scene, one in zip(scenes, chosen, strict=True) if one]
