@@ -62,6 +62,19 @@ def generator(args: argparse.Namespace) -> DiffusionPipeline | None:
     return pipeline
 
 
+def tidy(folder: Path) -> None:
+    """Take from the settings where they lay on the machine that trained, let everybody read, and say the size."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        here = [config.pop(key, None) for key in ("_name_or_path", "is_local", "local_files_only")]
+        if any(value is not None for value in here):
+            path.write_text(json.dumps(config, indent=2) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -90,16 +103,8 @@ def main() -> None:
         AutoencoderKL.from_pretrained(args.large).half().save_pretrained(folders[-1] / "vae")
     about = {"words": vocabulary(), **GUIDANCE, **(TRANSFORMER if args.transformer else LEARNING)}
     (args.out / "limelight.json").write_text(json.dumps(about, indent=1) + "\n")
-    for path in (path for folder in folders for path in folder.rglob("*.json")):
-        config = json.loads(path.read_text())
-        here = [config.pop(key, None) for key in ("_name_or_path", "is_local", "local_files_only")]
-        if any(value is not None for value in here):  # where it lay on the machine that trained it
-            path.write_text(json.dumps(config, indent=2) + "\n")
-    for path in (path for folder in folders for path in folder.rglob("*.safetensors")):
-        path.chmod(0o644)
     for folder in folders:
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(f"{folder}: {size / 1e6:.1f} MB")
+        tidy(folder)
 
 
 if __name__ == "__main__":

@@ -8,26 +8,29 @@ on, so that it makes up for the denoiser's uneven hand. The denoiser stays as it
 
 from __future__ import annotations
 
-from itertools import pairwise
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from PIL import Image
 from torch import Tensor, nn
 
 import limelight
 
 from .scenes import SIDE, Composer
 from .training import Run, arguments, precision
-from .vae import reconstruction_loss, to_tensor
+from .vae import begin_plainly, reconstruction_loss, save_rows, to_tensor
 
 ZOOM = 2
 REDRAWN = 0.75  # share of scenes whose latents the denoiser has drawn anew
 NOISED = (100, 400)  # from which timestep on, of 1000
 STRIDES = 5  # steps of DDIM from there
+
+
+def _one_further(found: re.Match[str]) -> str:
+    return f"encoder.down_blocks.{int(found[1]) + 1}"
 
 
 def enlarged(vae: AutoencoderKL) -> AutoencoderKL:
@@ -42,26 +45,16 @@ def enlarged(vae: AutoencoderKL) -> AutoencoderKL:
     large = AutoencoderKL.from_config(config)
     state = {}
     for name, value in vae.state_dict().items():
-        head, found, rest = name.partition("encoder.down_blocks.")
-        if found and not head:
-            number, _, rest = rest.partition(".")
-            name = f"encoder.down_blocks.{int(number) + 1}.{rest}"
-        state[name] = value
+        state[re.sub(r"^encoder\.down_blocks\.(\d+)", _one_further, name)] = value
     unexpected = large.load_state_dict(state, strict=False).unexpected_keys
     assert not unexpected, unexpected
 
-    # The new levels begin as nothing but an average of four pixels, and one pixel for four.
     first, last = large.encoder.down_blocks[0], large.decoder.up_blocks[-1]
-    grown = large.decoder.up_blocks[-2].upsamplers[0].conv
+    grown = large.decoder.up_blocks[-2].upsamplers[0]
+    begin_plainly([*first.modules(), *last.modules(), grown], random=0.0)
     with torch.no_grad():
-        for block in (*first.resnets, *last.resnets):
-            block.conv2.weight.zero_()
-            block.conv2.bias.zero_()
-        diagonal = torch.arange(widths[0])
-        for conv, place, share in ((first.downsamplers[0].conv, slice(0, 2), 0.25), (grown, slice(1, 2), 1.0)):
-            conv.weight.zero_()
-            conv.bias.zero_()
-            conv.weight[diagonal, diagonal, place, place] = share
+        for module in (first.downsamplers[0], grown):
+            module.conv.bias.zero_()
     return large
 
 
@@ -79,26 +72,15 @@ class Autoencode(nn.Module):
 @torch.no_grad()
 def redrawn(model: limelight.Model, latents: Tensor, captions: list[str], rng: np.random.Generator) -> Tensor:
     """Latents as the denoiser draws them by their captions, from some noise on. [B, 4, 16, 16], of unit variance."""
-    pipeline, levels = model.pipeline, model.pipeline.scheduler.alphas_cumprod
-    tokens = pipeline.tokenizer(
-        captions, padding="max_length", max_length=pipeline.tokenizer.model_max_length, return_tensors="pt"
-    )
-    context = pipeline.text_encoder(tokens.input_ids.to(model.device))[0]
-    times = np.linspace(int(rng.integers(*NOISED)), 0, STRIDES + 1).round().astype(int).tolist()
-    x = levels[times[0]].sqrt() * latents + (1 - levels[times[0]]).sqrt() * torch.randn_like(latents)
-    for now, then in pairwise(times):
-        velocity = pipeline.unet(x, now, encoder_hidden_states=context).sample
-        clean = levels[now].sqrt() * x - (1 - levels[now]).sqrt() * velocity
-        noise = levels[now].sqrt() * velocity + (1 - levels[now]).sqrt() * x
-        x = levels[then].sqrt() * clean + (1 - levels[then]).sqrt() * noise
+    scheduler, conditioning = model.pipeline.scheduler, model.encode([model.prompt(caption) for caption in captions])
+    noise, clean = torch.randn_like(latents), latents
+    for now in np.linspace(int(rng.integers(*NOISED)), 0, STRIDES + 1).round().astype(int)[:-1]:
+        time, level = torch.tensor(now, device=latents.device), scheduler.alphas_cumprod[now]
+        x = scheduler.add_noise(clean, noise, time[None])
+        velocity = model.predict(x, time, conditioning)
+        clean = level.sqrt() * x - (1 - level).sqrt() * velocity
+        noise = level.sqrt() * velocity + (1 - level).sqrt() * x
     return clean
-
-
-@torch.no_grad()
-def sheet(vae: AutoencoderKL, latents: Tensor, pixels: Tensor, path: Path) -> None:
-    """Scenes above what the decoder makes of their latents."""
-    rows = torch.cat([torch.cat(list(row), dim=2) for row in (pixels, vae.decode(latents).sample)], dim=1)
-    Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()).save(path)
 
 
 @torch.no_grad()
@@ -146,8 +128,8 @@ def main() -> None:
             said, drawn = run.model(pixels, latents)
         run.update(reconstruction_loss(pixels, drawn.float()) + (said.float() - wanted).square().mean())
         if run.rank == 0 and step % 250 == 249:
-            with run.averaged() as averaged:
-                sheet(averaged.vae, latents, pixels, args.out / f"sheet-{step + 1:06d}.png")
+            with run.averaged() as averaged, torch.no_grad():
+                save_rows(args.out / f"sheet-{step + 1:06d}.png", pixels, averaged.vae.decode(latents).sample)
     if run.rank == 0:
         with run.averaged() as averaged:
             averaged.vae.save_pretrained(args.out / "vae")

@@ -9,6 +9,7 @@ in the tone of one of their things, which is how white on pale is learned.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,22 +34,32 @@ def build() -> AutoencoderKL:
         mid_block_add_attention=False,
         sample_size=SIDE,
     )
-    # Begin near an autoencoder that merely averages and enlarges: identity blocks, box filters between levels, and
-    # little posterior noise. From a random start, colors alone take tens of thousands of images.
+    # Begin near an autoencoder that merely averages and enlarges, with little posterior noise. From a random start,
+    # colors alone take tens of thousands of images.
+    begin_plainly(vae.modules(), random=0.2)
     with torch.no_grad():
         vae.quant_conv.bias[4:] = -6.0
-        for module in vae.modules():
-            if isinstance(module, ResnetBlock2D):
-                module.conv2.weight.zero_()
-                module.conv2.bias.zero_()
-            elif isinstance(module, Downsample2D | Upsample2D):
-                diagonal = torch.arange(module.conv.out_channels)
-                module.conv.weight.mul_(0.2)
-                if isinstance(module, Downsample2D):
-                    module.conv.weight[diagonal, diagonal, :2, :2] += 0.25
-                else:
-                    module.conv.weight[diagonal, diagonal, 1, 1] += 1.0
     return vae
+
+
+@torch.no_grad()
+def begin_plainly(modules: Iterable[nn.Module], random: float) -> None:
+    """Make identity blocks, and box filters between levels.
+
+    Args:
+        random: the share of the filters' random weights that stays.
+    """
+    for module in modules:
+        if isinstance(module, ResnetBlock2D):
+            module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
+        elif isinstance(module, Downsample2D | Upsample2D):
+            diagonal = torch.arange(module.conv.out_channels)
+            module.conv.weight.mul_(random)
+            if isinstance(module, Downsample2D):
+                module.conv.weight[diagonal, diagonal, :2, :2] += 0.25
+            else:
+                module.conv.weight[diagonal, diagonal, 1, 1] += 1.0
 
 
 def begun(folder: Path) -> AutoencoderKL:
@@ -87,8 +98,13 @@ def sheet(vae: AutoencoderKL, composer: Composer, path: Path, device: str) -> No
     rng = np.random.default_rng(12345)
     x = to_tensor([composer.scene(rng).pixels for _ in range(8)], device)
     y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-    rows = torch.cat([torch.cat(list(row), dim=2) for row in (x, y)], dim=1)
-    Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()).save(path)
+    save_rows(path, x, y)
+
+
+def save_rows(path: Path, *rows: torch.Tensor) -> None:
+    """Images in -1..1, [B, 3, height, width] a row, as one picture."""
+    whole = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    Image.fromarray(((whole.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()).save(path)
 
 
 @torch.no_grad()
